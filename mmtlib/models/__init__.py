@@ -1,0 +1,51 @@
+"""The models, by name: `build_model("mmt_t", num_classes=18)`."""
+
+from torch import nn
+
+from mmtlib.models.baselines import AST, MBT, MBT_SIZES, ASTClassifier
+from mmtlib.models.fusion import AVOutput
+from mmtlib.models.mat import MAT, build_mat
+from mmtlib.models.mmt import MMT_SIZES, build_mmt
+from mmtlib.models.mvit import MVIT, build_mvit, load_torchvision_mvit
+
+__all__ = ["MODALITY", "AVOutput", "build_model", "load_torchvision_mvit"]
+
+MODALITY = (
+    dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
+)
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    audio_size: tuple[int, int] | None = None,
+    video_size: tuple[int, int, int] | None = None,
+    **overrides,
+) -> nn.Module:
+    """A model by its name (a key of `MODALITY`), with freshly drawn weights.
+
+    Audio models: forward(audio (B, 1, time, mel)) -> logits (B, K); video models: forward(video (B, 3, T, H, W))
+    -> logits; models of both: forward(audio, video) -> AVOutput. `audio_size` (time, mel) and `video_size` (T, H, W)
+    are the input sizes it is made for; `overrides` replace other settings of that size of model.
+    Raises ValueError for an unknown name or setting.
+    """
+    audio = {} if audio_size is None else {"size": tuple(audio_size)}
+    video = {} if video_size is None else {"size": tuple(video_size)}
+    try:
+        if name in MAT:
+            return build_mat(name, num_classes, **audio | overrides)
+        if name in AST:
+            return ASTClassifier(num_classes, **AST[name] | audio | overrides)
+        if name in MVIT:
+            return build_mvit(name, num_classes, **video | overrides)
+        if name in MMT_SIZES:
+            parts = {"audio": audio | overrides.pop("audio", {}), "video": video | overrides.pop("video", {})}
+            return build_mmt(name, num_classes, **parts, **overrides)
+        if name in MBT_SIZES:
+            sizes = {"audio_size": audio_size, "video_size": video_size}
+            sizes = {key: value for key, value in sizes.items() if value is not None}
+            return MBT(num_classes, **MBT_SIZES[name] | sizes | overrides)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} cannot be built with {overrides}: {error}") from error
+    raise ValueError(f"no model is called {name!r}; the names are {', '.join(MODALITY)}")

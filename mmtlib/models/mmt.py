@@ -1,0 +1,101 @@
+"""MMT: a multiscale audio Transformer, a multiscale video Transformer and audio-video bottleneck fusion."""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmtlib.models.fusion import AVOutput, BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
+from mmtlib.models.mat import MAT, mat_encoder
+from mmtlib.models.multiscale import MultiscaleEncoder
+from mmtlib.models.mvit import MVIT, mvit_encoder
+
+MMT_SIZES = {
+    "mmt_t": dict(audio="mat_t", video="mvitv2_t", dim=128, num_heads=4, fusion_layers=2),
+    "mmt_s": dict(audio="mat_s", video="mvitv2_s", dim=384, num_heads=6, fusion_layers=4),
+    "mmt_b": dict(audio="mat_b", video="mvitv2_b", dim=768, num_heads=12, fusion_layers=4),
+}
+FUSIONS = ("bottleneck", "concat", "late")
+
+
+class ProjectionHead(nn.Sequential):
+    """Features (B, D) -> unit-norm embeddings (B, 128) for the contrastive losses (SupCon's two-layer head)."""
+
+    def __init__(self, dim: int, embedding_dim: int):
+        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, embedding_dim))
+
+    def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch embedding"]:
+        return F.normalize(super().forward(features).float(), dim=-1)
+
+
+class MMT(nn.Module):
+    """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput.
+
+    Either may be None, and `has_audio`, `has_video` may say per clip that a modality is absent: such a clip is
+    classified from the other one. `fusion`: "bottleneck" (the method), "concat" (full attention over both
+    modalities' tokens) or "late" (none: the average of the logits). The embeddings are taken before the
+    fusion, so that each is of one modality alone (our reading).
+    """
+
+    def __init__(
+        self,
+        audio_encoder: MultiscaleEncoder,
+        video_encoder: MultiscaleEncoder,
+        num_classes: int,
+        *,
+        dim: int,
+        num_heads: int,
+        fusion: str = "bottleneck",
+        fusion_layers: int = 2,
+        num_bottleneck: int = 4,
+        embedding_dim: int = 128,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion {fusion!r} must be one of {FUSIONS}")
+        self.audio_encoder, self.video_encoder = audio_encoder, video_encoder
+        self.audio_project = nn.Linear(audio_encoder.dim, dim)
+        self.video_project = nn.Linear(video_encoder.dim, dim)
+        self.fusion = {
+            "bottleneck": lambda: BottleneckFusion(
+                dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck
+            ),
+            "concat": lambda: ConcatFusion(dim, num_heads, num_layers=fusion_layers),
+            "late": lambda: None,
+        }[fusion]()
+        self.heads = StreamHeads(dim, dim, num_classes, dropout)
+        self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
+        self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
+
+    def forward(
+        self,
+        audio: Float[Tensor, "batch 1 time mel"] | None,
+        video: Float[Tensor, "batch 3 frames height width"] | None,
+        has_audio: Bool[Tensor, " batch"] | None = None,
+        has_video: Bool[Tensor, " batch"] | None = None,
+    ) -> AVOutput:
+        share = audio_shares(audio, video, has_audio, has_video)
+        audio_embedding = video_embedding = None
+        if audio is not None:
+            audio, _ = self.audio_encoder(audio)  # (B, Na, Da)
+            audio_embedding = self.audio_embed(self.audio_encoder.features(audio))
+            audio = self.audio_project(audio)
+        if video is not None:
+            video, _ = self.video_encoder(video)  # (B, Nv, Dv)
+            video_embedding = self.video_embed(self.video_encoder.features(video))
+            video = self.video_project(video)
+        if self.fusion is not None:
+            audio, video = self.fusion(audio, video, share)
+        pooled_audio = None if audio is None else self.audio_encoder.features(audio)
+        pooled_video = None if video is None else self.video_encoder.features(video)
+        return AVOutput(*self.heads(pooled_audio, pooled_video, share), audio_embedding, video_embedding)
+
+
+def build_mmt(
+    name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides
+) -> MMT:
+    """MMT by its name; `audio` and `video` override the settings of its encoders."""
+    config = MMT_SIZES[name] | overrides
+    audio_encoder = mat_encoder(**MAT[config.pop("audio")] | (audio or {}))
+    video_encoder = mvit_encoder(**MVIT[config.pop("video")] | (video or {}))
+    return MMT(audio_encoder, video_encoder, num_classes, **config)

@@ -1,0 +1,321 @@
+"""The N-d multiscale Transformer: one core for sound (time x mel) and for video (time x height x width).
+
+It is MViTv2 (Li et al., "MViTv2: Improved Multiscale Vision Transformers", CVPR 2022) written for a grid of any
+number of axes: attention whose q, k and v are pooled by a depth-wise convolution shared over the heads, relative
+positions decomposed into one table per axis, residual pooling, and width and heads that grow where a stage
+begins. With three axes it equals torchvision's `mvit_v2_s`; with two it is MAT.
+
+Two choices make it quick without changing a result. Tokens stay channels-last, (batch, tokens, heads * head_dim),
+so that pooling is a channels-last convolution on a view. Relative positions become extra channels,
+q' = [scale q, q.R_time, q.R_mel] and k' = [k, onehot(time), onehot(mel)], so that q'k' is the whole attention
+logit and a fused attention kernel needs no bias matrix.
+"""
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+Grid = tuple[int, ...]  # tokens along each axis, time first
+CONV = {2: F.conv2d, 3: F.conv3d}
+MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Stage(NamedTuple):
+    """One scale: `depth` blocks of width `dim`; its first block pools the queries by `stride_q`.
+
+    `kernel` is the window of the pooling; an axis with kernel 1 is not pooled in this stage at all.
+    """
+
+    depth: int
+    dim: int
+    num_heads: int
+    stride_q: Grid
+    kernel: Grid
+
+
+class Pool(nn.Module):
+    """Depth-wise convolution over the grid with one kernel for all heads, then LayerNorm (MViTv2, section 3)."""
+
+    def __init__(self, head_dim: int, kernel: Grid, stride: Grid):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(head_dim, 1, *kernel))
+        self.norm = nn.LayerNorm(head_dim, eps=1e-6)
+        self.stride, self.padding = stride, tuple(k // 2 for k in kernel)
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # the default of torch's convolutions
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens heads head_dim"], grid: Grid, num_prefix: int
+    ) -> tuple[Float[Tensor, "batch pooled heads head_dim"], Grid]:
+        batch, _, heads, head_dim = x.shape
+        x = x.flatten(2)
+        prefix, x = x[:, :num_prefix], x[:, num_prefix:]
+        x = x.unflatten(1, grid).movedim(-1, 1)  # (B, heads * head_dim, *grid), channels-last in memory
+        weight = self.weight.repeat(heads, *(1,) * (self.weight.ndim - 1))
+        dtype = x.dtype
+        if x.device.type == "cpu":  # the backward pass of a bf16 depth-wise convolution is many times slower there
+            with torch.autocast("cpu", enabled=False):
+                x = self._convolve(x.float(), weight)
+        else:
+            x = self._convolve(x, weight)
+        grid = tuple(x.shape[2:])
+        x = x.movedim(1, -1).flatten(1, -2).to(dtype)  # (B, N', heads * head_dim)
+        x = torch.cat((prefix, x), dim=1) if num_prefix else x
+        return self.norm(x.view(batch, -1, heads, head_dim)), grid
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        return CONV[x.ndim - 2](x, weight, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+
+@lru_cache(maxsize=256)
+def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
+    """Row of the relative-position table for each pair (query, key) along one axis, (q_len, k_len).
+
+    When one side was pooled further, its steps are the longer ones (MViTv2, section 4.1).
+    """
+    q_step, k_step = max(k_len / q_len, 1.0), max(q_len / k_len, 1.0)
+    q, k = torch.arange(q_len)[:, None] * q_step, torch.arange(k_len)[None, :] * k_step
+    return (q - k + (k_len - 1) * k_step).long().to(device)
+
+
+@lru_cache(maxsize=256)
+def one_hot_grid(grid: Grid, num_prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each key token its place along every axis, one-hot, (num_prefix + tokens, sum(grid)); prefix rows are zero."""
+    places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
+    hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
+    return F.pad(hot, (0, 0, num_prefix, 0)).to(device, dtype)
+
+
+def resize_table(table: Float[Tensor, "rows head_dim"], rows: int) -> Float[Tensor, "new_rows head_dim"]:
+    """A relative-position table for another input size, by linear interpolation (as in MViTv2's own code)."""
+    if table.shape[0] == rows:
+        return table
+    return F.interpolate(table.T[None], size=rows, mode="linear")[0].T
+
+
+class MultiscaleAttention(nn.Module):
+    """Multi-head attention over pooled q, k and v with decomposed relative positions and residual pooling."""
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        num_heads: int,
+        *,
+        grid: Grid,
+        kernel: Grid,
+        stride_q: Grid,
+        stride_kv: Grid,
+        num_prefix: int,
+    ):
+        super().__init__()
+        self.num_heads, self.num_prefix, self.scale = num_heads, num_prefix, (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim_in, 3 * dim)
+        self.project = nn.Linear(dim, dim)
+        head_dim = dim // num_heads
+        pooled = prod(kernel) > 1
+        self.pool_q = Pool(head_dim, kernel, stride_q) if pooled else None
+        self.pool_k = Pool(head_dim, kernel, stride_kv) if pooled else None
+        self.pool_v = Pool(head_dim, kernel, stride_kv) if pooled else None
+        q_grid, k_grid = pooled_grid(grid, stride_q), pooled_grid(grid, stride_kv)
+        self.rel_pos = nn.ParameterList(
+            nn.init.trunc_normal_(torch.empty(2 * max(q, k) - 1, head_dim), std=0.02)
+            for q, k in zip(q_grid, k_grid, strict=True)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
+    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # each (B, N, heads, head_dim)
+        q_grid = k_grid = grid
+        if self.pool_q is not None:
+            q, q_grid = self.pool_q(q, grid, self.num_prefix)
+            k, k_grid = self.pool_k(k, grid, self.num_prefix)
+            v, _ = self.pool_v(v, grid, self.num_prefix)
+        out = self.attend(q, k, v, q_grid, k_grid)
+        # Residual pooling: the pooled query joins the output, class token apart (MViTv2, section 4.1).
+        out = torch.cat((out[:, : self.num_prefix], out[:, self.num_prefix :] + q[:, self.num_prefix :]), dim=1)
+        return self.project(out.flatten(2)), q_grid
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
+        """softmax(scale q k' + relative positions) v, all of (B, tokens, heads, head_dim)."""
+        positions = self.relative_logits(q[:, self.num_prefix :], q_grid, k_grid)  # (B, Nq, heads, sum(k_grid))
+        positions = F.pad(positions, (0, 0, 0, 0, self.num_prefix, 0))
+        hot = one_hot_grid(k_grid, self.num_prefix, k.dtype, k.device)  # (Nk, sum(k_grid))
+        width = k.shape[-1]
+        q = torch.cat((q * self.scale, positions.to(q.dtype)), dim=-1)
+        k = torch.cat((k, hot[None, :, None].expand(*k.shape[:3], -1)), dim=-1)
+        v = F.pad(v, (0, hot.shape[-1]))  # fused kernels want q, k and v of one width
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2)[..., :width]
+
+    def relative_logits(self, q: Tensor, q_grid: Grid, k_grid: Grid) -> Float[Tensor, "batch queries heads places"]:
+        """q . R of every axis, side by side: one channel for each place that a key can have on that axis."""
+        logits = []
+        for axis, (table, q_len, k_len) in enumerate(zip(self.rel_pos, q_grid, k_grid, strict=True)):
+            table = resize_table(table, 2 * max(q_len, k_len) - 1)
+            table = table[relative_index(q_len, k_len, q.device)]  # (q_len, k_len, head_dim)
+            view = q.unflatten(1, (prod(q_grid[:axis]), q_len, prod(q_grid[axis + 1 :])))
+            logits.append(torch.einsum("b p q s h d, q k d -> b p q s h k", view, table.to(q.dtype)).flatten(1, 3))
+        return torch.cat(logits, dim=-1)
+
+
+class MultiscaleBlock(nn.Module):
+    """LayerNorm, attention, LayerNorm, MLP; a change of width or grid happens inside the attention."""
+
+    def __init__(self, dim_in: int, stage: Stage, *, grid: Grid, stride_q: Grid, stride_kv: Grid, **options):
+        super().__init__()
+        drop_path = options.pop("drop_path")
+        self.stride_q, self.num_prefix = stride_q, options["num_prefix"]
+        self.norm1, self.norm2 = nn.LayerNorm(dim_in, eps=1e-6), nn.LayerNorm(stage.dim, eps=1e-6)
+        self.attention = MultiscaleAttention(
+            dim_in,
+            stage.dim,
+            stage.num_heads,
+            grid=grid,
+            kernel=stage.kernel,
+            stride_q=stride_q,
+            stride_kv=stride_kv,
+            **options,
+        )
+        self.project = nn.Linear(dim_in, stage.dim) if dim_in != stage.dim else None
+        self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
+    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+        normed = self.norm1(x)
+        attended, new_grid = self.attention(normed, grid)
+        skip = self.pool_skip(x if self.project is None else self.project(normed), grid)
+        x = skip + self.drop_path(attended)
+        return x + self.drop_path(self.mlp(self.norm2(x))), new_grid
+
+    def pool_skip(self, x: Tensor, grid: Grid) -> Tensor:
+        """The shortcut on the pooled grid, by max pooling."""
+        if prod(self.stride_q) == 1:
+            return x
+        prefix, x = x[:, : self.num_prefix], x[:, self.num_prefix :]
+        kernel = tuple(s + 1 if s > 1 else 1 for s in self.stride_q)
+        x = x.unflatten(1, grid).movedim(-1, 1)
+        x = MAX_POOL[len(grid)](x, kernel, stride=self.stride_q, padding=tuple(k // 2 for k in kernel))
+        return torch.cat((prefix, x.movedim(1, -1).flatten(1, -2)), dim=1)
+
+
+def pooled_grid(grid: Grid, stride: Grid) -> Grid:
+    """The grid after pooling with an odd kernel and half of it as padding."""
+    return tuple((n - 1) // s + 1 for n, s in zip(grid, stride, strict=True))
+
+
+class MultiscaleEncoder(nn.Module):
+    """Patch embedding and stages of multiscale blocks: (B, C, *size) -> tokens (B, prefix + N, dim) and their grid.
+
+    `size` is the input size the relative-position tables are made for; any other size whose grid is not empty
+    works too, with the tables interpolated. `stride_kv` is the stride of k and v in the first stage; each axis
+    of it shrinks by the query strides so far, so that the number of keys stays about the same (MViTv2, table 1).
+    `class_token=False` has no prefix token; `features` is then the mean over the tokens (our reading).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        size: Grid,
+        patch_kernel: Grid,
+        patch_stride: Grid,
+        patch_padding: Grid,
+        stages: tuple[Stage, ...],
+        stride_kv: Grid,
+        class_token: bool,
+        drop_path: float,
+    ):
+        super().__init__()
+        for stage in stages:
+            if any(s not in (1, 2) for s in stage.stride_q) or any(
+                s > 1 and k == 1 for s, k in zip(stage.stride_q, stage.kernel, strict=True)
+            ):
+                raise ValueError(f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1")
+        self.patch_kernel, self.patch_stride, self.patch_padding = patch_kernel, patch_stride, patch_padding
+        self.patch_embed = PATCH_CONV[len(size)](in_channels, stages[0].dim, patch_kernel, patch_stride, patch_padding)
+        self.num_prefix = int(class_token)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, stages[0].dim)) if class_token else None
+        grid, dim = self.grid(size), stages[0].dim
+        reduction = (1,) * len(size)  # of the grid by the query strides so far
+        depth = sum(stage.depth for stage in stages)
+        self.blocks = nn.ModuleList()
+        for stage in stages:
+            reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
+            kv = tuple(
+                max(s // r, 1) if k > 1 else 1 for s, r, k in zip(stride_kv, reduction, stage.kernel, strict=True)
+            )
+            for index in range(stage.depth):
+                stride_q = stage.stride_q if index == 0 else (1,) * len(size)
+                # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
+                self.blocks.append(
+                    MultiscaleBlock(
+                        dim,
+                        stage,
+                        grid=grid,
+                        stride_q=stride_q,
+                        stride_kv=kv,
+                        num_prefix=self.num_prefix,
+                        drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
+                    )
+                )
+                grid, dim = pooled_grid(grid, stride_q), stage.dim
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.dim = dim
+        self.apply(_init_weights)
+        if class_token:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def grid(self, size: Grid) -> Grid:
+        """Tokens along each axis for an input of `size`; ValueError if there would be none."""
+        spec = zip(size, self.patch_kernel, self.patch_stride, self.patch_padding, strict=True)
+        grid = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in spec)
+        if min(grid) < 1:
+            least = tuple(k - 2 * p for k, p in zip(self.patch_kernel, self.patch_padding, strict=True))
+            raise ValueError(
+                f"an input of size {tuple(size)} is smaller than one patch; give at least {least} along each axis"
+            )
+        return grid
+
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
+        grid = self.grid(tuple(x.shape[2:]))
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, dim)
+        if self.class_token is not None:
+            x = torch.cat((self.class_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+        for block in self.blocks:
+            x, grid = block(x, grid)
+        return self.norm(x), grid
+
+    def features(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """One vector for a clip: the class token, or the mean over the tokens where there is none."""
+        return tokens[:, 0] if self.num_prefix else tokens.mean(1)
+
+
+class MultiscaleClassifier(nn.Module):
+    """An encoder with a linear head: (B, C, *size) -> logits (B, K)."""
+
+    def __init__(self, encoder: MultiscaleEncoder, num_classes: int, dropout: float):
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, num_classes)
+        _init_weights(self.head)
+
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch classes"]:
+        tokens, _ = self.encoder(x)
+        return self.head(self.dropout(self.encoder.features(tokens)))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
