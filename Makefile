@@ -1,0 +1,61 @@
+# `make` alone lists what there is. Nothing but make and Python >= 3.11 with venv is needed beforehand.
+
+PYTHON ?= python3
+PROFILE ?=
+
+# The active conda environment (but not its base), else a virtual environment in .venv.
+ifneq ($(and $(CONDA_PREFIX),$(filter-out base,$(CONDA_DEFAULT_ENV))),)
+ENV := $(CONDA_PREFIX)
+else
+ENV := $(CURDIR)/.venv
+endif
+STAMP := $(ENV)/.mmtlib-installed
+
+# Stages call `python` and `pytest` by name: they must be this environment's.
+export PATH := $(ENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint test notebooks reproduce lab html clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## set up .venv, or the active conda environment
+
+$(ENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+
+$(STAMP): pyproject.toml | $(ENV)/bin/python
+	$(ENV)/bin/python -m pip install -e '.[test]'
+	@touch $@
+
+lint: $(STAMP) ## check style (ruff)
+	ruff check
+	ruff format --check
+
+# Tiny tensors: more threads only get in each other's way.
+test: export OMP_NUM_THREADS ?= 2
+test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebooks against their outputs
+	pytest tests
+	pytest --nbval notebooks/ --nbval-sanitize-with notebooks/nbval.cfg
+
+notebooks: $(STAMP) ## re-execute notebooks/ in place, at their defaults
+	python -m mmtlib.run notebooks
+
+reproduce: $(STAMP) ## run the pipeline (dvc repro); PROFILE=smoke takes params/smoke.yaml first
+	$(if $(PROFILE),cp params/$(PROFILE).yaml params.yaml)
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
+	dvc repro
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	jupyter lab notebooks
+
+html: $(STAMP) ## the executed notebooks as HTML, in reports/html/
+	jupyter nbconvert --to html --output-dir reports/html reports/notebooks/*.ipynb
+
+clean: ## remove caches and the smoke workspace; data, models and results stay
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	find mmtlib tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,250 @@
+"""Typed, checked parameters: one pydantic model for each section of params.yaml.
+
+Every field states its unit and range here; params.yaml carries the values. A section is named like the stage
+(and the notebook) that it belongs to; `seeds` and `training` are shared by the training stages.
+"""
+
+import difflib
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+
+from mmtlib.paths import ROOT
+
+
+class ParamsError(ValueError):
+    """A parameter is missing, unknown or out of range; the message is one sentence that says what to do."""
+
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+"""A name that is safe in file names and on command lines: lower-case letters, digits, `_` and `-`."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    # Strict: no "32" for 32 and no 1 for true; YAML 1.2 already gives the right types, 1e-3 included.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class ClipsPerClass(Section):
+    """How many clips of each class a split holds."""
+
+    train: int = Field(ge=1, description="clips")
+    val: int = Field(ge=1, description="clips")
+    test: int = Field(ge=1, description="clips")
+
+
+class Download(Section):
+    """Stage `download`: write the clips and their manifest."""
+
+    source: Slug = Field(description="name of the data set")
+    seed: Seed = Field(description="seed of the generated set; the same seed gives the same clips")
+    clips_per_class: ClipsPerClass
+    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+
+
+class Features(Section):
+    """Stage `features`: decode the clips into log-mel spectrograms and frames."""
+
+    sample_rate: int = Field(ge=4000, le=96000, description="Hz, mono")
+    mel_bins: int = Field(ge=8, le=512, description="mel bands")
+    window_ms: float = Field(gt=0, le=200, description="ms, length of the STFT window")
+    hop_ms: float = Field(gt=0, le=200, description="ms between two windows")
+    frames: int = Field(ge=1, le=256, description="RGB frames for each clip, evenly spaced")
+    size: int = Field(ge=16, le=512, description="pixels, height and width of a frame")
+    seconds: float = Field(gt=0, le=60, description="s of a clip that are used")
+    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+
+    @model_validator(mode="after")
+    def _overlap(self) -> "Features":
+        if self.hop_ms > self.window_ms:
+            raise ValueError(
+                f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms"
+            )
+        return self
+
+
+class SpecAugment(Section):
+    """Masks over the log-mel spectrogram (Park et al. 2019, without the time warp); 0 masks switch it off."""
+
+    time_masks: int = Field(ge=0, le=16, description="masks along time")
+    time_width: int = Field(ge=0, description="spectrogram frames, the widest time mask")
+    freq_masks: int = Field(ge=0, le=16, description="masks along frequency")
+    freq_width: int = Field(ge=0, description="mel bands, the widest frequency mask")
+
+
+class Recipe(Section):
+    """Section `training`: what every run shares, ours and the baselines alike."""
+
+    batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
+    weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
+    warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
+    label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")
+    clip_norm: float = Field(ge=0, description="largest gradient norm; 0 = no clipping")
+    spec_augment: SpecAugment
+    crop_scale: float = Field(gt=0, le=1, description="smallest share of the area in a random crop; 1 = off")
+    flip: bool = Field(description="mirror a clip's frames left to right, half the time")
+    flip_except: list[Slug] = Field(description="classes that a mirror image would turn into others")
+    mixup: float = Field(ge=0, le=10, description="alpha of the beta distribution; 0 = off")
+    gain: float = Field(ge=0, le=10, description="largest change of loudness, standard deviations of the log-mel")
+    noise: float = Field(ge=0, le=10, description="loudest added white noise, in the same unit; 0 = off")
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto = bf16 where it is fast")
+
+
+class Objective(Section):
+    """Cross-entropy + avc * AVC + imc * IMC."""
+
+    avc: float = Field(default=0.0, ge=0, le=100, description="weight of the audio-video contrastive loss")
+    imc: float = Field(default=0.0, ge=0, le=100, description="weight of the intra-modal contrastive loss")
+    temperature: float = Field(default=0.1, gt=0, le=10, description="divides the cosine similarities")
+
+
+class Run(Section):
+    """Sections `pretrain_mat`, `pretrain_mvit` and `train_mmt`: one model and its schedule."""
+
+    model: Slug = Field(description="name known to mmtlib.models.build_model")
+    epochs: int = Field(ge=1, le=10000, description="passes over the training split")
+    lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
+    objective: Objective = Objective()
+    overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
+    init: Literal["scratch", "pretrained"] = Field(
+        default="scratch", description="pretrained = encoders from pretrain_mat and pretrain_mvit"
+    )
+
+
+class Ablation(Run):
+    """One row of the table `ablations`, named by its key."""
+
+    group: Literal["baseline", "objective", "fusion", "pooling"] = Field(description="block of the report")
+
+
+class Report(Section):
+    """Stage `report`: the tables and figures."""
+
+    bootstrap: int = Field(ge=100, le=100_000, description="resamples behind each confidence interval")
+    confidence: float = Field(gt=0.5, lt=1, description="level of the intervals")
+    repeats: int = Field(ge=1, le=1000, description="interleaved timings of each model beside its peer")
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seeds: list[Seed] = Field(min_length=1, description="one training run for each seed")
+    download: Download
+    features: Features
+    training: Recipe
+    pretrain_mat: Run
+    pretrain_mvit: Run
+    train_mmt: Run
+    ablations: dict[Slug, Ablation] = Field(min_length=1)
+    report: Report
+
+    @model_validator(mode="after")
+    def _across(self) -> "Params":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names a seed twice; keep each once")
+        runs = {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
+        runs |= {f"ablations.{name}": row for name, row in self.ablations.items()}
+        for name, run in runs.items():
+            if run.epochs <= self.training.warmup_epochs:
+                raise ValueError(
+                    f"{name}.epochs {run.epochs} ends within training.warmup_epochs "
+                    f"{self.training.warmup_epochs}; raise the one or lower the other"
+                )
+        return self
+
+
+def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:
+    """Read and check a parameter file; a relative path is taken from `root`.
+
+    Raises ParamsError: no such file, not YAML 1.2, a key given twice, or a field that is unknown, missing or
+    out of range.
+    """
+    file = root / path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file in {root}; copy a profile from params/ there.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: cannot be read ({error}); it must be a UTF-8 text file.") from error
+    try:
+        values = YAML(typ="safe", pure=True).load(StringIO(text))
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        problem = error.problem.split(" with value")[0].removeprefix("found duplicate key ")
+        raise ParamsError(f"{path}: key {problem} is given twice (line {line}); keep one of them.") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ParamsError(f"{path}: not valid YAML{line} ({problem}); mend that line.") from None
+    return check(Params, values, str(path))
+
+
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping of names to values",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "invalid-json-value": "a number, text, true, false, null, a list or a mapping",
+    "list_type": "a list, as in [0, 1]",
+    "model_type": "a mapping of fields to values",
+    "string_pattern_mismatch": "a name of lower-case letters, digits, _ and -",
+    "string_type": "text",
+    "too_short": "given at least one entry",
+}
+"""What is wanted, by pydantic's name of the error, where its own words do not fit the sentence."""
+
+
+def check(model: type[S], values: Any, where: str) -> S:
+    """Return `values` as a checked section, or raise a ParamsError that begins with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # An unknown key explains a missing one (a typo is both), so it goes first.
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+        raise ParamsError(f"{where}: {_sentence(problems[0], model)}{more}.") from None
+
+
+def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
+    """Say what is wrong with one field, what was given, what is wanted and what to do."""
+    loc = [str(part) for part in problem["loc"] if part != "[key]"]
+    field, given, kind = ".".join(loc), problem["input"], problem["type"]
+    if kind == "extra_forbidden":
+        known = _fields(model, loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        hint = f"did you mean {close[0]}" if close else f"use one of {', '.join(known)}"
+        return f"{field} is not a known field; {hint}, or remove it"
+    if kind == "missing":
+        return f"{field} is missing; add it (params/smoke.yaml shows every field)"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{field}: {message}" if field else message
+    wanted = _WANTED.get(kind) or message.removeprefix("Input should be ")
+    shown = json.dumps(given, default=str)
+    return f"{field or 'the file'} is {shown} but must be {wanted}; change it"
+
+
+def _fields(model: type[Section], path: list[str]) -> list[str]:
+    """List the fields that may stand below `path`."""
+    path = list(path)
+    while path:
+        annotation: Any = model.model_fields[path.pop(0)].annotation
+        if not isinstance(annotation, type):  # dict[name, section]: step over the name
+            path.pop(0)
+            annotation = annotation.__args__[1]
+        model = annotation
+    return list(model.model_fields)

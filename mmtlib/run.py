@@ -1,0 +1,268 @@
+"""Run a stage: check params.yaml, execute the stage's notebook with papermill, keep a clean executed copy.
+
+- `python -m mmtlib.run STAGE [--row NAME] [--workspace .]`: what dvc.yaml calls
+- `python -m mmtlib.run sources`: writes the code cells alone, which dvc.yaml's stages depend on
+- `python -m mmtlib.run notebooks [--only STAGE]`: re-executes notebooks/ in place, at their defaults
+"""
+
+import argparse
+import ast
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from mmtlib.files import write_text
+from mmtlib.params import Params, ParamsError, load
+from mmtlib.paths import ROOT
+
+STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations", "report")
+"""The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml."""
+
+SHARED = {
+    "pretrain_mat": ("seeds", "training"),
+    "pretrain_mvit": ("seeds", "training"),
+    "train_mmt": ("seeds", "training"),
+    "ablations": ("seeds", "training"),
+    "report": ("seeds", "ablations"),
+}
+"""Sections that a stage gets whole, each as one parameter, beside the fields of its own section."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook is missing, malformed or failed; the message is one or two lines for the terminal."""
+
+
+def notebook_of(stage: str, root: Path = ROOT) -> Path:
+    """Return the notebook of a stage, found by its name. Raises NotebookError when there is none."""
+    found = sorted((root / "notebooks").glob(f"[0-9][0-9]_{stage}.ipynb"))
+    if len(found) != 1:
+        raise NotebookError(f"notebooks/: {len(found)} files are named NN_{stage}.ipynb; there must be one.")
+    return found[0]
+
+
+def stage_values(params: Params, stage: str, row: str | None = None) -> dict[str, Any]:
+    """Return what a stage's notebook is given: the row's name, the shared sections, the fields of its own."""
+    if (row is not None) != (stage == "ablations"):
+        raise ParamsError(f"stage {stage} got --row {row}; name a row for ablations, and for no other.")
+    plain = params.model_dump(mode="json")
+    shared = {name: plain[name] for name in SHARED.get(stage, ())}
+    if row is None:
+        return shared | plain[stage]
+    if row not in plain[stage]:
+        raise ParamsError(f"params.yaml: ablations has no row {row}; use one of {', '.join(plain[stage])}.")
+    return {"row": row} | shared | plain[stage][row]
+
+
+def cell_defaults(path: Path) -> dict[str, Any]:
+    """Return names and values of a notebook's parameters cell; each line must be `name = literal`.
+
+    Raises NotebookError: no such cell, more than one, or a line that is no plain assignment.
+    """
+    cells = [cell for cell in _read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path.name}: {len(cells)} cells are tagged `parameters`; tag exactly one.")
+    values = {}
+    try:
+        for line in ast.parse(cells[0].source).body:
+            if not (isinstance(line, ast.Assign) and [type(name) for name in line.targets] == [ast.Name]):
+                raise ValueError(f"line {line.lineno} is no plain assignment")
+            values[line.targets[0].id] = ast.literal_eval(line.value)
+    except (SyntaxError, ValueError) as error:
+        raise NotebookError(
+            f"{path.name}: parameters cell: {error}; write one `name = literal` a line."
+        ) from error
+    return values
+
+
+def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = ROOT) -> Path:
+    """Execute a stage's notebook with the values of params.yaml; return the executed copy's path.
+
+    The copy, <workspace>/reports/notebooks/<stage>[-<row>].ipynb, is written on failure too. `workspace` is
+    taken from `root`. Raises ParamsError or NotebookError.
+    """
+    values = {"workspace": workspace} | stage_values(load(root=root), stage, row)
+    source = notebook_of(stage, root)
+    known = cell_defaults(source)
+    if absent := sorted(values.keys() - known.keys()):
+        raise NotebookError(f"{source.name}: its parameters cell lacks {', '.join(absent)}; add it.")
+    if extra := sorted(known.keys() - values.keys()):
+        raise NotebookError(
+            f"{source.name}: parameters cell: no field of params.yaml is named {', '.join(extra)}; "
+            "remove or rename it."
+        )
+    name = stage if row is None else f"{stage}-{row}"
+    target = root / workspace / "reports" / "notebooks" / f"{name}.ipynb"
+    execute(source, target, values, root)
+    return target
+
+
+def refresh(only: str | None = None, root: Path = ROOT) -> None:
+    """Re-execute the notebooks at their defaults and store them in place, as nbval wants them."""
+    for stage in STAGES if only is None else (only,):
+        source = notebook_of(stage, root)
+        print(f"{source.relative_to(root)}", flush=True)
+        execute(source, source, {}, root)
+
+
+def sources(root: Path = ROOT) -> None:
+    """Write the code cells of each notebook, without prose and outputs, to build/notebooks/<stage>.json."""
+    folder = root / "build" / "notebooks"
+    for stage in STAGES:
+        cells = [cell for cell in _read(notebook_of(stage, root)).cells if cell.cell_type == "code"]
+        # nbval's tags say what a test compares; they do not change what runs.
+        plain = [
+            {
+                "source": cell.source,
+                "tags": [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("nbval")],
+            }
+            for cell in cells
+        ]
+        write_text(folder / f"{stage}.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = ROOT) -> None:
+    """Execute a notebook in its own folder, its standard output shown live, and write the scrubbed result.
+
+    On failure the result is written as well, unless that would overwrite the source.
+    Raises NotebookError with two lines: stage, cell, error; and where to look.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    # The kernel starts in notebooks/: without this it would import whichever checkout pip installed last.
+    others = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(root))
+    ]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *others])
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "executed.ipynb"
+        failure = None
+        try:
+            papermill.execute_notebook(
+                source,
+                draft,
+                dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=source.parent,
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
+        except papermill.PapermillExecutionError as error:
+            message = next(iter(error.evalue.strip().splitlines()), "(no message)")
+            failure = f"code cell [{error.exec_count}]: {error.ename}: {message}"
+        except Exception as error:  # the kernel died (killed for want of memory, mostly) or never started
+            message = next(iter(str(error).strip().splitlines()), "(no message)")
+            failure = f"{_unfinished(draft)}: {type(error).__name__}: {message}"
+        kept = draft.exists() and (failure is None or target != source)
+        if kept:
+            write_text(target, nbformat.writes(scrub(nbformat.read(draft, as_version=4))) + "\n")
+    if failure is not None:
+        raise NotebookError(
+            f"{source.relative_to(root)} failed in {failure}\n"
+            + (f"The executed copy is {os.path.relpath(target, root)}." if kept else "No copy was written.")
+        )
+
+
+def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what differs from run to run: times, random ids, versions, how a stream was cut in pieces."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+        elif "papermill-error-cell-tag" in tags:
+            cell.id = f"papermill-error-{index}"
+        if cell.cell_type == "code":
+            cell.outputs = _join_streams(cell.outputs)
+    return notebook
+
+
+def usable_cores() -> int:
+    """Return the cores this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def _join_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Merge neighbouring pieces of the same stream."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _unfinished(draft: Path) -> str:
+    """Name the cell that was running when papermill last wrote its draft."""
+    cells = nbformat.read(draft, as_version=4).cells if draft.exists() else []
+    code = [cell.metadata.get("papermill", {}) for cell in cells if cell.cell_type == "code"]
+    begun = sum(state.get("status", "pending") != "pending" for state in code)
+    return f"code cell [{begun}]" if begun else "its start"
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise NotebookError(f"{path.name}: not a notebook ({reason}); restore it from Git.") from error
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run, return the exit status: 0, 1 (failed, said in a line or two) or 130."""
+    parser = argparse.ArgumentParser(prog="python -m mmtlib.run", description="Run a stage of the pipeline.")
+    parser.add_argument("stage", choices=[*STAGES, "sources", "notebooks"])
+    parser.add_argument("--row", help="row of the table ablations in params.yaml")
+    parser.add_argument("--workspace", default=".", help="folder of data/, models/, reports/ (the root)")
+    parser.add_argument("--only", choices=STAGES, help="with notebooks: this one alone")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: the kernel is shut down, none is left behind
+    try:
+        if given.stage == "sources":
+            sources()
+        elif given.stage == "notebooks":
+            refresh(given.only)
+        else:
+            run(given.stage, given.row, given.workspace)
+    except (ParamsError, NotebookError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{given.stage}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
