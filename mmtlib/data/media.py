@@ -31,7 +31,9 @@ class MediaError(ValueError):
 class Clip(NamedTuple):
     """One window of a file; a stream that the file (or the window) does not have is None."""
 
-    waveform: np.ndarray | None  # float32 (samples,), mono, in -1..1, as long as the file's sound in the window
+    waveform: (
+        np.ndarray | None
+    )  # float32 (samples,), mono, in -1..1, as long as the file's sound in the window
     frames: np.ndarray | None  # uint8 (num_frames, size, size, 3), RGB
     duration: float  # length of the window read, seconds
 
@@ -39,7 +41,7 @@ class Clip(NamedTuple):
 def write_clip(
     path: str | os.PathLike,
     frames: np.ndarray | None,
-    fps: float,
+    fps: float | int,
     pcm: np.ndarray | None,
     sample_rate: int,
 ) -> None:
@@ -88,12 +90,16 @@ def _check_write(path: Path, frames, fps, pcm, sample_rate) -> None:
                 f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3) instead."
             )
         if frames.shape[1] % 2 or frames.shape[2] % 2:
-            raise MediaError(f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides.")
+            raise MediaError(
+                f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides."
+            )
         if not fps > 0:
             raise MediaError(f"{path}: fps is {fps}; pass a rate above 0.")
     if pcm is not None:
         if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm):
-            raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
+            raise MediaError(
+                f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead."
+            )
         if not sample_rate > 0:
             raise MediaError(f"{path}: sample_rate is {sample_rate}; pass a rate above 0.")
 
@@ -105,7 +111,9 @@ def _picture_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _sound_frames(pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1024) -> Iterator[av.AudioFrame]:
+def _sound_frames(
+    pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1024
+) -> Iterator[av.AudioFrame]:
     for first in range(0, len(pcm), chunk):
         packed = np.ascontiguousarray(pcm[first : first + chunk]).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
@@ -115,30 +123,32 @@ def _sound_frames(pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1
 
 def read_clip(
     path: str | os.PathLike,
-    start: float | None = None,
-    end: float | None = None,
+    start: float | int | None = None,
+    end: float | int | None = None,
     *,
     num_frames: int,
     size: int,
     sample_rate: int,
-    seconds: float | None,
+    seconds: float | int | None,
 ) -> Clip:
     """Read the sound and `num_frames` frames of one window of a file, in one pass.
 
-    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the file,
-    then to its central `seconds` if it is longer (None: no cut). Frames are those on screen at the centres of
-    `num_frames` equal parts of the window, their short side scaled to `size` and the centre cropped; a rotation
-    tag is not applied. Sound is mixed to mono at `sample_rate`; it is shorter than the window where the file's
-    sound is, and starts with zeros where the file's sound starts late.
-    Raises MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for
-    a window that is empty or lies outside the file.
+    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the
+    file, then to its central `seconds` if it is longer (None: no cut). Frames are those on screen at the
+    centres of `num_frames` equal parts of the window, their short side scaled to `size` and the centre
+    cropped; a rotation tag is not applied. Sound is mixed to mono at `sample_rate`; it is shorter than the
+    window where the file's sound is, and starts with zeros where the file's sound starts late. Raises
+    MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for a
+    window that is empty or lies outside the file.
     """
     path = Path(path)
     try:
         with _open(path) as container:
             return _read(path, container, start, end, num_frames, size, sample_rate, seconds)
     except av.error.FFmpegError as error:
-        raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
+        raise MediaError(
+            f"{path} does not decode ({error.strerror}); fetch it again or drop its row."
+        ) from error
 
 
 def _open(path: Path):
@@ -160,7 +170,7 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
     video = next((s for s in container.streams.video if not s.disposition & cover), None)
     audio = next(iter(container.streams.audio), None)
     if video is None and audio is None:
-        raise MediaError(f"{path} has neither picture nor sound; drop its row from the manifest.")
+        raise MediaError(f"{path} has neither picture nor sound; fetch it again or drop its row.")
 
     # Times below are those of the file's clock, whose zero is `origin`, not always 0.
     origin = (container.start_time or 0) / av.time_base
@@ -173,7 +183,9 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
     # A stream that is over before the window begins has nothing to show in it.
     over = {stream: stop is not None and stop <= low for stream, stop in ends.items()}
     picture = None if video is None or over[video] else _FramePicker(low, high, num_frames, size)
-    sound = None if audio is None or over[audio] else _SoundCollector(low, high, sample_rate)
+    # An encoder fills its last packet up; the declared end says where the sound stops.
+    stop = high if audio is None or ends[audio] is None else min(high, ends[audio])
+    sound = None if audio is None or over[audio] else _SoundCollector(low, stop, sample_rate)
     sinks = {s: sink for s, sink in ((video, picture), (audio, sound)) if s is not None and sink is not None}
     for stream in sinks:
         stream.codec_context.thread_count = 1  # files are read side by side in processes, one core each
@@ -191,7 +203,9 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
         stop = min(high, ends[stream]) if ends[stream] is not None else None
         early = sink.reached is None or (stop is not None and sink.reached < stop - _CUT_OFF_S)
         if early and not sink.done:
-            raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
+            raise MediaError(
+                f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row."
+            )
     return Clip(
         waveform=None if sound is None else sound.waveform(),
         frames=None if picture is None else picture.frames(),
@@ -205,12 +219,14 @@ def _declared_end(stream) -> float | None:
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
-def _window(path: Path, start, end, length: float, seconds: float | None) -> tuple[float, float]:
+def _window(path: Path, start, end, length: float | int, seconds: float | int | None) -> tuple[float, float]:
     """Bounds of the window in seconds from the file's beginning."""
     low = 0.0 if start is None else float(start)
     high = length if end is None else min(float(end), length)
     if low < 0 or low >= length:
-        raise MediaError(f"{path} lasts {length:.2f} s but its row starts at {low:.2f} s; correct start and end.")
+        raise MediaError(
+            f"{path} lasts {length:.2f} s but its row starts at {low:.2f} s; correct start and end."
+        )
     if high <= low:
         raise MediaError(f"{path}: the window {low:.2f}-{high:.2f} s is empty; correct start and end.")
     if seconds is not None and high - low > seconds:
@@ -222,10 +238,12 @@ def _window(path: Path, start, end, length: float, seconds: float | None) -> tup
 class _FramePicker:
     """Keeps, of the frames that pass in order, those on screen at the centres of equal parts of a window."""
 
-    def __init__(self, low: float, high: float, num_frames: int, size: int):
+    def __init__(self, low: float | int, high: float | int, num_frames: int, size: int):
         self._times = low + (np.arange(num_frames) + 0.5) * (high - low) / num_frames
         self._size = size
-        self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
+        self._scale = (
+            VideoReformatter().reformat
+        )  # one scaler for all frames: setting it up costs more than its use
         self._last = None  # the newest frame; on screen until the next one comes
         self._last_image = None  # the same as pixels, made at most once
         self._images: list[np.ndarray] = []
@@ -253,7 +271,9 @@ class _FramePicker:
             width, height = self._last.width, self._last.height
             scale = self._size / min(width, height)
             width, height = max(self._size, round(width * scale)), max(self._size, round(height * scale))
-            image = self._scale(self._last, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+            image = self._scale(
+                self._last, width=width, height=height, format="rgb24", threads=1
+            ).to_ndarray()
             top, left = (height - self._size) // 2, (width - self._size) // 2
             self._last_image = image[top : top + self._size, left : left + self._size]
         return self._last_image
@@ -262,7 +282,7 @@ class _FramePicker:
 class _SoundCollector:
     """Joins the sound frames that touch a window, resamples them to mono in one go and cuts them to it."""
 
-    def __init__(self, low: float, high: float, sample_rate: int):
+    def __init__(self, low: float | int, high: float | int, sample_rate: int):
         self._low, self._high, self._rate = low, high, sample_rate
         self._fifo = av.AudioFifo()  # one large frame resamples and converts far faster than many small ones
         self._first: float | None = None
@@ -274,7 +294,8 @@ class _SoundCollector:
             return
         time, length = frame.time, frame.samples / frame.sample_rate
         self.done = time > self._high
-        # One frame of context on each side keeps the resampler's filter from seeing an edge inside the window.
+        # One frame of context on each side keeps the resampler's filter from seeing an edge inside the
+        # window.
         if time + 2 * length <= self._low or self.done:
             return
         if self._first is None:

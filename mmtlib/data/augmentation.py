@@ -1,0 +1,203 @@
+"""Augmentation of whole batches, drawn from an explicit generator so that a resumed run repeats it exactly.
+
+Inputs are normalised batches (dataset.Batch). Sound and picture are never shifted in time against each other.
+Every function leaves its input as it is and returns a new tensor. Random numbers are drawn on the CPU
+whatever the device, so that one seed means the same augmentation everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmtlib.data.dataset import Batch
+
+
+class AugmentationError(ValueError):
+    """An augmentation setting out of range; the text is one sentence that names it."""
+
+
+def spec_augment(
+    audio: Float[Tensor, "B 1 time mel"],
+    generator: torch.Generator,
+    time_masks: int,
+    time_width: int,
+    freq_masks: int,
+    freq_width: int,
+) -> Float[Tensor, "B 1 time mel"]:
+    """SpecAugment (Park et al. 2019), each clip with masks of its own: 0 (the train mean) in frames or bands.
+
+    A mask is uniformly 0 to its width wide (frames, bands; a longer width than the axis counts as the axis)
+    and lies wholly inside the spectrogram.
+    """
+    batch, _, time, mel = audio.shape
+    over_time = _masks(batch, time, time_masks, time_width, generator)[:, None, :, None]
+    over_mel = _masks(batch, mel, freq_masks, freq_width, generator)[:, None, None, :]
+    return audio.masked_fill((over_time | over_mel).to(audio.device), 0.0)
+
+
+def _masks(
+    batch: int, length: int, count: int, width: int, generator: torch.Generator
+) -> Bool[Tensor, "B L"]:
+    draws = torch.rand(2, batch, count, 1, generator=generator)
+    widths = (draws[0] * (min(width, length) + 1)).long()
+    starts = (draws[1] * (length - widths + 1)).long()
+    position = torch.arange(length)
+    return ((position >= starts) & (position < starts + widths)).any(dim=1)
+
+
+def random_gain(
+    audio: Float[Tensor, "B 1 time mel"], generator: torch.Generator, gain: float | int
+) -> Float[Tensor, "B 1 time mel"]:
+    """Loudness: adds to each clip a constant from -gain to +gain (standard deviations of the log-mel)."""
+    shift = gain * (2 * torch.rand(len(audio), 1, 1, 1, generator=generator) - 1)
+    return audio + shift.to(audio.device)
+
+
+def random_noise(
+    audio: Float[Tensor, "B 1 time mel"], generator: torch.Generator, noise: float | int
+) -> Float[Tensor, "B 1 time mel"]:
+    """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
+    level = noise * torch.rand(len(audio), 1, 1, 1, generator=generator)
+    return audio + (level * torch.randn(audio.shape, generator=generator)).to(audio.device)
+
+
+def random_crop(
+    video: Float[Tensor, "B C T H W"], generator: torch.Generator, scale: tuple[float | int, float | int]
+) -> Float[Tensor, "B C T H W"]:
+    """Cuts from each clip one window, the same in all its frames, and resizes it back bilinearly.
+
+    The window keeps the picture's shape; `scale` is the range of its area as a share of the picture (0 < low
+    <= high <= 1).
+    """
+    batch, channels, frames, height, width = video.shape
+    draws = torch.rand(3, batch, generator=generator)
+    side = (scale[0] + (scale[1] - scale[0]) * draws[0]).sqrt()
+    # In affine_grid's coordinates the picture spans -1..1, so a window of this side moves by up to 1 - side.
+    centre = (2 * draws[1:] - 1) * (1 - side)
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, 0, 2], theta[:, 1, 2] = centre[0], centre[1]
+    # Frames and channels of a clip share the window, so all of them go through one 2-D sampling as channels.
+    grid = F.affine_grid(theta.to(video.device), (batch, 1, height, width), align_corners=False)
+    flat = video.reshape(batch, channels * frames, height, width)
+    sampled = F.grid_sample(flat, grid.to(video.dtype), padding_mode="border", align_corners=False)
+    return sampled.view(video.shape)
+
+
+def random_flip(
+    video: Float[Tensor, "B C T H W"],
+    labels: Int[Tensor, " B"],
+    generator: torch.Generator,
+    allowed: Bool[Tensor, " K"],
+) -> Float[Tensor, "B C T H W"]:
+    """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
+    chosen = torch.rand(len(video), generator=generator).to(video.device) < 0.5
+    chosen &= allowed.to(video.device)[labels.to(video.device)]
+    video = video.clone()
+    video[chosen] = video[chosen].flip(-1)
+    return video
+
+
+def mixup(
+    batch: Batch, num_classes: int, alpha: float | int, generator: torch.Generator
+) -> tuple[Batch, Float[Tensor, "B K"]]:
+    """Mixes each clip with another of the batch and returns soft targets beside the mixed batch.
+
+    Each clip keeps a share drawn from Beta(alpha, alpha), the same in both modalities and in its target.
+    `labels` stay those of the clip itself; a mix has a modality if either of its clips has it. alpha 0: no
+    mixing.
+    """
+    one_hot = F.one_hot(batch.labels, num_classes).float()
+    if alpha == 0:
+        return batch, one_hot
+    size, device = len(batch.labels), batch.labels.device
+    other = torch.randperm(size, generator=generator).to(device)
+    # torch draws Beta numbers from its global state only, so numpy draws them, seeded by the generator.
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    share = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, size).astype(np.float32)).to(
+        device
+    )
+
+    def mix(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.lerp(values[other], values, share.view(-1, *[1] * (values.ndim - 1)))
+
+    mixed = Batch(
+        mix(batch.audio),
+        mix(batch.video),
+        batch.labels,
+        batch.has_audio | batch.has_audio[other],
+        batch.has_video | batch.has_video[other],
+    )
+    return mixed, mix(one_hot)
+
+
+class Augmenter:
+    """The training recipe's augmentation of one batch: gain, noise, SpecAugment; crop, flip.
+
+    `classes` are the class names in label order, `flip_except` those that a mirror image would turn into
+    another class. crop_scale is the smallest share of the picture's area kept (1: no crop); the other
+    settings are those of the functions above (0: off). Raises AugmentationError for a value out of range or
+    an unknown class name.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        time_masks: int = 0,
+        time_width: int = 0,
+        freq_masks: int = 0,
+        freq_width: int = 0,
+        gain: float | int = 0.0,
+        noise: float | int = 0.0,
+        crop_scale: float | int = 1.0,
+        flip: bool = False,
+        flip_except: Iterable[str] = (),
+    ):
+        self.masks = {
+            "time_masks": time_masks,
+            "time_width": time_width,
+            "freq_masks": freq_masks,
+            "freq_width": freq_width,
+        }
+        self.gain, self.noise, self.crop_scale, self.flip = gain, noise, crop_scale, flip
+        for name, value in {**self.masks, "gain": gain, "noise": noise}.items():
+            if not value >= 0:
+                raise AugmentationError(f"{name} is {value}; give 0 (off) or more.")
+        if not 0 < crop_scale <= 1:
+            raise AugmentationError(f"crop_scale is {crop_scale}; give a share above 0 and up to 1 (off).")
+        flip_except = set(flip_except)
+        unknown = sorted(flip_except - set(classes))
+        if unknown:
+            raise AugmentationError(
+                f"flip_except names {unknown[0]!r}, which is no class here; "
+                f"use names of {', '.join(classes)}."
+            )
+        self.allowed = torch.tensor([name not in flip_except for name in classes], dtype=torch.bool)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        audio, video = batch.audio, batch.video
+        if audio is not None:
+            if self.gain:
+                audio = random_gain(audio, generator, self.gain)
+            if self.noise:
+                audio = random_noise(audio, generator, self.noise)
+            if self.masks["time_masks"] or self.masks["freq_masks"]:
+                audio = spec_augment(audio, generator, **self.masks)
+            # A clip without sound stays at exactly 0: augmentation must not give it a content.
+            if audio is not batch.audio:
+                audio = audio * batch.has_audio.view(-1, 1, 1, 1)
+        if video is not None:
+            if self.crop_scale < 1:
+                video = random_crop(video, generator, (self.crop_scale, 1.0))
+            if self.flip:
+                video = random_flip(video, batch.labels, generator, self.allowed)
+        return batch._replace(audio=audio, video=video)

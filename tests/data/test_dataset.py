@@ -1,0 +1,141 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mmtlib.data.dataset import DatasetError, FeatureDataset, epoch_batches, epoch_generator
+
+LABELS = ["NA", "b", "c"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Nine made-up clips, splits mixed up; clip 4 has no sound and clip 5 no picture."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "log_mel.npy", rng.normal(3, 2, (9, 5, 4)).astype(np.float16))
+    np.save(tmp_path / "frames.npy", rng.integers(0, 256, (9, 2, 6, 8, 3), dtype=np.uint8))
+    index = pd.DataFrame(
+        {
+            "clip_id": [f"{number:03d}" for number in range(9)],
+            "path": "a.mp4",
+            "start": "",
+            "end": "",
+            "label": [LABELS[number % 3] for number in range(9)],
+            "split": ["train", "test", "train", "train", "train", "train", "test", "val", "train"],
+            "has_audio": [number != 4 for number in range(9)],
+            "has_video": [number != 5 for number in range(9)],
+        }
+    )
+    index.to_csv(tmp_path / "index.csv", index=False)
+    described = {
+        "classes": LABELS,
+        "log_mel": {"shape": [9, 5, 4], "mean": 3.0, "std": 2.0},
+        "frames": {"shape": [9, 2, 6, 8, 3], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1]},
+        "fingerprint": "f00",
+    }
+    (tmp_path / "features.json").write_text(json.dumps(described))
+    return tmp_path
+
+
+def test_a_split_has_its_own_rows(folder):
+    train = FeatureDataset(folder, "train")
+    assert train.clip_ids == ["000", "002", "003", "004", "005", "008"]
+    assert train.labels.tolist() == [0, 2, 0, 1, 2, 2]
+    assert train.classes == LABELS
+    assert train.has_audio.tolist() == [True, True, True, False, True, True]
+    assert train.has_video.tolist() == [True, True, True, True, False, True]
+    assert (len(train), train.fingerprint) == (6, "f00")
+    assert len(FeatureDataset(folder, "val")) == 1
+
+
+@pytest.mark.parametrize("indices", [[5, 0, 2], torch.tensor([1, 1]), [0]])
+def test_batch_is_the_normalised_rows_in_the_order_asked_for(folder, indices):
+    rows = np.array([0, 2, 3, 4, 5, 8])[np.asarray(indices)]
+    batch = FeatureDataset(folder, "train").batch(indices)
+    log_mel, frames = np.load(folder / "log_mel.npy")[rows], np.load(folder / "frames.npy")[rows]
+    audio = (log_mel[:, None].astype(np.float32) - 3.0) / 2.0
+    video = (frames.astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.25, 0.2, 0.1]
+    np.testing.assert_allclose(batch.audio.numpy(), audio, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(batch.video.numpy(), video.transpose(0, 4, 1, 2, 3), rtol=1e-5, atol=1e-4)
+    assert batch.video.is_contiguous()
+    assert batch.labels.tolist() == [int(row) % 3 for row in rows]
+
+
+def test_a_missing_modality_is_zero_and_flagged(folder):
+    batch = FeatureDataset(folder, "train").batch([3, 4])
+    assert batch.has_audio.tolist() == [False, True]
+    assert batch.has_video.tolist() == [True, False]
+    assert batch.audio[0].abs().max() == 0
+    assert batch.audio[1].abs().max() > 0
+    assert batch.video[1].abs().max() == 0
+    assert batch.video[0].abs().max() > 0
+
+
+def test_only_the_modality_asked_for_is_read(folder):
+    train = FeatureDataset(folder, "train")
+    train._frames = None  # reading it would fail
+    batch = train.batch([0, 1], "audio")
+    assert batch.video is None
+    assert batch.audio.shape == (2, 1, 5, 4)
+    with pytest.raises((AttributeError, TypeError)):
+        train.batch([0], "av")
+    with pytest.raises(DatasetError, match="modality is 'sound'; use one of audio, video, av"):
+        train.batch([0], "sound")
+
+
+def test_video_alone_does_not_read_sound(folder):
+    train = FeatureDataset(folder, "train")
+    train._log_mel = None
+    batch = train.batch([0, 1], "video")
+    assert batch.audio is None
+    assert batch.video.shape == (2, 3, 2, 6, 8)
+
+
+def test_missing_or_damaged_features_say_which_stage_to_run(folder):
+    with pytest.raises(DatasetError, match=r"is missing; make the features first: dvc repro features\.$"):
+        FeatureDataset(folder / "none", "train")
+    with pytest.raises(DatasetError, match="no clip of split 'dev'; use one of test, train, val"):
+        FeatureDataset(folder, "dev")
+    np.save(folder / "log_mel.npy", np.zeros((8, 5, 4), np.float16))
+    with pytest.raises(DatasetError, match=r"log_mel.npy has the shape .* dvc repro --force features"):
+        FeatureDataset(folder, "train")
+    (folder / "features.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"is damaged .* dvc repro --force features"):
+        FeatureDataset(folder, "train")
+
+
+def test_an_epoch_shows_every_clip_once_and_differs_from_the_next():
+    epochs = [torch.cat(list(epoch_batches(10, 3, 0, epoch, drop_last=False))).tolist() for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    again = torch.cat(list(epoch_batches(10, 3, 0, 2, drop_last=False))).tolist()
+    assert again == epochs[2]  # without having drawn epochs 0 and 1: that is what a resumed run does
+    assert torch.cat(list(epoch_batches(10, 3, 1, 2, drop_last=False))).tolist() != epochs[2]
+
+
+@pytest.mark.parametrize(
+    ("n", "drop_last", "sizes"),
+    [(10, True, [3, 3, 3]), (10, False, [3, 3, 3, 1]), (9, True, [3, 3, 3]), (2, True, [2])],
+)
+def test_batch_sizes(n, drop_last, sizes):
+    assert [len(batch) for batch in epoch_batches(n, 3, 0, 0, drop_last)] == sizes
+
+
+def test_batch_size_below_one_is_refused():
+    with pytest.raises(DatasetError, match="batch_size is 0"):
+        list(epoch_batches(4, 0, 0, 0))
+
+
+def test_order_is_fair():
+    first = Counter(int(next(iter(epoch_batches(4, 1, seed, 0)))) for seed in range(400))
+    assert min(first.values()) > 60  # 100 expected each; 60 is 4.6 standard deviations away
+
+
+def test_streams_of_one_epoch_are_independent():
+    draws = {
+        float(torch.rand((), generator=epoch_generator(0, 1, stream))) for stream in ("order", "augment", "")
+    }
+    assert len(draws) == 3

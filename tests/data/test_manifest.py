@@ -1,0 +1,127 @@
+import math
+import string
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmtlib.data import ManifestError, read_manifest, write_manifest
+
+HEADER = "clip_id,path,start,end,label,split"
+ROW = "a,a.mp4,0,1.5,shot,train"
+
+
+def refused(tmp_path, content: str | bytes) -> str:
+    path = tmp_path / "manifest.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    text = str(error.value)
+    assert "manifest.csv" in text
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def test_reads_types_and_keeps_further_columns(tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "split,snr_db,clip_id,path,start,end,label,scene,audible\n"
+        'train,3.5,007,sub/a.mp4,0,1.5,"fire, big",x1,True\n'
+        "\n"
+        "test,,NA,b.mp4,,,shot,7,False\n"
+    )
+    table = read_manifest(path)
+    assert list(table) == ["clip_id", "path", "start", "end", "label", "split", "snr_db", "scene", "audible"]
+    assert list(table.clip_id) == ["007", "NA"]  # neither turned into a number nor into a missing value
+    assert list(table.label) == ["fire, big", "shot"]
+    np.testing.assert_array_equal(table.start, [0.0, math.nan])
+    np.testing.assert_array_equal(table.end, [1.5, math.nan])
+    np.testing.assert_array_equal(table.snr_db, [3.5, math.nan])
+    assert list(table.scene) == ["x1", "7"]
+    assert table.audible.dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("clip_id,path,start,end,split\na,a.mp4,,,train\n", "no column label"),
+        (f"{HEADER}\n{ROW}\nb,b.mp4,,,shot,dev\n", "line 3: split is 'dev'"),
+        (f"{HEADER}\na,/etc/passwd,,,shot,train\n", "line 2: path '/etc/passwd'"),
+        (f"{HEADER}\na,../a.mp4,,,shot,train\n", "path '../a.mp4'"),
+        (f"{HEADER}\na,x/../../a.mp4,,,shot,train\n", "path 'x/../../a.mp4'"),
+        (f"{HEADER}\na,,,,shot,train\n", "path ''"),
+        (f"{HEADER}\n{ROW}\n{ROW}\n", "line 3: clip_id 'a' already stands in line 2"),
+        (f"{HEADER}\n ,a.mp4,,,shot,train\n", "clip_id is empty"),
+        (f"{HEADER}\na,a.mp4,,,,train\n", "label is empty"),
+        (f"{HEADER}\na,a.mp4,2,2,shot,train\n", "end 2 is not after start 2"),
+        (f"{HEADER}\na,a.mp4,,0,shot,train\n", "end 0 is not after"),
+        (f"{HEADER}\na,a.mp4,-1,2,shot,train\n", "start is '-1'"),
+        (f"{HEADER}\na,a.mp4,0,inf,shot,train\n", "end is 'inf'"),
+        (f"{HEADER}\na,a.mp4,0,1:30,shot,train\n", "end is '1:30'"),
+        ("", "is empty"),
+        (f"{HEADER}\n", "lists no clips"),
+        (f"{HEADER}\na,a.mp4,,,shot\n", "line 2: 5 fields where the header has 6"),
+        (f'{HEADER}\na,"a.mp4,,,shot,train\n', "not a CSV"),
+        (f"{HEADER},label\n{ROW},x\n", "column label occurs twice"),
+        (f"{HEADER}\n{ROW}\n".encode() + b"b,\xff.mp4,,,shot,train\n", "line 3: not UTF-8"),
+        (f"{HEADER}\n{ROW}\nb,\0.mp4,,,shot,train\n", "line 3: a NUL"),
+    ],
+)
+def test_refuses_a_broken_manifest_in_one_sentence(tmp_path, content, words):
+    assert words in refused(tmp_path, content)
+
+
+def test_refuses_links_that_lead_out_and_takes_links_that_stay(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "real").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "a.mp4").touch()
+    (root / "real" / "a.mp4").touch()
+    (root / "out").symlink_to(outside)
+    (root / "out.mp4").symlink_to(outside / "a.mp4")
+    (root / "in").symlink_to(root / "real")
+    for name in ("out/a.mp4", "out.mp4"):
+        assert f"path '{name}'" in refused(root, f"{HEADER}\na,{name},,,shot,train\n")
+    (root / "manifest.csv").write_text(f"{HEADER}\na,in/a.mp4,,,shot,train\n")
+    assert list(read_manifest(root / "manifest.csv").path) == ["in/a.mp4"]
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ManifestError, match="does not exist; run the download stage"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(ManifestError, match="is a folder"):
+        read_manifest(tmp_path)
+
+
+def test_write_is_atomic_and_checks_first(tmp_path):
+    path = tmp_path / "manifest.csv"
+    good = pd.DataFrame(
+        [dict(zip(HEADER.split(","), ("a", "a.mp4", 0.1, 1 / 3, "shot", "val"), strict=True))]
+    )
+    write_manifest(good, path)
+    pd.testing.assert_frame_equal(read_manifest(path), good, check_dtype=False)
+    with pytest.raises(ManifestError, match="split is 'dev'"):
+        write_manifest(good.assign(split="dev"), path)
+    assert list(read_manifest(path).split) == ["val"]
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.csv"]
+
+
+names = st.text(string.ascii_letters + " ,\"'#é", min_size=1, max_size=8).filter(str.strip)
+
+
+@given(parts=st.lists(names, min_size=1, max_size=3), climb=st.integers(0, 3))
+def test_any_path_is_kept_exactly_or_refused_for_climbing(tmp_path_factory, parts, climb):
+    path = tmp_path_factory.mktemp("m") / "manifest.csv"
+    name = "/".join(parts[:1] + [".."] * climb + parts[1:])
+    table = pd.DataFrame(
+        [{"clip_id": "a", "path": name, "start": "", "end": 2, "label": "x", "split": "test"}]
+    )
+    if climb:
+        with pytest.raises(ManifestError, match="does not stay below"):
+            write_manifest(table, path)
+    else:
+        write_manifest(table, path)
+        assert list(read_manifest(path).path) == [name]
