@@ -7,7 +7,6 @@ is not checked here: the features stage counts those that are missing.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
@@ -15,6 +14,8 @@ import os
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+
+from mmtlib import files
 
 COLUMNS = ("clip_id", "path", "start", "end", "label", "split")
 SPLITS = ("train", "val", "test")
@@ -54,13 +55,7 @@ def write_manifest(manifest: pd.DataFrame, path: str | os.PathLike) -> None:
     path = Path(path)
     text = manifest.to_csv(index=False, lineterminator="\n")
     _parse(path, text)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="")
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+    files.write_text(path, text)
 
 
 def _parse(path: Path, text: str) -> pd.DataFrame:
