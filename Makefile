@@ -51,7 +51,7 @@ reproduce: $(STAMP) ## run the pipeline (dvc repro); PROFILE=smoke takes params/
 	dvc repro
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	jupyter lab notebooks
+	jupyter lab
 
 html: $(STAMP) ## the executed notebooks as HTML, in reports/html/
 	jupyter nbconvert --to html --output-dir reports/html reports/notebooks/*.ipynb

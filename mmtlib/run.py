@@ -31,9 +31,11 @@ SHARED = {
     "pretrain_mvit": ("seeds", "training"),
     "train_mmt": ("seeds", "training"),
     "ablations": ("seeds", "training"),
-    "report": ("seeds", "ablations"),
 }
-"""Sections that a stage gets whole, each as one parameter, beside the fields of its own section."""
+"""Sections that a stage gets whole, each as one parameter, beside the fields of its own section.
+
+The report gets the name of the parameter file instead: it shows every stage's values.
+"""
 
 
 class NotebookError(RuntimeError):
@@ -48,10 +50,17 @@ def notebook_of(stage: str, root: Path = ROOT) -> Path:
     return found[0]
 
 
-def stage_values(params: Params, stage: str, row: str | None = None) -> dict[str, Any]:
-    """Return what a stage's notebook is given: the row's name, the shared sections, the fields of its own."""
+def stage_values(
+    params: Params, stage: str, row: str | None = None, profile: str = "params.yaml"
+) -> dict[str, Any]:
+    """Return what a stage's notebook is given: the row's name, the shared sections, the fields of its own.
+
+    `profile` is the file `params` was read from. Raises ParamsError for a row that is missing or unknown.
+    """
     if (row is not None) != (stage == "ablations"):
         raise ParamsError(f"stage {stage} got --row {row}; name a row for ablations, and for no other.")
+    if stage == "report":
+        return {"profile": profile}
     plain = params.model_dump(mode="json")
     shared = {name: plain[name] for name in SHARED.get(stage, ())}
     if row is None:

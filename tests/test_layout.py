@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "evaluation": BASE | {"params", "data", "models", "losses"},
     "training": BASE | {"params", "data", "models", "losses", "evaluation"},
     "efficiency": BASE | {"params", "models"},
-    "report": BASE | {"params", "data", "models", "losses", "evaluation", "training", "efficiency"},
+    "figures": BASE,
+    "results": BASE | {"params", "data", "models", "evaluation", "efficiency"},
+    "report_text": BASE | {"params", "results", "figures"},
+    "report": BASE | {"params", "data", "evaluation", "efficiency", "results", "figures", "report_text"},
     "run": BASE | {"params"},
 }
 MODULES = sorted(path for path in (ROOT / "mmtlib").rglob("*.py") if path.name != "__init__.py")

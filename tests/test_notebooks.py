@@ -67,9 +67,12 @@ def test_it_begins_with_one_title_and_the_parameters(notebook):
 def test_its_parameters_are_those_of_the_smoke_profile(path, notebook):
     stage = path.stem[3:]
     row = next(iter(SMOKE.ablations)) if stage == "ablations" else None
-    assert run.cell_defaults(path) == {"workspace": "build/smoke", **run.stage_values(SMOKE, stage, row)}
-    for line in notebook.cells[1].source.splitlines():
-        assert re.search(r"  # \S", line), f"say meaning and unit beside: {line}"
+    values = run.stage_values(SMOKE, stage, row, profile="params/smoke.yaml")
+    assert run.cell_defaults(path) == {"workspace": "build/smoke", **values}
+    lines = notebook.cells[1].source.splitlines()
+    for statement in ast.parse(notebook.cells[1].source).body:
+        written = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+        assert re.search(r"  # \S", written), f"say meaning and unit beside: {written}"
 
 
 def test_it_holds_no_logic(code):

@@ -107,6 +107,11 @@ def test_a_malformed_parameters_cell_is_refused(tmp_path, cells, message):
         run.cell_defaults(tmp_path / "x.ipynb")
 
 
+def test_the_report_is_given_the_parameter_file_itself(checkout):
+    toy(checkout, "report", "assert profile == 'params.yaml'")
+    assert run.run("report", root=checkout).is_file()
+
+
 def command(checkout, *arguments, **options):
     """Start the command line on a copy of the package, as DVC does in another checkout."""
     if not (checkout / "mmtlib").exists():
