@@ -51,7 +51,9 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
     kind = MODALITY[name]
     frames = []
     for modality in ("av", "audio", "video") if kind == "av" else (kind,):
-        logits, embeddings = [], []
+        logits, embeddings, indices = [], [], usable(dataset, modality)
+        if not len(indices):
+            continue  # a set without sound, or without picture, has no such rows
         for batch in batches(dataset, modality, device, batch_size):
             if kind == "av":
                 out = forward(model, batch, kind)
@@ -64,7 +66,6 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
                 logits.append(forward(model, batch, modality))
                 hook.remove()
                 embeddings.append(inputs[0])
-        indices = usable(dataset, modality)
         rows = dataset.index.iloc[indices.numpy()][["clip_id", "split", "label"]].reset_index(drop=True)
         rows["label_index"] = dataset.labels[indices].numpy()
         rows["modality"] = modality

@@ -25,6 +25,7 @@ from mmtlib.evaluation import batches, forward, predict, scores, topk_accuracy, 
 from mmtlib.files import digest, write_bytes
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, AVOutput, build_model
+from mmtlib.models.mmt import MMT
 from mmtlib.models.weights import load_weights, save_model
 from mmtlib.params import Objective, Recipe, Run
 
@@ -47,7 +48,7 @@ def train_runs(
     """Train `run` once for each seed and keep weights, learning curve and predictions.
 
     Files: models/<stage>/<name>-seed<k>.safetensors and .csv (the learning curve), and
-    predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`. Raises FeaturesError or WeightsError when
+    predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`. Raises DatasetError or WeightsError when
     an earlier stage has not run.
     """
     return [_train_one(name, run, recipe, stage, seed, Path(workspace)) for seed in seeds]
@@ -103,6 +104,9 @@ class Trainer:
         self.train = FeatureDataset(features, "train")
         self.val = FeatureDataset(features, "val")
         self.indices = usable(self.train, self.modality)
+        for split in (self.train, self.val):
+            if not len(usable(split, self.modality)):
+                raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
         classes = list(self.train.classes)
         self.augment = Augmenter(
             classes,
@@ -116,9 +120,10 @@ class Trainer:
         torch.manual_seed(seed)
         self.overrides = input_sizes(self.train, self.modality) | run.overrides
         self.model = build_model(run.model, len(classes), **self.overrides)
-        starts = {part: load_weights(path)[0] for part, path in init.items()}
-        for part, tensors in starts.items():
-            load_encoder(getattr(self.model, f"{part}_encoder"), tensors)
+        if init and not isinstance(self.model, MMT):
+            raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
+        for part, path in init.items():
+            load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
         self.model.to(self.device)
         self.hash = digest(
             dict(
@@ -231,13 +236,20 @@ class Trainer:
         batch = self.train.batch(self.indices[: self.recipe.batch_size], self.modality, self.device)
         times = []
         for _ in range(3):
+            self._wait()
             started = time.perf_counter()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 out = forward(self.model, batch, self.modality)
             training_loss(out, batch, batch.labels, self.run.objective, 0.0)[0].backward()
+            self._wait()
             times.append(time.perf_counter() - started)
         self.model.zero_grad(set_to_none=True)
         return min(times)
+
+    def _wait(self) -> None:
+        """Until the device has done what it was asked: a GPU works on after the call has returned."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _save(self, state: dict) -> None:
         """Write the checkpoint, whole or not at all."""

@@ -77,19 +77,22 @@ class Pool(nn.Module):
 def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
     """Row of the relative-position table for each pair (query, key) along one axis, (q_len, k_len).
 
-    When one side was pooled further, its steps are the longer ones (MViTv2, section 4.1).
+    When one side was pooled further, its steps are the longer ones (MViTv2, section 4.1). Whole numbers
+    throughout: in floating point some rows would be off by one.
     """
-    q_step, k_step = max(k_len / q_len, 1.0), max(q_len / k_len, 1.0)
-    q, k = torch.arange(q_len)[:, None] * q_step, torch.arange(k_len)[None, :] * k_step
-    return (q - k + (k_len - 1) * k_step).long().to(device)
+    longer = max(q_len, k_len)
+    with torch.inference_mode(False):  # a cached inference tensor could not serve a training step
+        q, k = torch.arange(q_len)[:, None], torch.arange(k_len)[None, :]
+        return (q * longer // q_len + (k_len - 1 - k) * longer // k_len).to(device)
 
 
 @lru_cache(maxsize=256)
 def one_hot_grid(grid: Grid, num_prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """For each key token its place along every axis, one-hot, (num_prefix + tokens, sum(grid)); prefix rows are zero."""
-    places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
-    hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
-    return F.pad(hot, (0, 0, num_prefix, 0)).to(device, dtype)
+    with torch.inference_mode(False):
+        places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
+        hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
+        return F.pad(hot, (0, 0, num_prefix, 0)).to(device, dtype)
 
 
 def resize_table(table: Float[Tensor, "rows head_dim"], rows: int) -> Float[Tensor, "new_rows head_dim"]:
@@ -140,13 +143,13 @@ class MultiscaleAttention(nn.Module):
             v, _ = self.pool_v(v, grid, self.num_prefix)
         out = self.attend(q, k, v, q_grid, k_grid)
         # Residual pooling: the pooled query joins the output, class token apart (MViTv2, section 4.1).
-        out = torch.cat((out[:, : self.num_prefix], out[:, self.num_prefix :] + q[:, self.num_prefix :]), dim=1)
+        out = out + _blank_prefix(q[:, self.num_prefix :], self.num_prefix)
         return self.project(out.flatten(2)), q_grid
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
         """softmax(scale q k' + relative positions) v, all of (B, tokens, heads, head_dim)."""
         positions = self.relative_logits(q[:, self.num_prefix :], q_grid, k_grid)  # (B, Nq, heads, sum(k_grid))
-        positions = F.pad(positions, (0, 0, 0, 0, self.num_prefix, 0))
+        positions = _blank_prefix(positions, self.num_prefix)
         hot = one_hot_grid(k_grid, self.num_prefix, k.dtype, k.device)  # (Nk, sum(k_grid))
         width = k.shape[-1]
         q = torch.cat((q * self.scale, positions.to(q.dtype)), dim=-1)
@@ -313,6 +316,11 @@ class MultiscaleClassifier(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch classes"]:
         tokens, _ = self.encoder(x)
         return self.head(self.dropout(self.encoder.features(tokens)))
+
+
+def _blank_prefix(x: Float[Tensor, "batch tokens heads dim"], num_prefix: int) -> Tensor:
+    """Put zeros where the prefix tokens stand."""
+    return F.pad(x, (0, 0, 0, 0, num_prefix, 0)) if num_prefix else x
 
 
 def _init_weights(module: nn.Module) -> None:
