@@ -1,0 +1,309 @@
+"""The multiscale core against a slow attention written from the paper, and against itself on other grids."""
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmtlib.models.multiscale import MultiscaleAttention, MultiscaleBlock, MultiscaleEncoder, Stage, relative_index
+
+CPU = torch.device("cpu")
+
+
+def randomise(module: nn.Module, std: float = 0.4) -> nn.Module:
+    """Draw every parameter, biases, norms and position tables too: a fresh model hides what they do."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, std)
+    return module
+
+
+# The reference: one head and one pair of tokens at a time, channels first, with an explicit bias matrix.
+
+
+def table_row(q: int, k: int, q_len: int, k_len: int) -> int:
+    """Row of the table for query q and key k, in exact arithmetic (MViTv2's code, which truncates)."""
+    q_step, k_step = max(Fraction(k_len, q_len), 1), max(Fraction(q_len, k_len), 1)
+    return int(q * q_step - k * k_step + (k_len - 1) * k_step)
+
+
+def interpolated(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """Linear interpolation between row centres, written as a matrix so that gradients pass."""
+    at = (np.arange(rows) + 0.5) * len(table) / rows - 0.5
+    weights = np.stack([np.interp(at, np.arange(len(table)), unit) for unit in np.eye(len(table))], axis=1)
+    return torch.tensor(weights, dtype=table.dtype) @ table
+
+
+def reference_pool(x, pool, grid, stride, prefix):
+    """One head, (B, N, d): the class token passes by, the grid is convolved channel by channel, all is normed."""
+    conv = {2: F.conv2d, 3: F.conv3d}[len(grid)]
+    batch, _, width = x.shape
+    picture = x[:, prefix:].transpose(1, 2).reshape(batch, width, *grid)
+    planes = [
+        conv(picture[:, c : c + 1], pool.weight[c : c + 1], stride=stride, padding=[k // 2 for k in pool.weight.shape[2:]])
+        for c in range(width)
+    ]
+    picture = torch.cat(planes, dim=1)
+    tokens = torch.cat((x[:, :prefix], picture.flatten(2).transpose(1, 2)), dim=1)
+    mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, keepdim=True, unbiased=False)
+    return (tokens - mean) / (variance + 1e-6).sqrt() * pool.norm.weight + pool.norm.bias, tuple(picture.shape[2:])
+
+
+def reference_attention(attention, x, grid, heads, stride_q, stride_kv, prefix):
+    dim = attention.project.weight.shape[0]
+    width = dim // heads
+    q_all, k_all, v_all = (x @ attention.qkv.weight.T + attention.qkv.bias).split(dim, dim=-1)
+    outputs = []
+    for head in range(heads):
+        q, k, v = (t[..., head * width : (head + 1) * width] for t in (q_all, k_all, v_all))
+        q_grid = k_grid = grid
+        if attention.pool_q is not None:
+            q, q_grid = reference_pool(q, attention.pool_q, grid, stride_q, prefix)
+            k, k_grid = reference_pool(k, attention.pool_k, grid, stride_kv, prefix)
+            v, _ = reference_pool(v, attention.pool_v, grid, stride_kv, prefix)
+        tables = [
+            interpolated(table, 2 * max(n, m) - 1) if len(table) != 2 * max(n, m) - 1 else table
+            for table, n, m in zip(attention.rel_pos, q_grid, k_grid, strict=True)
+        ]
+        bias = []
+        for i, place_q in enumerate(product(*map(range, q_grid))):
+            rows = []
+            for place_k in product(*map(range, k_grid)):
+                vectors = [
+                    table[table_row(a, b, n, m)]
+                    for table, a, b, n, m in zip(tables, place_q, place_k, q_grid, k_grid, strict=True)
+                ]
+                rows.append(q[:, prefix + i] @ sum(vectors))
+            bias.append(torch.stack(rows, dim=-1))
+        bias = F.pad(torch.stack(bias, dim=1), (prefix, 0, prefix, 0))
+        weights = (q @ k.transpose(1, 2) / width**0.5 + bias).softmax(dim=-1)
+        residual = q.clone()
+        residual[:, :prefix] = 0.0  # the class token gets none
+        outputs.append(weights @ v + residual)
+    return torch.cat(outputs, dim=-1) @ attention.project.weight.T + attention.project.bias, q_grid
+
+
+CASES = {
+    "2d": dict(grid=(5, 7), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0),
+    "2d-time-only": dict(grid=(7, 4), kernel=(3, 1), stride_q=(2, 1), stride_kv=(4, 1), num_prefix=1),
+    "2d-unpooled": dict(grid=(3, 5), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=1),
+    "2d-kv-per-axis": dict(grid=(9, 4), kernel=(3, 3), stride_q=(1, 2), stride_kv=(4, 1), num_prefix=0),
+    "2d-odd-steps": dict(grid=(16, 3), kernel=(3, 3), stride_q=(1, 1), stride_kv=(3, 1), num_prefix=0),
+    "3d": dict(grid=(2, 5, 3), kernel=(3, 3, 3), stride_q=(1, 2, 2), stride_kv=(1, 2, 1), num_prefix=1),
+    "3d-kv-per-axis": dict(grid=(3, 4, 6), kernel=(3, 3, 3), stride_q=(1, 1, 1), stride_kv=(2, 4, 2), num_prefix=0),
+}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads):
+    settings = CASES[case]
+    grid, prefix = settings["grid"], settings["num_prefix"]
+    attention = randomise(MultiscaleAttention(6, 4 * heads, heads, **settings))
+    x = torch.randn(2, prefix + int(np.prod(grid)), 6, requires_grad=True)
+    got, got_grid = attention(x, grid)
+    want, want_grid = reference_attention(
+        attention, x, grid, heads, settings["stride_q"], settings["stride_kv"], prefix
+    )
+    assert got_grid == want_grid
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    weigh = torch.randn_like(want)
+    tensors = [x, *attention.parameters()]
+    got_grads = torch.autograd.grad((got * weigh).sum(), tensors)
+    want_grads = torch.autograd.grad((want * weigh).sum(), tensors, allow_unused=True)
+    for (name, _), a, b in zip([("x", x), *attention.named_parameters()], got_grads, want_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("grid", [(9, 3), (3, 8)])
+def test_attention_on_another_grid_interpolates_the_tables(grid):
+    attention = randomise(
+        MultiscaleAttention(6, 8, 2, grid=(5, 4), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0)
+    )
+    x = torch.randn(1, grid[0] * grid[1], 6)
+    want, _ = reference_attention(attention, x, grid, 2, (1, 1), (2, 2), 0)
+    torch.testing.assert_close(attention(x, grid)[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_relative_index_is_exact_for_every_pair_of_lengths():
+    for q_len, k_len in product(range(1, 33), repeat=2):
+        want = torch.tensor([[table_row(q, k, q_len, k_len) for k in range(k_len)] for q in range(q_len)])
+        got = relative_index(q_len, k_len, CPU)
+        assert torch.equal(got, want), f"{q_len} queries, {k_len} keys: {got} instead of {want}"
+
+
+def test_positions_are_relative_yet_tell_before_from_after():
+    """A token sees a neighbour on its left and on its right through different rows."""
+    attention = randomise(
+        MultiscaleAttention(4, 4, 1, grid=(5, 1), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=0)
+    )
+    q = torch.randn(1, 1, 1, 4).expand(1, 5, 1, 4)
+    logits = attention.relative_logits(q, (5, 1), (5, 1))[0, :, 0, :5]  # the same query at every place
+    for offset in range(-4, 5):
+        diagonal = logits.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    assert (logits[2, 1] - logits[2, 3]).abs() > 1e-3
+
+
+# One core, two grids.
+
+
+def pair_of_encoders(prefix: bool) -> tuple[MultiscaleEncoder, MultiscaleEncoder]:
+    """A 2-D encoder of (time, mel) and a 3-D one of (time, 1, mel) with the same function."""
+    flat = MultiscaleEncoder(
+        in_channels=1,
+        size=(40, 24),
+        patch_kernel=(4, 4),
+        patch_stride=(4, 4),
+        patch_padding=(0, 0),
+        stages=(Stage(1, 8, 1, (1, 1), (3, 3)), Stage(2, 16, 2, (2, 2), (3, 3))),
+        stride_kv=(4, 2),
+        class_token=prefix,
+        drop_path=0.0,
+    )
+    deep = MultiscaleEncoder(
+        in_channels=1,
+        size=(40, 1, 24),
+        patch_kernel=(4, 1, 4),
+        patch_stride=(4, 1, 4),
+        patch_padding=(0, 0, 0),
+        stages=(Stage(1, 8, 1, (1, 1, 1), (3, 3, 3)), Stage(2, 16, 2, (2, 1, 2), (3, 3, 3))),
+        stride_kv=(4, 1, 2),
+        class_token=prefix,
+        drop_path=0.0,
+    )
+    randomise(flat, 0.2), randomise(deep, 0.2)
+    weights = dict(flat.state_dict())
+    for name, value in deep.state_dict().items():
+        if ".rel_pos.2" in name:
+            weights[name] = flat.state_dict()[name.replace(".rel_pos.2", ".rel_pos.1")]
+        elif ".rel_pos.1" in name:  # one row, added to every key alike; the class token has no position
+            weights[name] = torch.zeros_like(value) if prefix else value
+        elif "patch_embed.weight" in name:
+            weights[name] = flat.state_dict()[name][:, :, :, None, :]
+        elif "pool_" in name and value.ndim == 5:
+            weights[name] = torch.randn_like(value)  # the outer slices meet padding only
+            weights[name][:, :, :, 1, :] = flat.state_dict()[name]
+    deep.load_state_dict(weights)
+    return flat.eval(), deep.eval()
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_2d_grid_equals_a_3d_grid_with_a_unit_axis(prefix):
+    flat, deep = pair_of_encoders(prefix)
+    x = torch.randn(2, 1, 40, 24)
+    tokens, grid = flat(x)
+    tokens_3d, grid_3d = deep(x[:, :, :, None])
+    assert (grid, grid_3d) == ((5, 3), (5, 1, 3))
+    torch.testing.assert_close(tokens, tokens_3d, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # partner: a mel table that differs must show
+        deep.blocks[0].attention.rel_pos[2].add_(torch.randn_like(deep.blocks[0].attention.rel_pos[2]))
+    assert (deep(x[:, :, :, None])[0] - tokens).abs().max() > 1e-3
+
+
+def encoder(**changes) -> MultiscaleEncoder:
+    settings = dict(
+        in_channels=1,
+        size=(40, 24),
+        patch_kernel=(4, 4),
+        patch_stride=(4, 4),
+        patch_padding=(0, 0),
+        stages=(Stage(1, 8, 1, (1, 1), (3, 1)), Stage(2, 16, 2, (2, 1), (3, 1)), Stage(1, 32, 4, (2, 2), (3, 3))),
+        stride_kv=(4, 4),
+        class_token=False,
+        drop_path=0.0,
+    )
+    return MultiscaleEncoder(**settings | changes)
+
+
+def test_key_strides_shrink_by_the_query_strides_of_each_axis():
+    strides = [block.attention.pool_k.stride for block in encoder().blocks]
+    # An axis whose kernel is 1 is not pooled; time has been halved once in stage 2 and twice in stage 3, mel once.
+    assert strides == [(4, 1), (2, 1), (2, 1), (1, 2)]
+    assert [block.attention.pool_q.stride for block in encoder().blocks] == [(1, 1), (2, 1), (1, 1), (2, 2)]
+
+
+def test_the_shortcut_is_max_pooled_on_the_grid():
+    block = MultiscaleBlock(
+        4, Stage(1, 4, 1, (2, 1), (3, 1)), grid=(5, 2), stride_q=(2, 1), stride_kv=(1, 1), num_prefix=1, drop_path=0.0
+    )
+    x = torch.randn(1, 11, 4)
+    grid = x[0, 1:].view(5, 2, 4)
+    rows = [grid[max(2 * i - 1, 0) : 2 * i + 2].amax(0) for i in range(3)]  # window of 3 around every second row
+    want = torch.cat((x[0, :1], torch.stack(rows).view(6, 4)))
+    torch.testing.assert_close(block.pool_skip(x, (5, 2))[0], want)
+
+
+def test_dropped_paths_grow_with_depth_and_rest_in_evaluation():
+    model = randomise(encoder(drop_path=0.6), 0.2)
+    assert [round(block.drop_path.p, 6) for block in model.blocks] == [0.0, 0.2, 0.4, 0.6]
+    x = torch.randn(4, 1, 40, 24)
+    assert not torch.equal(model.train()(x)[0], model(x)[0])
+    assert torch.equal(model.eval()(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("size", [(40, 24), (4, 4), (72, 8), (41, 27)])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_other_input_sizes_work_without_a_change_of_weights(size, class_token):
+    model = encoder(class_token=class_token).eval()
+    tokens, grid = model(torch.randn(2, 1, *size))
+    time, mel = size[0] // 4, size[1] // 4
+    want = (-(-time // 4), -(-mel // 2))  # halved twice and once, rounded up
+    assert grid == want
+    assert tokens.shape == (2, class_token + want[0] * want[1], 32)
+    assert tokens.isfinite().all()
+
+
+def test_an_input_smaller_than_a_patch_is_refused_with_the_size_that_works():
+    with pytest.raises(ValueError, match=r"\(40, 3\).*at least \(4, 4\)"):
+        encoder()(torch.randn(1, 1, 40, 3))
+    with pytest.raises(ValueError, match=r"at least \(2, 4\)"):  # padding makes a smaller one possible
+        encoder(patch_padding=(1, 0))(torch.randn(1, 1, 1, 24))
+    assert encoder(patch_padding=(1, 0))(torch.randn(1, 1, 2, 24))[1] == (1, 3)
+
+
+@pytest.mark.parametrize("stage", [Stage(1, 8, 1, (3, 1), (3, 3)), Stage(1, 8, 1, (1, 2), (3, 1))])
+def test_a_query_stride_that_pooling_cannot_do_is_refused(stage):
+    with pytest.raises(ValueError, match="must be 1 or 2"):
+        encoder(stages=(stage,))
+
+
+def test_features_are_the_class_token_or_the_mean():
+    tokens = torch.randn(2, 7, 32)
+    torch.testing.assert_close(encoder(class_token=True).features(tokens), tokens[:, 0])
+    torch.testing.assert_close(encoder().features(tokens), tokens.sum(1) / 7)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_training_works_after_prediction_on_the_same_grid(mode):
+    """Position indices are cached: those made while predicting must serve training too."""
+    relative_index.cache_clear()
+    model = encoder()
+    x = torch.randn(2, 1, 40, 24)
+    with mode():
+        model(x)
+    model(x)[0].sum().backward()
+
+
+def test_bfloat16_stays_close_to_fp32():
+    model = encoder().eval()
+    x = torch.randn(2, 1, 40, 24)
+    want = model(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model(x)[0]
+    got.float().sum().backward()
+    assert ((got.float() - want).norm() / want.norm()).item() < 0.03
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_fp64_is_computed_in_fp64():
+    model = encoder().eval()
+    x = torch.randn(1, 1, 40, 24)
+    want = model(x)[0].double()
+    got = model.double()(x.double())[0]
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
