@@ -15,9 +15,12 @@ from mmtlib import run
 from mmtlib.params import Params
 from mmtlib.paths import ROOT
 
-# How a stage is started, checked and stored: what these pass on is in params.yaml and the notebook, which DVC
-# tracks, and a field added for one stage must not run all the others again.
-PLUMBING = {f"mmtlib/{name}.py" for name in ("__init__", "files", "params", "paths", "run")}
+# What decides no result, and what it imports: a field added for one stage, or a picture, must not run the others
+# again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a smoke
+# workspace, and that alone; what only draws in notebooks.
+PLUMBING = {
+    f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")
+}
 PIPELINE = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 
 
@@ -56,13 +59,14 @@ def defining_file(module: str, name: str | None, root: Path) -> Path | None:
 
 
 def closure(code: str, root: Path = ROOT) -> set[str]:
-    """Return the files of mmtlib that code imports, and those that they import in turn."""
+    """Return the files of mmtlib that code imports and those that they import in turn, without the plumbing."""
+    plumbing = {None, *(root / name for name in PLUMBING)}
     reached: set[Path] = set()
-    fresh = {defining_file(*item, root) for item in imports(code)} - {None}
+    fresh = {defining_file(*item, root) for item in imports(code)} - plumbing
     while fresh:
         reached |= fresh
         found = {defining_file(*item, root) for file in fresh for item in imports(file.read_text())}
-        fresh = found - reached - {None}
+        fresh = found - reached - plumbing
     return {file.relative_to(root).as_posix() for file in reached}
 
 
@@ -73,7 +77,8 @@ def test_the_closure_follows_re_exports_submodules_and_imports_in_functions(tmp_
         "mmtlib/data/table.py": "import os\nimport mmtlib.low",
         "mmtlib/data/other.py": "",
         "mmtlib/low.py": "def f():\n    from mmtlib import lazy",
-        "mmtlib/lazy.py": "from mmtlib.low import f",
+        "mmtlib/lazy.py": "from mmtlib.low import f\nfrom mmtlib import smoke",
+        "mmtlib/smoke.py": "import mmtlib.data.other",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,7 @@ def test_stages_are_those_of_the_runner_in_order():
 def test_a_stage_depends_on_its_code_cells_and_exactly_the_modules_they_import(name):
     notebook = nbformat.read(run.notebook_of(name), as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    wanted = {f"build/notebooks/{name}.json", *(closure(code) - PLUMBING)}
+    wanted = {f"build/notebooks/{name}.json", *closure(code)}
     listed = {dep for dep in stage(name)["deps"] if dep.startswith(("build/", "mmtlib"))}
     lines = "\n".join(f"      - {dep}" for dep in sorted(wanted))
     assert listed == wanted, f"in dvc.yaml, the deps of {name} that are code must be\n{lines}"
