@@ -15,9 +15,9 @@ from mmtlib import run
 from mmtlib.params import Params
 from mmtlib.paths import ROOT
 
-# What decides no result, and what it imports: a field added for one stage, or a picture, must not run the others
-# again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a smoke
-# workspace, and that alone; what only draws in notebooks.
+# What decides no result, and what it imports: a field added for one stage, or a picture, must not run the
+# others again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a
+# smoke workspace, and that alone; what only draws in notebooks.
 PLUMBING = {
     f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")
 }
@@ -59,7 +59,7 @@ def defining_file(module: str, name: str | None, root: Path) -> Path | None:
 
 
 def closure(code: str, root: Path = ROOT) -> set[str]:
-    """Return the files of mmtlib that code imports and those that they import in turn, without the plumbing."""
+    """Return the files of mmtlib that code imports and what they import in turn, without the plumbing."""
     plumbing = {None, *(root / name for name in PLUMBING)}
     reached: set[Path] = set()
     fresh = {defining_file(*item, root) for item in imports(code)} - plumbing
