@@ -515,6 +515,7 @@ class Studio:
 
         Raises:
             GenerationError: no try worked.
+            EngineError: the engine ended three times.
         """
         if self._clips >= self.clips_per_engine:
             self._restart()
@@ -525,17 +526,18 @@ class Studio:
         audible = bool(rng.random() < kind.audible) or not visible
         snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*HIDDEN_SNR))
         reasons: list[str] = []
+        crashes = 0
         while len(reasons) < TRIES:
             try:
                 frames, raw, onset, level = self._try(spec, visible, len(reasons))
             except _Failed as reason:
                 reasons.append(str(reason))
                 continue
-            except EngineError as error:
-                self.restarts += 1
-                if self.restarts > 20:
+            except EngineError:  # the same try again, in a new engine: a crash must not change the set
+                crashes += 1
+                if crashes == 3:
                     raise
-                reasons.append(f"engine ended: {error}")
+                self.restarts += 1
                 self._restart()
                 continue
             pcm, ratio = mix(raw, onset, snr, self.bank, rng, hidden=None if audible else hidden)

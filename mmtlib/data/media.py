@@ -62,9 +62,9 @@ def write_clip(
             streams = []
             if frames is not None:
                 rate = Fraction(fps).limit_denominator(1001)
-                video = container.add_stream(
-                    "libx264", rate=rate, options={"preset": "veryfast", "crf": "23", "threads": "1"}
-                )
+                # Without mbtree: with it, the libx264 of PyAV 18 gives other bytes from one call to the next.
+                encoder = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
+                video = container.add_stream("libx264", rate=rate, options=encoder)
                 video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
                 streams.append((video, _picture_frames(frames)))
             if pcm is not None:
