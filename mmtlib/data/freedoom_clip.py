@@ -99,7 +99,7 @@ WALK_UNITS = (150.0, 420.0)
 MONSTER_DISTANCE = (88, 256)
 MIN_PIXELS = 80  # of 160 x 120: what is smaller on screen does not count as seen
 
-TRIES = 24  # per clip
+TRIES = 60  # per clip; one that comes to nothing is soon over
 
 # ------------------------------------------------------------------------------- actors, weapons, sounds
 

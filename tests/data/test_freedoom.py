@@ -302,6 +302,7 @@ def test_an_interrupted_set_ends_up_the_same(tmp_path):
     assert description["ceilings"] == freedoom.ceilings(manifest)
     whole = content(tmp_path)
     kept = tmp_path / "clips" / "test-teleport-0000.mp4"
+    before = kept.stat().st_mtime_ns
     for label in ("fire_shotgun", "walk_backward", "turn_left"):
         (tmp_path / "clips" / f"test-{label}-0000.mp4").unlink()
     (tmp_path / "manifest.csv").unlink()
