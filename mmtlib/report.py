@@ -1,0 +1,429 @@
+"""The report: reports/tables, reports/figures and reports/README.md, from what the stages left behind.
+
+Every number and every verdict in the text is computed here, none is typed.
+"""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from ruamel.yaml import YAML
+
+from mmtlib import figures
+from mmtlib.figures import READS
+from mmtlib.files import write_bytes, write_text
+from mmtlib.params import Params
+from mmtlib.paths import ROOT
+from mmtlib.results import (
+    GROUPS,
+    ReportError,
+    Result,
+    ablations_table,
+    ceilings_table,
+    clip_scores,
+    confusion_matrix,
+    costs_table,
+    coverage_table,
+    curves_table,
+    defaults,
+    headline_table,
+    load_results,
+    paired_difference,
+    per_class_table,
+    read_features,
+    results_table,
+    tsne_points,
+    verdict,
+)
+
+__all__ = ["Report", "ReportError", "build_report", "update_readme", "write_report"]
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+"""The lines of the top-level README.md between which the results stand."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report before it is written: tables and figures by the name of their file, and the text."""
+
+    tables: dict[str, pd.DataFrame]
+    figures: dict[str, Figure]
+    text: str  # reports/README.md
+    section: str  # of the top-level README.md
+
+
+def write_report(workspace: Path, params: Params) -> dict[str, Any]:
+    """Write the report below `workspace`; in the repository itself, the top-level README's results, too.
+
+    Returns `readme`, `tables` and `figures` (paths, the latter two by name) and `test_top1`: percent by
+    "model/modality" for the rows of the headline table. Raises ReportError, naming the stage to run, when
+    something that an earlier stage writes is missing.
+    """
+    workspace = Path(workspace).resolve()
+    report = build_report(workspace, params)
+    tables = {name: workspace / f"reports/tables/{name}.csv" for name in report.tables}
+    for name, path in tables.items():
+        write_text(path, report.tables[name].to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    pictures = {name: workspace / f"reports/figures/{name}.png" for name in report.figures}
+    for name, path in pictures.items():
+        write_bytes(path, figures.png(report.figures[name]))
+    readme = workspace / "reports/README.md"
+    write_text(readme, report.text)
+    if workspace == ROOT:
+        print(update_readme(ROOT / "README.md", report.section))
+    top1 = {
+        f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()
+    }
+    return {"readme": readme, "tables": tables, "figures": pictures, "test_top1": top1}
+
+
+def build_report(workspace: Path, params: Params) -> Report:
+    """Compute the tables, figures and text of a workspace; write nothing. Raises ReportError."""
+    features = read_features(workspace)
+    results = load_results(workspace, params)
+    costs = costs_table(results, features)
+    tables = {
+        "results": results_table(results, features["name"]),
+        "headline": headline_table(results, costs, params),
+        "ablations": ablations_table(results, costs, params),
+        "per_class": per_class_table(results, features["classes"]),
+        "coverage": coverage_table(features),
+        "ceilings": ceilings_table(workspace),
+        "costs": costs,
+    }
+    answer = _answer(results, features, tables, params)
+    return Report(
+        tables,
+        report_figures(results, features, tables),
+        _text(results, features, tables, params, answer),
+        _section(tables, params, answer),
+    )
+
+
+def report_figures(
+    results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame]
+) -> dict[str, Figure]:
+    """All figures by the name of their file."""
+    main, classes = defaults(results), features["classes"]
+    titles = {name: f"{result.label}, {READS[name]}" for name, result in main.items()}
+    audio_peers = [r for r in results if r.group == "baseline" and r.modality == "audio"]
+    mapped = [main["av"], main["audio"], *audio_peers[:1]]
+    head = tables["headline"]
+    return {
+        "headline": figures.headline(
+            head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)
+        ),
+        "learning_curves": figures.learning_curves(curves_table(results)),
+        "confusion": figures.confusion(
+            {titles[name]: confusion_matrix(result, name, classes) for name, result in main.items()}, classes
+        ),
+        "per_class": figures.per_class(tables["per_class"].dropna()),
+        "tsne": figures.tsne(
+            {f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality) for r in mapped}, classes
+        ),
+        "ablations": figures.ablations(tables["ablations"]),
+    }
+
+
+def update_readme(path: Path, section: str) -> str:
+    """Put `section` between the markers of the README at `path`; returns a line that says what was done."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        return (
+            f"{path.name} is left as it is: it has no lines {BEGIN} and {END}, once each and in this order."
+        )
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    write_text(path, f"{before}\n{section.strip()}\n{after}")
+    return f"{path.name}: results updated."
+
+
+# ------------------------------------------------------------------------------- the text
+
+
+def _text(
+    results: list[Result],
+    features: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    params: Params,
+    answer: str,
+) -> str:
+    versions = _markdown(pd.DataFrame(about_versions().items(), columns=["what", "version"]))
+    changed = _changed(results, params)
+    parts = [
+        f"# Multiscale audio-video Transformers on {features['name']}",
+        "This file is written by the stage `report`; do not edit it.",
+        answer,
+        "## Results",
+        _headline(tables["headline"]),
+        _picture("headline", _headline_caption(tables)),
+        _protocol(tables["headline"], params),
+        "## Ablations",
+        "Each row is compared with the default that it changes, clip by clip on the test split. *Difference* "
+        f"is row minus default in points of top-1, with its {_level(params)} interval. *The default is "
+        "better* holds if all of the interval is below 0, does not hold if it is above, otherwise undecided.",
+        *_ablation_groups(tables["ablations"]),
+        _picture(
+            "ablations",
+            "Left of the line the default is better; an interval that reaches it decides nothing.",
+        ),
+        "## Data",
+        f"{len(features['classes'])} classes. How many clips each split lists and how many could be used; "
+        "*silent* and *blind* ones lack sound or picture, and count where the other is enough.",
+        _markdown(tables["coverage"]),
+        _ceilings(tables),
+        "## How they learn",
+        _picture(
+            "learning_curves",
+            "Solid: ours, dashed: baselines. The dot is the epoch whose weights are kept, chosen on "
+            "validation. Where training still falls while validation stands still, the model overfits.",
+        ),
+        "## Which classes",
+        _picture("per_class", _per_class_caption(tables["per_class"])),
+        _picture(
+            "confusion",
+            "Rows are true classes, in percent of the row. A dark cell off the diagonal is a pair of classes "
+            "that the model confuses; compare the panels to see which pairs the other sense settles.",
+        ),
+        _picture(
+            "tsne",
+            "Each point is a test clip, each colour and marker a class (t-SNE, first seed). Look for classes "
+            "that form a group in one panel and not in another; distances between groups mean little.",
+        ),
+        "## Tables",
+        "\n".join(f"- [{name}.csv](tables/{name}.csv)" for name in tables),
+        "## Parameters",
+        f"```yaml\n{params_yaml(params).strip()}\n```",
+        *([f"Trained with other values than these: {', '.join(changed)}."] if changed else []),
+        "## Versions",
+        versions,
+        f"Data set: {features['name']}, fingerprint of the features `{features['fingerprint']}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(tables: dict[str, pd.DataFrame], params: Params, answer: str) -> str:
+    return "\n\n".join(
+        [
+            answer,
+            _headline(tables["headline"]),
+            _picture("headline", _headline_caption(tables), folder="reports/figures"),
+            f"{_seeds(params)} Everything else is in [reports/README.md](reports/README.md).",
+        ]
+    )
+
+
+def _answer(
+    results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame], params: Params
+) -> str:
+    """The question and what the numbers say, with a word for each comparison that its interval decides."""
+    main, head = defaults(results), tables["headline"]
+    better = max(("audio", "video"), key=lambda name: clip_scores(main[name], name).mean())
+    pairs = [(main["av"], main[better], "the better of the two single ones, ")]
+    pairs += [(main[r.modality], r, "its baseline ") for r in results if r.group == "baseline"]
+    sentences = [_comparison(first, second, role, params) for first, second, role in pairs]
+    return (
+        "**Do sound and picture together tell more than the better of the two, and do multiscale "
+        f"Transformers tell more than single-scale ones?** On {head['n'].max()} test clips of "
+        f"{features['name']} in {len(features['classes'])} classes, by top-1: {' '.join(sentences)}"
+    )
+
+
+def _comparison(first: Result, second: Result, role: str, params: Params) -> str:
+    one, two = (clip_scores(result, result.modality) for result in (first, second))
+    difference, low, high = paired_difference(one, two, params.report.bootstrap, params.report.confidence)
+    word = {"holds": "beats", "does not hold": "does not beat", "undecided": "cannot be told apart from"}
+    return (
+        f"{first.label} ({READS[first.modality]}, {one.mean():.1f} %) {word[verdict(low, high)]} {role}"
+        f"{second.label} ({READS[second.modality]}, {two.mean():.1f} %): {difference:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}]."
+    )
+
+
+def _headline(table: pd.DataFrame) -> str:
+    shown = pd.DataFrame(
+        {
+            "model": ["**" + row.model + "**" if row.ours else row.model for row in table.itertuples()],
+            "reads": [
+                READS[row.modality] + (" (other withheld)" if row.withheld else "")
+                for row in table.itertuples()
+            ],
+            "objective": table["objective"],
+            "test top-1 (%)": [
+                f"{row.top1:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in table.itertuples()
+            ],
+            "std over seeds": [f"{value:.1f}" for value in table["std"]],
+            "top-5 (%)": [f"{value:.1f}" for value in table["top5"]],
+            "params (M)": [f"{value:.2f}" for value in table["params_m"]],
+            "MMACs": ["" if row.withheld else f"{row.mmacs:.0f}" for row in table.itertuples()],
+        }
+    )
+    return _markdown(shown.drop(columns=["std over seeds"] if table["std"].isna().all() else []))
+
+
+def _headline_caption(tables: dict[str, pd.DataFrame]) -> str:
+    tops = _test_ceilings(tables["ceilings"])
+    lines = " Thin lines are the best that the data allows with one sense alone." if tops else ""
+    return (
+        "Test top-1. Bars of one colour read the same; error bars are bootstrap intervals over clips, the "
+        f"dotted line is chance.{lines}"
+    )
+
+
+def _protocol(head: pd.DataFrame, params: Params) -> str:
+    return (
+        f"Ours are in bold. {_seeds(params)} Brackets are {_level(params)} bootstrap intervals "
+        f"({params.report.bootstrap} resamples of the {_span(head['n'])} test clips): what other clips of "
+        "the kind might change, not what another seed might. The weights kept are those of the epoch with "
+        "the highest validation top-1 (of equals, the lowest validation loss); the test split is read "
+        "once, after that. All runs share the recipe `training`; their epochs and learning rates are in the "
+        "parameters of the report. Rows with the other sense withheld come from the same weights as the row "
+        "of both. MMACs are million multiply-accumulates for a clip, with all that the model reads."
+    )
+
+
+def _span(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return str(high) if low == high else f"{low} to {high}"
+
+
+def _seeds(params: Params) -> str:
+    seeds = params.seeds
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]})."
+    return f"{len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are means over them."
+
+
+def _level(params: Params) -> str:
+    return f"{100 * params.report.confidence:g} %"
+
+
+def _ablation_groups(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for group in (name for name in GROUPS if name in set(table["group"])):
+        part = table[table["group"] == group]
+        against = " / ".join(f"`{name}`" for name in dict.fromkeys(part["default"]))
+        shown = pd.DataFrame(
+            {
+                "row": part["row"],
+                "model": part["model"],
+                "default": part["default"],
+                "reads": part["modality"].map(READS),
+                "objective": part["objective"],
+                "test top-1 (%)": [
+                    f"{row.top1:.1f}" + (f" ± {row.std:.1f}" if row.n_seeds > 1 else "")
+                    for row in part.itertuples()
+                ],
+                "difference": [
+                    f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in part.itertuples()
+                ],
+                "the default is better": part["verdict"],
+                "params (M)": [f"{value:.2f}" for value in part["params_m"]],
+                "MMACs": [f"{value:.0f}" for value in part["mmacs"]],
+            }
+        )
+        counts = part["verdict"].value_counts()
+        summary = ", ".join(
+            f"{name} for {counts[name]} of {len(part)}"
+            for name in ("holds", "does not hold", "undecided")
+            if name in counts
+        )
+        parts += [f"### {group.capitalize()}", f"{GROUPS[group]} Default: {against}. {summary.capitalize()}."]
+        parts.append(_markdown(shown))
+    return parts
+
+
+def _ceilings(tables: dict[str, pd.DataFrame]) -> str:
+    table = tables["ceilings"]
+    if table.empty:
+        return "The data set states no ceilings."
+    wide = table.pivot(index="split", columns="modality", values="ceiling").reindex(table["split"].unique())
+    wide = wide[[name for name in READS if name in wide]].map("{:.1f}".format)
+    wide.columns = [f"{READS[name]} alone (%)" for name in wide.columns]
+    tops = _test_ceilings(table)
+    best = tables["headline"].groupby("modality")["top1"].max()
+    gaps = [
+        f"{READS[name]} alone is {tops[name] - best[name]:.1f} points below "
+        f"({best[name]:.1f} of {tops[name]:.1f})"
+        for name in READS
+        if name in tops and name in best
+    ]
+    room = f" On test, the best model with {'; with '.join(gaps)}." if gaps else ""
+    return (
+        "The best top-1 that one sense alone can reach: some events are not heard, some not seen, and of "
+        f"those only a guess is left.{room}\n\n{_markdown(wide.reset_index())}"
+    )
+
+
+def _test_ceilings(table: pd.DataFrame) -> dict[str, float]:
+    return table[table["split"] == "test"].set_index("modality")["ceiling"].to_dict()
+
+
+def _per_class_caption(table: pd.DataFrame) -> str:
+    known = table.dropna()
+    gap = (known["audio"] - known["video"]).to_numpy()
+    heard, seen = known["class"].iloc[gap.argmax()], known["class"].iloc[gap.argmin()]
+    gained = int((known["av"] > known[["audio", "video"]].max(axis=1)).sum())
+    return (
+        f"Test accuracy by class. Against picture, sound does best for `{heard}` ({gap.max():+.0f} points) "
+        f"and worst for `{seen}` ({gap.min():+.0f}); both together are above the better one in {gained} of "
+        f"{len(known)} classes."
+    )
+
+
+def _picture(name: str, caption: str, folder: str = "figures") -> str:
+    return f"![{name.replace('_', ' ')}]({folder}/{name}.png)\n\n*{caption}*"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def _changed(results: list[Result], params: Params) -> list[str]:
+    """Runs whose weights were trained with other settings than `params` has."""
+    wanted = {stage: getattr(params, stage) for stage in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
+    wanted |= params.ablations
+    return [
+        result.name
+        for result in results
+        if result.trained.model_dump(mode="json")
+        != wanted[result.name].model_dump(mode="json", exclude={"group"})
+    ]
+
+
+def params_yaml(params: Params) -> str:
+    """The parameters as YAML, without those that params.yaml left out."""
+    stream = StringIO()
+    YAML().dump(params.model_dump(mode="json", exclude_unset=True), stream)
+    return stream.getvalue()
+
+
+def about_versions() -> dict[str, str]:
+    """What made the report: Python, the packages that scores may depend on, and the commit of the code."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchaudio", "torchvision", "transformers", "numpy"):
+        try:
+            found[package] = version(package).split("+")[0]  # without the build for one platform
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", "mmtlib", "params.yaml", "dvc.yaml")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}, with uncommitted changes" if changed else commit

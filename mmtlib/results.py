@@ -1,0 +1,407 @@
+"""What the stages left in a workspace, and the tables that follow from it.
+
+Scores come from the stored predictions; intervals are bootstraps over clips, paired by clip where two models
+are compared.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from mmtlib.efficiency import count_macs, count_parameters
+from mmtlib.evaluation import read_predictions, scores
+from mmtlib.models import MODALITY, build_model
+from mmtlib.models.weights import WeightsError, load_weights
+from mmtlib.params import Objective, Params, Run
+
+STAGES = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
+"""The stage that trains the default model of each modality."""
+
+GROUPS = {
+    "modality": "Are sound and picture together better than either alone?",
+    "baseline": "Is the multiscale Transformer better than its single-scale peer?",
+    "objective": "Is the default objective better than these?",
+    "fusion": "Is the default fusion better than these?",
+    "pooling": "Is the default pooling of the audio Transformer better than these?",
+}
+"""The blocks of ablations.csv, each with the claim that its rows test: the default is the better one."""
+
+
+class ReportError(RuntimeError):
+    """Something that an earlier stage writes is missing or unreadable; the message names that stage."""
+
+
+# ------------------------------------------------------------------------------- what the stages left
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of params.yaml, of every seed, as it was trained.
+
+    `label` is the model's name in the tables, with a variant where a row changes its settings (mmt_t-concat).
+    `trained` is the run's section as the weights file holds it. `predictions` and `curves` are by seed.
+    """
+
+    stage: str
+    name: str
+    group: str | None
+    label: str
+    trained: Run
+    predictions: dict[int, pd.DataFrame]
+    curves: dict[int, pd.DataFrame]
+
+    @property
+    def modality(self) -> str:
+        """What the model reads: audio, video or av."""
+        return MODALITY[self.trained.model]
+
+    @property
+    def objective(self) -> str:
+        """ce, ce+avc, ce+imc or ce+avc+imc."""
+        return objective_name(self.trained.objective)
+
+
+def load_results(workspace: Path, params: Params) -> list[Result]:
+    """Everything that params.yaml asks to be trained: the three stages, then the rows of `ablations`.
+
+    Raises ReportError, naming the stage to run, for the first file that is missing or damaged.
+    """
+    stages = [(stage, stage, None, getattr(params, stage)) for stage in STAGES.values()]
+    rows = [("ablations", name, row.group, row) for name, row in params.ablations.items()]
+    results = []
+    for stage, name, group, _ in stages + rows:
+        trained, predictions, curves = None, {}, {}
+        for seed in params.seeds:
+            weights = _find(workspace, "models", stage, name, seed, "safetensors")
+            try:
+                trained = Run.model_validate(
+                    {key: value for key, value in load_weights(weights)[1]["run"].items() if key != "group"}
+                )
+                predictions[seed] = read_predictions(
+                    _find(workspace, "predictions", stage, name, seed, "parquet")
+                )
+                curves[seed] = pd.read_csv(_find(workspace, "models", stage, name, seed, "csv"))
+            except (WeightsError, ValueError, OSError, KeyError) as error:
+                raise ReportError(f"{error}; run stage {_run_again(stage, name)} again.") from error
+        reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
+        label = (
+            trained.model if group is None else model_label(name, trained, reference and reference.trained)
+        )
+        results.append(Result(stage, name, group, label, trained, predictions, curves))
+    return results
+
+
+def model_label(row: str, run: Run, reference: Run | None) -> str:
+    """The model's name in the tables: `mmt_t` where a row changes the objective only, else `mmt_t-concat`.
+
+    `reference` is the stage's run of the same model, if there is one; the variant is the row's name without
+    the model's.
+    """
+    if row == run.model:
+        return run.model
+    if reference is not None:
+        same = run.model_dump(exclude={"objective", "group"}) == reference.model_dump(exclude={"objective"})
+        if same and objective_name(run.objective) != objective_name(reference.objective):
+            return run.model
+    variant = row
+    for prefix in (run.model, run.model.rsplit("_", 1)[0]):
+        if row.startswith((f"{prefix}_", f"{prefix}-")):
+            variant = row[len(prefix) + 1 :]
+            break
+    return f"{run.model}-{variant.replace('_', '-')}"
+
+
+def objective_name(objective: Objective) -> str:
+    """ce, ce+avc, ce+imc or ce+avc+imc: the losses that have a weight."""
+    return "+".join(["ce"] + [part for part in ("avc", "imc") if getattr(objective, part) > 0])
+
+
+def _find(workspace: Path, kind: str, stage: str, name: str, seed: int, suffix: str) -> Path:
+    """The file of one run and seed: <kind>/<stage>/<name>-seed<k>.<suffix>, for a row one folder deeper."""
+    folder, file = workspace / kind / stage, f"{name}-seed{seed}.{suffix}"
+    found = sorted(folder.glob(f"**/{file}"))
+    if not found:
+        raise ReportError(f"{folder} has no {file}; run stage {_run_again(stage, name)}.")
+    return found[0]
+
+
+def _run_again(stage: str, name: str) -> str:
+    return stage if stage != "ablations" else f"ablations for row {name}"
+
+
+def read_features(workspace: Path) -> dict[str, Any]:
+    """features.json; ReportError if the stage has not run."""
+    path = workspace / "data/features/features.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{path} does not exist; run stage features.") from None
+    except ValueError as error:
+        raise ReportError(f"{path} is damaged ({error}); run stage features again.") from error
+
+
+# ------------------------------------------------------------------------------- statistics
+
+
+def clip_scores(result: Result, modality: str, split: str = "test") -> pd.Series:
+    """100 where a clip is recognised and 0 where not, averaged over the seeds; the index is clip_id."""
+    columns = []
+    for table in result.predictions.values():
+        part = table[(table["split"] == split) & (table["modality"] == modality)]
+        if part.empty:
+            raise ReportError(
+                f"the predictions of {result.name} hold no {split} clip for modality {modality}; "
+                f"run stage {_run_again(result.stage, result.name)} again."
+            )
+        right = guesses(part) == part["label_index"].to_numpy()
+        columns.append(pd.Series(100.0 * right, index=part["clip_id"].to_numpy()))
+    return pd.concat(columns, axis=1).mean(axis=1).sort_index()
+
+
+def guesses(predictions: pd.DataFrame) -> np.ndarray:
+    # torch's topk, as evaluation has it, so that a tie is broken alike everywhere.
+    return torch.as_tensor(np.stack(predictions["logits"].tolist())).topk(1).indices[:, 0].numpy()
+
+
+def bootstrap(
+    values: Float[np.ndarray, " clips"], resamples: int, confidence: float
+) -> tuple[float, float, float]:
+    """Mean of `values` and its percentile interval over resampled clips, the same on every call."""
+    values = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    means = np.empty(resamples)
+    for start in range(0, resamples, 256):  # in blocks, to bound the memory
+        block = means[start : start + 256]
+        block[:] = values[rng.integers(0, len(values), (len(block), len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+def paired_difference(
+    first: pd.Series, second: pd.Series, resamples: int, confidence: float
+) -> tuple[float, float, float]:
+    """Mean of first - second over the clips that both have, and its bootstrap interval. Points of top-1."""
+    both = pd.concat([first, second], axis=1, join="inner").sort_index()
+    if both.empty:
+        raise ReportError(
+            "two models have no test clip in common; run the training stages again on one data set."
+        )
+    return bootstrap((both.iloc[:, 0] - both.iloc[:, 1]).to_numpy(), resamples, confidence)
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of an advantage says of the claim that there is one."""
+    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def results_table(results: list[Result], dataset: str) -> pd.DataFrame:
+    """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent)."""
+    rows = []
+    for result in results:
+        for seed, predictions in result.predictions.items():
+            about = {"dataset": dataset, "model": result.label, "objective": result.objective, "seed": seed}
+            rows += [about | row for row in scores(predictions).to_dict("records")]
+    columns = ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
+    return pd.DataFrame(rows)[columns]
+
+
+def costs_table(results: list[Result], features: dict[str, Any]) -> pd.DataFrame:
+    """model, modality, params_m (millions), mmacs (million multiply-accumulates for a clip of `features`)."""
+    inputs = {
+        "audio": torch.zeros(1, 1, *features["log_mel"]["shape"][1:]),
+        "video": torch.zeros(1, 3, *features["frames"]["shape"][1:4]),
+    }
+    rows = []
+    for label, result in {result.label: result for result in results}.items():
+        model = build_model(result.trained.model, len(features["classes"]), **result.trained.overrides)
+        given = [inputs[name] for name in inputs if result.modality in ("av", name)]
+        rows.append(
+            {
+                "model": label,
+                "modality": result.modality,
+                "params_m": count_parameters(model) / 1e6,
+                "mmacs": count_macs(model, *given) / 1e6,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def defaults(results: list[Result]) -> dict[str, Result]:
+    """The default model of each modality."""
+    return {modality: next(r for r in results if r.name == stage) for modality, stage in STAGES.items()}
+
+
+def headline_table(results: list[Result], costs: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """Ours and the baselines on test: each model on what it reads, then those of both with one withheld.
+
+    Columns: model, modality, objective, ours, withheld, n, top1, low, high, std, top5, params_m, mmacs. Means
+    over the seeds; `std` is the standard deviation over them (empty with one seed), `low` and `high` the
+    bootstrap interval over clips.
+    """
+    shown = [r for r in results if r.group in (None, "baseline")]
+    order = {"audio": 0, "video": 1, "av": 2}
+    readings = [(r, r.modality) for r in sorted(shown, key=lambda r: order[r.modality])]
+    readings += [(r, m) for m in ("audio", "video") for r, kind in readings if kind == "av"]
+    rows = []
+    for result, modality in readings:
+        values = clip_scores(result, modality)
+        top1, low, high = bootstrap(values.to_numpy(), params.report.bootstrap, params.report.confidence)
+        seeds = [_test_scores(table, modality) for table in result.predictions.values()]
+        rows.append(
+            {
+                "model": result.label,
+                "modality": modality,
+                "objective": result.objective,
+                "ours": result.group is None,
+                "withheld": modality != result.modality,
+                "n": len(values),
+                "top1": top1,
+                "low": low,
+                "high": high,
+                "std": np.std([row["top1"] for row in seeds], ddof=1) if len(seeds) > 1 else np.nan,
+                "top5": np.mean([row["top5"] for row in seeds]),
+            }
+        )
+    return pd.DataFrame(rows).merge(costs.drop(columns="modality"), on="model", how="left")
+
+
+def _test_scores(predictions: pd.DataFrame, modality: str) -> dict[str, float]:
+    table = scores(predictions).set_index(["split", "modality"])
+    return table.loc[("test", modality)].to_dict()
+
+
+def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """Each row beside its default: top1, difference (row - default) with its interval, verdict, costs.
+
+    The default is the stage's model of the same modality; in the group `modality` it is the model of both.
+    The verdict is on the claim that the default is the better one. Columns: group, row, model, modality,
+    objective, default, n_seeds, top1, std, difference, low, high, verdict, params_m, mmacs.
+    """
+    main = defaults(results)
+    pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video")]
+    pairs += [(r.group, r, main[r.modality]) for r in results if r.group is not None]
+    pairs.sort(key=lambda pair: list(GROUPS).index(pair[0]))
+    rows = []
+    for group, result, default in pairs:
+        values = clip_scores(result, result.modality)
+        difference, low, high = paired_difference(
+            values,
+            clip_scores(default, default.modality),
+            params.report.bootstrap,
+            params.report.confidence,
+        )
+        seeds = [_test_scores(table, result.modality)["top1"] for table in result.predictions.values()]
+        rows.append(
+            {
+                "group": group,
+                "row": result.name if result.group else result.label,
+                "model": result.label,
+                "modality": result.modality,
+                "objective": result.objective,
+                "default": default.label,
+                "n_seeds": len(seeds),
+                "top1": np.mean(seeds),
+                "std": np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan,
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "verdict": verdict(-high, -low),
+            }
+        )
+    return pd.DataFrame(rows).merge(costs.drop(columns="modality"), on="model", how="left")
+
+
+def per_class_table(results: list[Result], classes: list[str]) -> pd.DataFrame:
+    """class, n (test clips), audio, video, av: percent recognised by the default model of each modality."""
+    table = pd.DataFrame(index=pd.Index(classes, name="class"))
+    for modality, result in defaults(results).items():
+        predictions = next(iter(result.predictions.values()))
+        labels = (
+            predictions[predictions["split"] == "test"]
+            .drop_duplicates("clip_id")
+            .set_index("clip_id")["label"]
+        )
+        values = clip_scores(result, modality).groupby(labels)
+        if modality == "av":
+            table.insert(0, "n", values.size().reindex(classes, fill_value=0))
+        table[modality] = values.mean().reindex(classes)
+    return table.reset_index()
+
+
+def coverage_table(features: dict[str, Any]) -> pd.DataFrame:
+    """split, then how many clips were listed, used, missing, broken, and are silent, blind or too short."""
+    return pd.DataFrame([{"split": split} | counts for split, counts in features["coverage"].items()])
+
+
+def ceilings_table(workspace: Path) -> pd.DataFrame:
+    """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where it states none."""
+    path = workspace / "data/clips/dataset.json"
+    try:
+        given = json.loads(path.read_text(encoding="utf-8")).get("ceilings", {}) if path.exists() else {}
+        rows = [(split, name, float(top)) for split, tops in given.items() for name, top in tops.items()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path} is damaged ({error}); run stage download again.") from error
+    return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
+
+
+def curves_table(results: list[Result]) -> pd.DataFrame:
+    """Learning curves of ours and the baselines: run, modality, ours, seed, epoch, ce, val_top1, kept."""
+    parts = []
+    for result in results:
+        if result.group in (None, "baseline"):
+            for seed, curve in result.curves.items():
+                part = curve[["epoch", "ce", "val_top1"]].copy()
+                kept = curve.sort_values(
+                    ["val_top1", "val_loss"], ascending=[False, True], kind="stable"
+                ).index[0]
+                part["kept"] = part.index == kept
+                about = {
+                    "run": result.label,
+                    "modality": result.modality,
+                    "ours": result.group is None,
+                    "seed": seed,
+                }
+                parts.append(part.assign(**about))
+    return pd.concat(parts, ignore_index=True)
+
+
+def confusion_matrix(
+    result: Result, modality: str, classes: list[str]
+) -> Float[np.ndarray, "classes classes"]:
+    """Test clips by true (rows) and predicted (columns) class, summed over the seeds."""
+    matrix = np.zeros((len(classes), len(classes)))
+    for table in result.predictions.values():
+        part = table[(table["split"] == "test") & (table["modality"] == modality)]
+        np.add.at(matrix, (part["label_index"].to_numpy(), guesses(part)), 1)
+    return matrix
+
+
+def tsne_points(result: Result, modality: str, limit: int = 1000) -> pd.DataFrame:
+    """x, y, label of at most `limit` test clips: t-SNE of the first seed's embeddings."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    table = next(iter(result.predictions.values()))
+    table = table[(table["split"] == "test") & (table["modality"] == modality)].sort_values("clip_id")
+    table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
+    vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
+    with threadpool_limits(1):  # the order of a parallel sum would show in the picture
+        if len(vectors) > 9:
+            perplexity = min(30.0, (len(vectors) - 1) / 3)
+            places = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(
+                vectors
+            )
+        else:  # too few for neighbourhoods
+            places = PCA(min(2, *vectors.shape), random_state=0).fit_transform(vectors)
+            places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": table["label"].to_numpy()})
