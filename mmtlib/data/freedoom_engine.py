@@ -190,9 +190,13 @@ def addon_text(actors: dict[str, str], sounds: dict[str, tuple[str, int, int]]) 
 
 
 def _write_addon(path: Path, text: str) -> None:
-    body = text.encode("ascii")
-    entry = struct.pack("<ii8s", 12, len(body), b"DECORATE")
-    path.write_bytes(b"PWAD" + struct.pack("<ii", 1, 12 + len(body)) + body + entry)
+    """Write the add-on as a WAD file: our actors, and no words across the picture where a secret is found."""
+    lumps = {b"DECORATE": text.encode("ascii"), b"LANGUAGE": b'[enu default]\nSECRETMESSAGE = "";\n'}
+    body, directory = b"", b""
+    for name, content in lumps.items():
+        directory += struct.pack("<ii8s", 12 + len(body), len(content), name)
+        body += content
+    path.write_bytes(b"PWAD" + struct.pack("<ii", len(lumps), 12 + len(body)) + body + directory)
 
 
 def _openal_folder(scratch: Path) -> Path | None:
@@ -291,7 +295,7 @@ class Engine:
         game.set_episode_timeout(0)
         # snd_efx 0: OpenAL 1.19 aborts on the engine's effects. No monsters but those a script puts there.
         game.add_game_args("-nomonsters +sv_cheats 1 +neverswitchonpickup 1")
-        game.add_game_args("+snd_efx 0 +snd_musicvolume 0 +con_midtime 0")
+        game.add_game_args("+snd_efx 0 +snd_musicvolume 0")
         try:
             game.init()
         except self._failures as error:
