@@ -1,0 +1,253 @@
+"""The data card of Freedoom-Sounds: data/README.md, computed from what the generator wrote, with examples."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mmtlib.data.features import LogMel
+from mmtlib.data.freedoom import NAME
+from mmtlib.data.freedoom_clip import CLASSES, DECOY, GAME, KINDS, split_levels
+from mmtlib.data.freedoom_engine import TICS_PER_SECOND
+from mmtlib.data.freedoom_sound import AUDIBLE_SNR, DISTRACTORS
+from mmtlib.data.manifest import SPLITS, read_manifest
+from mmtlib.data.media import read_clip
+from mmtlib.files import write_bytes, write_text
+
+FRAMES, SIZE, SAMPLE_RATE = 4, 96, 16_000
+SECONDS = 2.0
+KIND_WORDS = {
+    "seen_and_heard": "seen and heard",
+    "mostly_seen": "mostly seen",
+    "mostly_heard": "mostly heard",
+}
+
+
+class CardError(ValueError):
+    """There is no generated set to describe, or it is another one; the text says what to do."""
+
+
+def write_data_card(workspace: Path) -> dict[str, Path]:
+    """Write data/README.md and data/card/<kind>.jpg below `workspace`; return their paths by name.
+
+    Raises CardError where data/clips holds no Freedoom-Sounds; ManifestError, MediaError where it is damaged.
+    """
+    data = Path(workspace) / "data"
+    dataset = _read_dataset(data / "clips/dataset.json")
+    manifest = read_manifest(data / "clips/manifest.csv")
+    pictures = {kind: data / f"card/{kind}.jpg" for kind in KINDS}
+    for kind, path in pictures.items():
+        write_bytes(path, _jpeg(contact_sheet(data / "clips", manifest, kind)))
+    write_text(data / "README.md", card_text(manifest, dataset))
+    return {"readme": data / "README.md"} | pictures
+
+
+def _read_dataset(path: Path) -> dict[str, Any]:
+    try:
+        dataset = json.loads(path.read_text(encoding="utf-8"))
+        name = dataset["name"]
+    except FileNotFoundError:
+        raise CardError(f"{path} does not exist; run stage download.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CardError(f"{path} is damaged ({error!r}); run stage download again.") from error
+    if name != NAME:
+        raise CardError(
+            f"{path} describes {name}; only {NAME} has a generated card, write data/README.md by hand."
+        )
+    return dataset
+
+
+def class_table(manifest: pd.DataFrame) -> pd.DataFrame:
+    """class, kind, clips of each split, audible and visible (percent of the clips), snr_db (the median)."""
+    groups = manifest.groupby("label")
+    table = pd.DataFrame({"class": list(CLASSES)})
+    table["kind"] = [KIND_WORDS[event.kind] for event in CLASSES.values()]
+    for split in SPLITS:
+        counts = manifest[manifest["split"] == split]["label"].value_counts()
+        table[split] = table["class"].map(counts).fillna(0).astype(int)
+    table["audible"] = table["class"].map(100 * groups["audible"].mean())
+    table["visible"] = table["class"].map(100 * groups["visible"].mean())
+    table["snr_db"] = table["class"].map(groups["snr_db"].median())
+    return table
+
+
+def example(manifest: pd.DataFrame, label: str) -> pd.Series:
+    """The clip that stands for a class: the first that is seen and heard, else the first that is seen."""
+    clips = manifest[manifest["label"] == label]
+    # Stable: among equals the manifest's order decides.
+    best = clips.sort_values(["visible", "audible"], ascending=False, kind="stable")
+    if best.empty:
+        raise CardError(f"the manifest has no clip of {label}; run stage download again.")
+    return best.iloc[0]
+
+
+def contact_sheet(clips: Path, manifest: pd.DataFrame, kind: str) -> Figure:
+    """Frames and log-mel spectrogram of one clip of each class of a kind (a key of KINDS)."""
+    labels = [label for label, event in CLASSES.items() if event.kind == kind]
+    log_mel = LogMel(SAMPLE_RATE)
+    with rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(8.0, 1.15 * len(labels)), layout="constrained", dpi=100)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(labels), FRAMES + 1, squeeze=False, width_ratios=[1] * FRAMES + [1.8])
+        for row, label in zip(axes, labels, strict=True):
+            shown = example(manifest, label)
+            clip = read_clip(
+                clips / shown["path"], num_frames=FRAMES, size=SIZE, sample_rate=SAMPLE_RATE, seconds=SECONDS
+            )
+            for ax in row:
+                ax.set_xticks([])
+                ax.set_yticks([])
+            for ax, frame in zip(row, clip.frames, strict=False):
+                ax.imshow(frame)
+            with torch.inference_mode():
+                spectrogram = log_mel(torch.from_numpy(clip.waveform)).numpy()
+            row[-1].imshow(spectrogram.T, origin="lower", aspect="auto", cmap="magma", vmin=-14, vmax=4)
+            row[0].set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center")
+        axes[-1][-1].set_xlabel(f"time, {SECONDS:g} s")
+    return figure
+
+
+def _jpeg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 80, "optimize": True})
+    return buffer.getvalue()
+
+
+def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    made = dataset["generation"]
+    counts = manifest["split"].value_counts()
+    retries = _retries(made["retries"])
+    sheets = [
+        f"### {words.capitalize()}\n\n![{words}: frames and spectrograms](card/{kind}.jpg)"
+        for kind, words in KIND_WORDS.items()
+    ]
+    return CARD.format(
+        seconds=f"{SECONDS:g}",
+        number=len(CLASSES),
+        sizes=", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS),
+        seed=made["seed"],
+        game=GAME,
+        rate=TICS_PER_SECOND,
+        levels=", ".join(f"{len(split_levels(split))} {split}" for split in SPLITS),
+        decoy=f"{100 * DECOY:.0f}",
+        distractors=", ".join(f"{100 * share:.0f} % with {count}" for count, share in enumerate(DISTRACTORS)),
+        audible=f"{AUDIBLE_SNR:g}",
+        classes=_class_markdown(class_table(manifest)),
+        sheets="\n\n".join(sheets),
+        neither=int((~manifest["audible"] & ~manifest["visible"]).sum()),
+        ceilings=_ceilings_markdown(dataset["ceilings"]),
+        clips=made["clips"],
+        failed=int(retries["tries"].sum()),
+        restarts=made["engine_restarts"],
+        recipe=made["recipe"],
+        retries=_markdown(retries) if len(retries) else "No class needed one.",
+    )
+
+
+CARD = """\
+# Freedoom-Sounds
+
+This file is written by the stage `download`; do not edit it.
+
+First-person clips of {seconds} s with synchronous sound, in {number} classes: {sizes}. They are
+generated on your machine, not shipped, and follow from one number, the seed: this copy's is {seed}.
+
+## How it is made
+
+A script plays each clip in ViZDoom, on a level of Freedoom (`{game}`), at {rate} pictures a second: it puts
+the player somewhere, puts there what the event needs, and lets it happen at a random time. The event is
+then checked against the engine's own variables and its recorded sound, and the clip is made again, with
+other random numbers, where it did not happen.
+
+The splits share no level ({levels}). No single cue is meant to give a class away: any weapon may be in
+hand, the camera moves, other monsters, barrels or items stand about in {decoy} % of the clips,
+some clips of other classes are before a closed door, and other sounds of the game are mixed in
+({distractors})
+over faint noise. An event may be out of view, its sound then coming from somewhere around
+the player, or be drowned: it counts as *audible* above {audible} dB against everything else, as *visible*
+where enough pixels show it. Every clip's `scene`, `audible`, `visible`, `snr_db` and `onset_s` stand in
+`clips/manifest.csv`.
+
+## Classes
+
+Columns train, val and test count clips; audible and visible are shares of them in percent; the SNR is the
+median over clips whose event makes a sound.
+
+{classes}
+
+Below, each row is the first clip of its class that is both seen and heard (seen, for the silent motions). The
+spectrogram is log-mel over {seconds} s, low frequencies at the bottom.
+
+{sheets}
+
+## What one sense alone can reach
+
+The best top-1 of a classifier that names every clip it can see or hear, and guesses the rest; {neither} clips
+can be neither seen nor heard.
+
+{ceilings}
+
+## What was made again
+
+{clips} clips took {failed} further tries; the engine was restarted {restarts} times. Recipe `{recipe}`.
+
+{retries}
+
+## Licences
+
+- Art, sounds and levels: [Freedoom](https://freedoom.github.io), BSD 3-Clause. What is made with them may be
+  shared under that licence, with its notice.
+- [ViZDoom](https://github.com/Farama-Foundation/ViZDoom), whose wheel carries them: MIT; the engine inside it
+  has licences of its own. It is run, not copied.
+
+## What it can and cannot tell
+
+It can tell whether a model fuses two senses: of every clip it is known whether its event is heard, seen,
+both, masked or out of view; the classes are balanced and the labels are right by construction. It costs
+minutes on a laptop, and nobody's face or voice is in it.
+
+It cannot tell how well a model does on real video. The pictures are of one game: low resolution, few
+textures, sprites in place of bodies. The sounds are some dozen recordings, the same ones in training and
+test, placed, scaled and mixed anew, so that knowing a recording is enough where real sets ask for a kind of
+sound. A clip has one event and a camera that nobody carries. Weights and habits that rely on natural images
+and sounds may do worse here than on real sets, and the other way round. Compare models within this set, and
+do not hold its scores against those of another.
+"""
+
+
+def _class_markdown(table: pd.DataFrame) -> str:
+    shown = table.assign(
+        audible=table["audible"].map("{:.0f}".format),
+        visible=table["visible"].map("{:.0f}".format),
+        snr_db=["" if pd.isna(value) else f"{value:.1f}" for value in table["snr_db"]],
+    )
+    return _markdown(shown.rename(columns={"snr_db": "median SNR (dB)"}))
+
+
+def _ceilings_markdown(ceilings: dict[str, dict[str, float]]) -> str:
+    rows = [
+        {"split": split, "sound alone (%)": tops["audio"], "picture alone (%)": tops["video"]}
+        for split, tops in ceilings.items()
+    ]
+    return _markdown(pd.DataFrame(rows))
+
+
+def _retries(retries: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """class, tries, reasons: the tries that did not work, a row for each class that had one."""
+    rows = []
+    for label, reasons in retries.items():
+        ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        said = "; ".join(f"{reason} ({count})" for reason, count in ordered)
+        rows.append((label, sum(reasons.values()), said))
+    return pd.DataFrame(rows, columns=["class", "tries", "reasons"])
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)
