@@ -60,7 +60,9 @@ def test_avc_equals_the_loops(case, temperature):
     labels = LABELS[case]
     audio, video = embeddings(len(labels)), embeddings(len(labels))
     got = audio_video_contrastive(audio, video, torch.tensor(labels), temperature)
-    assert got.item() == pytest.approx(slow_avc(audio.tolist(), video.tolist(), labels, temperature), rel=1e-4, abs=1e-5)
+    assert got.item() == pytest.approx(
+        slow_avc(audio.tolist(), video.tolist(), labels, temperature), rel=1e-4, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
@@ -103,7 +105,7 @@ def test_scale_and_order_and_the_names_of_labels_do_not_matter():
 
 
 def test_supervised_positives_are_more_than_the_own_clip():
-    """With labels the loss pulls whole classes together; with all labels different only the own clip counts."""
+    """With labels whole classes are pulled together; where all differ only the own clip counts."""
     audio, video = embeddings(4), embeddings(4)
     alone = audio_video_contrastive(audio, video, torch.arange(4))
     logits = torch.nn.functional.normalize(audio) @ torch.nn.functional.normalize(video).T / 0.1

@@ -7,9 +7,15 @@ from transformers import ASTConfig, ASTModel
 from mmtlib.models import build_model, fusion
 from mmtlib.models.baselines import AST, MBT_SIZES
 
-MBT_TINY = dict(
-    dim=16, depth=4, num_heads=2, fusion_layer=2, audio_size=(48, 32), video_size=(4, 16, 24), patch=(2, 8, 8)
-)
+MBT_TINY = {
+    "dim": 16,
+    "depth": 4,
+    "num_heads": 2,
+    "fusion_layer": 2,
+    "audio_size": (48, 32),
+    "video_size": (4, 16, 24),
+    "patch": (2, 8, 8),
+}
 
 
 def mbt(**overrides):
@@ -53,7 +59,7 @@ def test_ast_is_transformers_ast_with_a_linear_head():
 
 
 def test_ast_b_is_the_published_size():
-    assert AST["ast_b"] == dict(dim=768, depth=12, num_heads=12, size=(1024, 128))
+    assert AST["ast_b"] == {"dim": 768, "depth": 12, "num_heads": 12, "size": (1024, 128)}
     with torch.device("meta"):
         model = build_model("ast_b", 527)
     # 88.1 M in the authors' log; the class and distillation tokens and 1212 patches have positions
@@ -97,10 +103,10 @@ def test_mbt_outputs_and_what_they_depend_on(monkeypatch):
     assert not close(other.audio_logits, out.audio_logits)
     assert torch.equal(other.audio_embedding, out.audio_embedding)
     original = fusion.attend_with
-    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
-    assert torch.equal(
-        model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits
+    monkeypatch.setattr(
+        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
     )
+    assert torch.equal(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits)
 
 
 @torch.no_grad()

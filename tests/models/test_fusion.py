@@ -60,7 +60,9 @@ def test_information_crosses_through_the_bottleneck_and_nowhere_else(monkeypatch
     assert not torch.allclose(layers(audio, video, BOTH)[0], layers(audio, other, BOTH)[0], atol=1e-3)
     original = fusion.attend_with
     # The exchange cut: each layer hands the bottleneck on as it came.
-    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
+    monkeypatch.setattr(
+        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
+    )
     assert torch.equal(layers(audio, video, BOTH)[0], layers(audio, other, BOTH)[0])
     assert torch.equal(layers(audio, video, BOTH)[1], layers(torch.randn_like(audio), video, BOTH)[1])
 
@@ -118,7 +120,7 @@ def test_shares_are_halves_or_the_whole():
 
 def test_a_clip_with_neither_is_refused_by_its_place_in_the_batch():
     x = torch.randn(3, 1)
-    with pytest.raises(ValueError, match="clip 1 .*neither sound nor picture"):
+    with pytest.raises(ValueError, match=r"clip 1 .*neither sound nor picture"):
         audio_shares(x, x, torch.tensor([True, False, False]), torch.tensor([True, False, True]))
     with pytest.raises(ValueError, match="clip 2 "):  # its sound is withheld, it has no picture
         audio_shares(None, x, None, torch.tensor([True, True, False]))

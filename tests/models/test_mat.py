@@ -7,13 +7,22 @@ from mmtlib.efficiency import count_parameters
 from mmtlib.models import build_model
 from mmtlib.models.mat import MAT
 
-SMALL = dict(depths=(1, 1, 2, 1), dim=8, size=(198, 128), stride_kv=(4, 4), patch_stride=10, drop_path=0.0)
+SMALL = {
+    "depths": (1, 1, 2, 1),
+    "dim": 8,
+    "size": (198, 128),
+    "stride_kv": (4, 4),
+    "patch_stride": 10,
+    "drop_path": 0.0,
+}
 
 
 def stage_grids(model, size=(198, 128)) -> list[tuple[int, int]]:
     """The token grid after each stage: the distinct ones in order, as the blocks report them."""
     grids = []
-    hooks = [block.register_forward_hook(lambda _, __, out: grids.append(out[1])) for block in model.encoder.blocks]
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: grids.append(out[1])) for block in model.encoder.blocks
+    ]
     with torch.no_grad():
         model(torch.randn(1, 1, *size))
     for hook in hooks:
@@ -22,8 +31,8 @@ def stage_grids(model, size=(198, 128)) -> list[tuple[int, int]]:
     return [grids[index] for index in (0, 1, 2, 4)]
 
 
-# 198 x 128 in patches of 16 at stride 10: (198 - 16) // 10 + 1 = 19 by (128 - 16) // 10 + 1 = 12. A pooled axis is
-# halved and rounded up; the first stage never shrinks the grid.
+# 198 x 128 in patches of 16 at stride 10: (198 - 16) // 10 + 1 = 19 by (128 - 16) // 10 + 1 = 12.
+# A pooled axis is halved and rounded up; the first stage never shrinks the grid.
 @pytest.mark.parametrize(
     ("pooling", "grids"),
     [

@@ -6,13 +6,13 @@ import torch
 from mmtlib.models import build_model, fusion
 from mmtlib.models.mmt import FUSIONS
 
-TINY = dict(
-    dim=24,
-    num_heads=2,
-    fusion_layers=2,
-    audio=dict(depths=(1, 1, 1, 1), dim=8, size=(64, 48), patch_stride=16, drop_path=0.0),
-    video=dict(depths=(1, 1), dim=8, size=(4, 32, 32), drop_path=0.0),
-)
+TINY = {
+    "dim": 24,
+    "num_heads": 2,
+    "fusion_layers": 2,
+    "audio": {"depths": (1, 1, 1, 1), "dim": 8, "size": (64, 48), "patch_stride": 16, "drop_path": 0.0},
+    "video": {"depths": (1, 1), "dim": 8, "size": (4, 32, 32), "drop_path": 0.0},
+}
 
 
 def make(fusion: str = "bottleneck", **overrides):
@@ -61,15 +61,21 @@ def test_embeddings_are_unit_norm_and_of_one_modality_alone(fusion):
 def test_the_audio_stream_hears_of_the_video_through_the_fusion_only(kind, crosses):
     model = make(kind)
     audio, video = clips()
-    assert close(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits) != crosses
-    assert close(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits) != crosses
+    assert (
+        close(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits) != crosses
+    )
+    assert (
+        close(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits) != crosses
+    )
 
 
 def test_with_the_bottleneck_cut_the_streams_are_apart(monkeypatch):
     model = make()
     audio, video = clips()
     original = fusion.attend_with
-    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
+    monkeypatch.setattr(
+        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
+    )
     assert torch.equal(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits)
     assert torch.equal(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits)
 
@@ -119,7 +125,7 @@ def test_no_gradient_comes_from_a_clip_that_is_not_there():
 
 def test_a_clip_with_neither_is_refused():
     audio, video = clips(2)
-    with pytest.raises(ValueError, match="clip 1 .*neither"):
+    with pytest.raises(ValueError, match=r"clip 1 .*neither"):
         make()(audio, video, torch.tensor([True, False]), torch.tensor([True, False]))
     with pytest.raises(ValueError, match="both are None"):
         make()(None, None)
@@ -135,7 +141,7 @@ def test_clips_of_a_batch_do_not_see_each_other(kind):
 
 
 def test_an_unknown_fusion_is_refused():
-    with pytest.raises(ValueError, match="'early' must be one of .*bottleneck.*concat.*late"):
+    with pytest.raises(ValueError, match=r"'early' must be one of .*bottleneck.*concat.*late"):
         make("early")
 
 

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmtlib.models.multiscale import MultiscaleAttention, MultiscaleBlock, MultiscaleEncoder, Stage, relative_index
+from mmtlib.models.multiscale import (
+    MultiscaleAttention,
+    MultiscaleBlock,
+    MultiscaleEncoder,
+    Stage,
+    relative_index,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,18 +45,25 @@ def interpolated(table: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def reference_pool(x, pool, grid, stride, prefix):
-    """One head, (B, N, d): the class token passes by, the grid is convolved channel by channel, all is normed."""
+    """One head, (B, N, d): the class token passes by, the grid is convolved channel by channel."""
     conv = {2: F.conv2d, 3: F.conv3d}[len(grid)]
     batch, _, width = x.shape
     picture = x[:, prefix:].transpose(1, 2).reshape(batch, width, *grid)
     planes = [
-        conv(picture[:, c : c + 1], pool.weight[c : c + 1], stride=stride, padding=[k // 2 for k in pool.weight.shape[2:]])
+        conv(
+            picture[:, c : c + 1],
+            pool.weight[c : c + 1],
+            stride=stride,
+            padding=[k // 2 for k in pool.weight.shape[2:]],
+        )
         for c in range(width)
     ]
     picture = torch.cat(planes, dim=1)
     tokens = torch.cat((x[:, :prefix], picture.flatten(2).transpose(1, 2)), dim=1)
     mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, keepdim=True, unbiased=False)
-    return (tokens - mean) / (variance + 1e-6).sqrt() * pool.norm.weight + pool.norm.bias, tuple(picture.shape[2:])
+    return (tokens - mean) / (variance + 1e-6).sqrt() * pool.norm.weight + pool.norm.bias, tuple(
+        picture.shape[2:]
+    )
 
 
 def reference_attention(attention, x, grid, heads, stride_q, stride_kv, prefix):
@@ -88,13 +101,49 @@ def reference_attention(attention, x, grid, heads, stride_q, stride_kv, prefix):
 
 
 CASES = {
-    "2d": dict(grid=(5, 7), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0),
-    "2d-time-only": dict(grid=(7, 4), kernel=(3, 1), stride_q=(2, 1), stride_kv=(4, 1), num_prefix=1),
-    "2d-unpooled": dict(grid=(3, 5), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=1),
-    "2d-kv-per-axis": dict(grid=(9, 4), kernel=(3, 3), stride_q=(1, 2), stride_kv=(4, 1), num_prefix=0),
-    "2d-odd-steps": dict(grid=(16, 3), kernel=(3, 3), stride_q=(1, 1), stride_kv=(3, 1), num_prefix=0),
-    "3d": dict(grid=(2, 5, 3), kernel=(3, 3, 3), stride_q=(1, 2, 2), stride_kv=(1, 2, 1), num_prefix=1),
-    "3d-kv-per-axis": dict(grid=(3, 4, 6), kernel=(3, 3, 3), stride_q=(1, 1, 1), stride_kv=(2, 4, 2), num_prefix=0),
+    "2d": {"grid": (5, 7), "kernel": (3, 3), "stride_q": (1, 1), "stride_kv": (2, 2), "num_prefix": 0},
+    "2d-time-only": {
+        "grid": (7, 4),
+        "kernel": (3, 1),
+        "stride_q": (2, 1),
+        "stride_kv": (4, 1),
+        "num_prefix": 1,
+    },
+    "2d-unpooled": {
+        "grid": (3, 5),
+        "kernel": (1, 1),
+        "stride_q": (1, 1),
+        "stride_kv": (1, 1),
+        "num_prefix": 1,
+    },
+    "2d-kv-per-axis": {
+        "grid": (9, 4),
+        "kernel": (3, 3),
+        "stride_q": (1, 2),
+        "stride_kv": (4, 1),
+        "num_prefix": 0,
+    },
+    "2d-odd-steps": {
+        "grid": (16, 3),
+        "kernel": (3, 3),
+        "stride_q": (1, 1),
+        "stride_kv": (3, 1),
+        "num_prefix": 0,
+    },
+    "3d": {
+        "grid": (2, 5, 3),
+        "kernel": (3, 3, 3),
+        "stride_q": (1, 2, 2),
+        "stride_kv": (1, 2, 1),
+        "num_prefix": 1,
+    },
+    "3d-kv-per-axis": {
+        "grid": (3, 4, 6),
+        "kernel": (3, 3, 3),
+        "stride_q": (1, 1, 1),
+        "stride_kv": (2, 4, 2),
+        "num_prefix": 0,
+    },
 }
 
 
@@ -122,7 +171,9 @@ def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads
 @pytest.mark.parametrize("grid", [(9, 3), (3, 8)])
 def test_attention_on_another_grid_interpolates_the_tables(grid):
     attention = randomise(
-        MultiscaleAttention(6, 8, 2, grid=(5, 4), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0)
+        MultiscaleAttention(
+            6, 8, 2, grid=(5, 4), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0
+        )
     )
     x = torch.randn(1, grid[0] * grid[1], 6)
     want, _ = reference_attention(attention, x, grid, 2, (1, 1), (2, 2), 0)
@@ -139,7 +190,9 @@ def test_relative_index_is_exact_for_every_pair_of_lengths():
 def test_positions_are_relative_yet_tell_before_from_after():
     """A token sees a neighbour on its left and on its right through different rows."""
     attention = randomise(
-        MultiscaleAttention(4, 4, 1, grid=(5, 1), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=0)
+        MultiscaleAttention(
+            4, 4, 1, grid=(5, 1), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=0
+        )
     )
     q = torch.randn(1, 1, 1, 4).expand(1, 5, 1, 4)
     logits = attention.relative_logits(q, (5, 1), (5, 1))[0, :, 0, :5]  # the same query at every place
@@ -206,34 +259,46 @@ def test_a_2d_grid_equals_a_3d_grid_with_a_unit_axis(prefix):
 
 
 def encoder(**changes) -> MultiscaleEncoder:
-    settings = dict(
-        in_channels=1,
-        size=(40, 24),
-        patch_kernel=(4, 4),
-        patch_stride=(4, 4),
-        patch_padding=(0, 0),
-        stages=(Stage(1, 8, 1, (1, 1), (3, 1)), Stage(2, 16, 2, (2, 1), (3, 1)), Stage(1, 32, 4, (2, 2), (3, 3))),
-        stride_kv=(4, 4),
-        class_token=False,
-        drop_path=0.0,
-    )
+    settings = {
+        "in_channels": 1,
+        "size": (40, 24),
+        "patch_kernel": (4, 4),
+        "patch_stride": (4, 4),
+        "patch_padding": (0, 0),
+        "stages": (
+            Stage(1, 8, 1, (1, 1), (3, 1)),
+            Stage(2, 16, 2, (2, 1), (3, 1)),
+            Stage(1, 32, 4, (2, 2), (3, 3)),
+        ),
+        "stride_kv": (4, 4),
+        "class_token": False,
+        "drop_path": 0.0,
+    }
     return MultiscaleEncoder(**settings | changes)
 
 
 def test_key_strides_shrink_by_the_query_strides_of_each_axis():
     strides = [block.attention.pool_k.stride for block in encoder().blocks]
-    # An axis whose kernel is 1 is not pooled; time has been halved once in stage 2 and twice in stage 3, mel once.
+    # An axis of kernel 1 is not pooled; time is halved once in stage 2 and again in stage 3, mel in stage 3.
     assert strides == [(4, 1), (2, 1), (2, 1), (1, 2)]
     assert [block.attention.pool_q.stride for block in encoder().blocks] == [(1, 1), (2, 1), (1, 1), (2, 2)]
 
 
 def test_the_shortcut_is_max_pooled_on_the_grid():
     block = MultiscaleBlock(
-        4, Stage(1, 4, 1, (2, 1), (3, 1)), grid=(5, 2), stride_q=(2, 1), stride_kv=(1, 1), num_prefix=1, drop_path=0.0
+        4,
+        Stage(1, 4, 1, (2, 1), (3, 1)),
+        grid=(5, 2),
+        stride_q=(2, 1),
+        stride_kv=(1, 1),
+        num_prefix=1,
+        drop_path=0.0,
     )
     x = torch.randn(1, 11, 4)
     grid = x[0, 1:].view(5, 2, 4)
-    rows = [grid[max(2 * i - 1, 0) : 2 * i + 2].amax(0) for i in range(3)]  # window of 3 around every second row
+    rows = [
+        grid[max(2 * i - 1, 0) : 2 * i + 2].amax(0) for i in range(3)
+    ]  # window of 3 around every second row
     want = torch.cat((x[0, :1], torch.stack(rows).view(6, 4)))
     torch.testing.assert_close(block.pool_skip(x, (5, 2))[0], want)
 

@@ -24,11 +24,11 @@ def random_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def torchvision_for(monkeypatch, size: tuple[int, int, int], num_classes: int = 11) -> torch.nn.Module:
-    """torchvision's own mvit_v2_s, its tables made for a smaller input, which its public function does not offer."""
+    """torchvision's own mvit_v2_s for a smaller input, which its public function does not offer."""
     original = mvit._mvit
 
     def smaller(**kwargs):
-        kwargs |= dict(spatial_size=size[1:], temporal_size=size[0])
+        kwargs |= {"spatial_size": size[1:], "temporal_size": size[0]}
         return original(**kwargs)
 
     monkeypatch.setattr(mvit, "_mvit", smaller)
@@ -111,7 +111,7 @@ def test_other_weights_are_refused_in_a_sentence_and_nothing_is_loaded(theirs, c
 
 
 def test_weights_of_s_do_not_go_into_b(theirs):
-    with pytest.raises(ValueError, match="mvit_v2_s|shape"):
+    with pytest.raises(ValueError, match=r"mvit_v2_s|shape"):
         load_torchvision_mvit(build_model("mvitv2_b", 400), theirs.state_dict())
 
 
