@@ -230,7 +230,8 @@ def _answer(
     return (
         "**Do sound and picture together tell more than the better of the two, and do multiscale "
         f"Transformers tell more than single-scale ones?** On {head['n'].max()} test clips of "
-        f"{features['name']} in {len(features['classes'])} classes, by top-1: {' '.join(sentences)}"
+        f"{features['name']} in {len(features['classes'])} classes, by top-1 (difference with its "
+        f"{_level(params)} interval): {' '.join(sentences)}"
     )
 
 

@@ -167,11 +167,10 @@ then checked against the engine's own variables and its recorded sound, and the 
 other random numbers, where it did not happen.
 
 The splits share no level ({levels}). No single cue is meant to give a class away: any weapon may be in
-hand, the camera moves, other monsters, barrels or items stand about in {decoy} % of the clips,
-some clips of other classes are before a closed door, and other sounds of the game are mixed in
-({distractors})
-over faint noise. An event may be out of view, its sound then coming from somewhere around
-the player, or be drowned: it counts as *audible* above {audible} dB against everything else, as *visible*
+hand, the camera moves, other monsters, barrels or items stand about in {decoy} % of the clips, some clips of
+other classes are before a closed door, and other sounds of the game are mixed in ({distractors}) over faint
+noise. An event may be out of view, its sound then coming from somewhere around the player, or be drowned: it
+counts as *audible* above {audible} dB against everything else, as *visible*
 where enough pixels show it. Every clip's `scene`, `audible`, `visible`, `snr_db` and `onset_s` stand in
 `clips/manifest.csv`.
 
