@@ -181,7 +181,7 @@ def test_attention_on_another_grid_interpolates_the_tables(grid):
 
 
 def test_relative_index_is_exact_for_every_pair_of_lengths():
-    for q_len, k_len in product(range(1, 33), repeat=2):
+    for q_len, k_len in product(range(1, 25), repeat=2):
         want = torch.tensor([[table_row(q, k, q_len, k_len) for k in range(k_len)] for q in range(q_len)])
         got = relative_index(q_len, k_len, CPU)
         assert torch.equal(got, want), f"{q_len} queries, {k_len} keys: {got} instead of {want}"
