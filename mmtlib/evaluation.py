@@ -72,6 +72,8 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
         rows["logits"] = list(torch.cat(logits).float().cpu().numpy())
         rows["embedding"] = list(torch.cat(embeddings).float().cpu().numpy())
         frames.append(rows)
+    if not frames:
+        raise ValueError(f"no clip of split {dataset.split!r} has what {name} reads ({kind})")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -88,7 +90,8 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Top-1 and top-5 in percent of each split and modality of a table of predictions, with the number of clips."""
     rows = []
     for (split, modality), group in predictions.groupby(["split", "modality"], sort=False):
-        logits, labels = np.stack(group["logits"].tolist()), group["label_index"].to_numpy()
+        logits = np.stack(group["logits"].tolist())
+        labels = group["label_index"].to_numpy(copy=True)  # pandas lends it read-only, of which torch warns
         rows.append(
             dict(
                 split=split,

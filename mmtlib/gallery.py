@@ -1,0 +1,492 @@
+"""What the notebooks show: pictures of clips, features and learning curves, players, tables of facts.
+
+Notebooks hold no logic, so it stands here, where a test reaches it. Nothing here decides a result.
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor, nn
+
+from mmtlib import figures
+from mmtlib.data.augmentation import Augmenter
+from mmtlib.data.card import write_data_card
+from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
+from mmtlib.data.features import LogMel
+from mmtlib.data.media import read_clip, write_clip
+from mmtlib.efficiency import count_macs, count_parameters
+from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
+from mmtlib.models import MODALITY, build_model
+from mmtlib.models.multiscale import MultiscaleEncoder
+
+PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 10, 96, 16_000
+_DPI, _COLOURS = 75, 40
+_HEAT = {"origin": "lower", "aspect": "auto", "cmap": "magma", "interpolation": "nearest"}
+
+PUBLISHED = {
+    "mat_b": (1024, None, 51.1, "42 % fewer than AST's 88.1 M (MAT's abstract)"),
+    "ast_b": (1024, None, 86.6, "transformers' ASTModel, 527 classes"),
+    "mvitv2_s": (None, (16, 224, 224), 34.5, "MViTv2-S 16x4 (its model zoo)"),
+    "mvitv2_b": (None, (32, 224, 224), 51.2, "MViTv2-B 32x3 (its model zoo)"),
+}
+"""Model -> spectrogram frames, video size, published parameters in millions, where they are published."""
+
+DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
+"""Modality -> the stage that trains our model of it, beside which an ablation row is shown."""
+
+
+class Picture:
+    """A PNG for a notebook. In text it is its description, which is the same on every machine."""
+
+    def __init__(self, png: bytes, text: str):
+        self.png, self.text = png, text
+
+    def __repr__(self) -> str:
+        return f"Picture: {self.text}"
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+class Checked(NamedTuple):
+    """A claim of a notebook: what was measured, what is expected, and how far apart they may be."""
+
+    claim: str
+    measured: Any
+    expected: Any
+    tolerance: float | int = 0
+
+
+def file_picture(path: Path, text: str, *, width: int = 800) -> Picture:
+    """A picture file, scaled down to `width` pixels if it is wider."""
+    image = Image.open(path).convert("RGB")
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    return _indexed(image, text)
+
+
+# ------------------------------------------------------------------------------- clips
+
+
+def clip_sheet(clips: Mapping[str, Path], *, num_frames: int = 4) -> Picture:
+    """Contact sheet, a row for each clip (title -> file): frames in order, then its sound as a log-mel."""
+    figure = Figure(figsize=(8.4, 1.15 * len(clips) + 0.3), layout="constrained")
+    axes = figure.subplots(len(clips), 2, squeeze=False, width_ratios=(num_frames, 1.9))
+    for row, (title, path) in zip(axes, clips.items(), strict=True):
+        clip = read_clip(path, num_frames=num_frames, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None)
+        if clip.frames is not None:
+            row[0].imshow(np.concatenate(list(clip.frames), axis=1), interpolation="nearest")
+        row[0].set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
+        if clip.waveform is not None:
+            log_mel = LogMel(PREVIEW_HZ, 64)(torch.from_numpy(clip.waveform))
+            _show_log_mel(row[1], log_mel, seconds=clip.duration)
+        for name, ax, content in (("picture", row[0], clip.frames), ("sound", row[1], clip.waveform)):
+            if content is None:
+                ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
+            ax.set_yticks([])
+            if ax is row[0] or row is not axes[-1]:
+                ax.set_xticks([])
+    axes[0, 0].set_title("frames, first to last", fontsize=9)
+    axes[0, 1].set_title("log-mel (s)", fontsize=9)
+    return _picture(figure, f"{len(clips)} clips, {num_frames} frames and a log-mel spectrogram each")
+
+
+def data_card(workspace: Path) -> list[str]:
+    """Write the data card of a generated set (mmtlib.data.card); return the files, relative to the workspace.
+
+    It stands here because it is no output of a stage: a word changed in the card makes no clip again.
+    """
+    return sorted(path.relative_to(workspace).as_posix() for path in write_data_card(workspace).values())
+
+
+def preview(path: Path) -> bytes:
+    """A small mp4 of a clip for a player: 10 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
+    length = read_clip(path, num_frames=1, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None).duration
+    clip = read_clip(
+        path,
+        num_frames=max(round(length * PREVIEW_FPS), 1),
+        size=PREVIEW_SIZE,
+        sample_rate=PREVIEW_HZ,
+        seconds=None,
+    )
+    pcm = None
+    if clip.waveform is not None:
+        pcm = np.rint(32767 * np.clip(clip.waveform, -1, 1)).astype(np.int16)[:, None]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "preview.mp4"
+        write_clip(file, clip.frames, PREVIEW_FPS, pcm, PREVIEW_HZ)
+        return file.read_bytes()
+
+
+def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sample_rate: int) -> Picture:
+    """A sound three ways, on one time axis: waveform, power spectrum, log-mel spectrogram."""
+    samples = torch.from_numpy(np.ascontiguousarray(waveform))
+    seconds = len(waveform) / sample_rate
+    window = torch.hann_window(log_mel.window)
+    spectrum = torch.stft(
+        samples, log_mel.window, log_mel.hop, window=window, center=False, return_complex=True
+    )
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    top.plot(np.arange(len(waveform)) / sample_rate, waveform, linewidth=0.4, color=figures.COLOURS["audio"])
+    top.set_ylabel("pressure")
+    decibel = 10 * np.log10(spectrum.abs().square().numpy() + 1e-6)
+    middle.imshow(decibel, extent=(0, seconds, 0, sample_rate / 2000), **_HEAT)
+    middle.set_ylabel("frequency (kHz)")
+    _show_log_mel(bottom, log_mel(samples), seconds=seconds)
+    bottom.set_ylabel("mel band")
+    bottom.set_xlabel("time (s)")
+    return _picture(figure, "waveform, spectrum and log-mel of one clip")
+
+
+# ------------------------------------------------------------------------------- features and batches
+
+
+def open_split(folder: Path, split: str) -> FeatureDataset:
+    """A split of a feature folder, to look at."""
+    return FeatureDataset(folder, split)
+
+
+def feature_sheet(dataset: FeatureDataset, positions: Sequence[int], *, num_frames: int = 6) -> Picture:
+    """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
+    batch = dataset.batch(list(positions))
+    titles = [dataset.classes[label] for label in batch.labels.tolist()]
+    return _batch_picture(
+        [(title, batch, row) for row, title in enumerate(titles)],
+        dataset,
+        num_frames,
+        f"{len(titles)} clips as they are stored",
+    )
+
+
+def augmentation_sheet(
+    dataset: FeatureDataset, augment: Augmenter, positions: Sequence[int], *, seed: int = 0
+) -> Picture:
+    """Each clip as it is stored and, below it, as one training step would see it."""
+    plain = dataset.batch(list(positions))
+    changed = augment(plain, epoch_generator(seed, 0, "augmentation"))
+    rows = []
+    for row, label in enumerate(plain.labels.tolist()):
+        rows += [(dataset.classes[label], plain, row), ("augmented", changed, row)]
+    return _batch_picture(rows, dataset, 6, f"{len(rows) // 2} clips before and after augmentation")
+
+
+def patch_figure(
+    log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]
+) -> Picture:
+    """A log-mel under the grid of its patches: dots at their centres, outlines of one and its neighbours."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(log_mel.T.numpy(), **_HEAT)
+    places = [np.arange((n - k) // s + 1) * s for n, k, s in zip(log_mel.shape, kernel, stride, strict=True)]
+    time, mel = np.meshgrid(*(start + k / 2 - 0.5 for start, k in zip(places, kernel, strict=True)))
+    ax.plot(time.ravel(), mel.ravel(), ".", color="white", markersize=2.5)
+    for at, colour in (((0, 0), "#56b4e9"), ((1, 0), "#f0e442"), ((0, 1), "#009e73")):
+        corner = [start[index] - 0.5 for start, index in zip(places, at, strict=True) if index < len(start)]
+        if len(corner) == 2:
+            ax.add_patch(_rectangle(corner, kernel, colour))
+    ax.set_xlabel("spectrogram frame (one each hop)")
+    ax.set_ylabel("mel band")
+    return _picture(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
+
+
+# ------------------------------------------------------------------------------- models
+
+
+def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFrame:
+    """A row for the patches and for each block: width, heads, query stride, grid (time first), tokens, keys.
+
+    The grids are those a forward pass went through; `expected` is worked out from the strides alone (a grid
+    of n shrinks to ceil(n / stride) along each axis), `ok` says that the two agree.
+    """
+    grids: list[tuple[int, ...]] = []
+    keys: list[int] = []
+    hooks = [block.register_forward_hook(lambda *args: grids.append(args[2][1])) for block in encoder.blocks]
+    hooks += [
+        block.attention.register_forward_pre_hook(lambda module, args: keys.append(_keys(module, *args)))
+        for block in encoder.blocks
+    ]
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        encoder(torch.zeros(1, encoder.patch_embed.in_channels, *size))
+    encoder.train(training)
+    for hook in hooks:
+        hook.remove()
+    grid = encoder.grid(tuple(size))
+    expected = tuple(
+        -(-(n + 2 * p - k + 1) // s)
+        for n, k, s, p in zip(
+            size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True
+        )
+    )
+    width = encoder.patch_embed.out_channels
+    rows: list[dict[str, Any]] = [_grid_row("patches", width, "", "", grid, "", expected)]
+    for index, (block, grid, keys_here) in enumerate(zip(encoder.blocks, grids, keys, strict=True), start=1):
+        expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
+        width, heads = block.attention.project.out_features, block.attention.num_heads
+        rows.append(
+            _grid_row(f"block {index}", width, heads, _times(block.stride_q), grid, keys_here, expected)
+        )
+    return pd.DataFrame(rows)
+
+
+def costs(
+    names: Sequence[str], num_classes: int, audio: Sequence[int], video: Sequence[int], **overrides
+) -> pd.DataFrame:
+    """Parameters (million) and multiply-accumulates (million, a clip) of models by name.
+
+    audio: (time, mel); video: (frames, height, width). `overrides`: of a model by its name.
+    """
+    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
+    sizes = {"audio_size": tuple(audio), "video_size": tuple(video)}
+    rows = []
+    for name in names:
+        model = build_model(name, num_classes, **sizes | overrides.get(name, {}))
+        reads = MODALITY[name]
+        given = list(inputs.values()) if reads == "av" else [inputs[reads]]
+        rows.append(
+            {
+                "model": name,
+                "reads": reads,
+                "params_m": f"{count_parameters(model) / 1e6:.3f}",
+                "mmacs": f"{count_macs(model, *given) / 1e6:.1f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def published_sizes(names: Sequence[str]) -> pd.DataFrame:
+    """Our large models beside PUBLISHED: parameters in millions, `ok` where they agree within 1 %.
+
+    The models are built without memory for their weights (torch's meta device), so a laptop can count them.
+    """
+    rows = []
+    for name in names:
+        frames, size, published, source = PUBLISHED[name]
+        with torch.device("meta"):
+            model = build_model(name, 527 if frames else 400)
+            shape = (1, 1, frames, 128) if frames else (1, 3, *size)
+            gmacs = count_macs(model, torch.zeros(shape)) / 1e9
+        counted = count_parameters(model) / 1e6
+        rows.append(
+            {
+                "model": name,
+                "params_m": f"{counted:.1f}",
+                "published": published,
+                "ok": abs(counted - published) < 0.01 * published,
+                "gmacs": f"{gmacs:.1f}",
+                "source": source,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str) -> Picture:
+    """Learning curves of one run, a line for each seed (seed -> history, as train_runs gives it)."""
+    parts = []
+    for seed, history in histories.items():
+        best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
+        parts.append(
+            history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best)
+        )
+    return _picture(figures.learning_curves(pd.concat(parts)), f"learning curves of {name}")
+
+
+# ------------------------------------------------------------------------------- losses and fusion
+
+
+def positives_figure(labels: Sequence[str]) -> Picture:
+    """Which pairs of clips AVC and IMC pull together (dark), push apart (light), leave out (hatched)."""
+    same = np.array([[a == b for b in labels] for a in labels])
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    for ax, title, left_out in zip(
+        figure.subplots(1, 2),
+        ("AVC: sound against picture", "IMC: sound against sound"),
+        (np.zeros_like(same), np.eye(len(labels), dtype=bool)),
+        strict=True,
+    ):
+        ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)
+        for index in np.flatnonzero(left_out.any(axis=1)):
+            ax.add_patch(_rectangle((index - 0.5, index - 0.5), (1, 1), "#999999", hatch="///"))
+        ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+        ax.set_yticks(range(len(labels)), labels, fontsize=8)
+        ax.set_xlabel("candidate")
+        ax.set_title(title, fontsize=9)
+        ax.set_ylabel("anchor")
+    return _picture(figure, f"positives of AVC and IMC among {len(labels)} clips")
+
+
+def toy_losses(temperature: float | int) -> dict[str, float]:
+    """AVC and IMC of four clips of two classes with perfect embeddings: equal within, at 90 degrees between.
+
+    By hand, with t the temperature: AVC = log(2 + 2 exp(-1/t)), IMC = log(1 + 2 exp(-1/t)).
+    """
+    z, labels = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([0, 0, 1, 1])
+    return {
+        "avc": audio_video_contrastive(z, z, labels, temperature).item(),
+        "imc": intra_modal_contrastive(z, labels, temperature).item(),
+    }
+
+
+@torch.no_grad()
+def fusion_facts(model: nn.Module, batch: Batch) -> dict[str, float]:
+    """What can be read off a model of both modalities (clips with both): largest absolute differences.
+
+    average: logits to the mean of the two heads. length: embeddings to unit norm. heard_by_video: of the
+    video head's logits when the clips swap their sounds (information crosses). heard_by_embedding: of the
+    video embedding then (none: it is taken before the fusion). audio_only: logits to the audio head's
+    without picture.
+    """
+    training = model.training
+    model.eval()
+    both = batch.has_audio & batch.has_video
+    audio, video = batch.audio[both], batch.video[both]
+    out, swapped, alone = model(audio, video), model(audio.flip(0), video), model(audio, None)
+    model.train(training)
+    norms = torch.cat((out.audio_embedding, out.video_embedding)).norm(dim=1)
+    return {
+        "average": _far(out.logits, (out.audio_logits + out.video_logits) / 2),
+        "length": _far(norms, torch.ones_like(norms)),
+        "heard_by_video": _far(out.video_logits, swapped.video_logits),
+        "heard_by_embedding": _far(out.video_embedding, swapped.video_embedding),
+        "audio_only": _far(alone.logits, alone.audio_logits),
+    }
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def claims(rows: Sequence[tuple]) -> str:
+    """Rows of (claim, measured, expected[, tolerance]) as a text table with `ok`; tolerance 0 means equal.
+
+    With a tolerance the measured value is printed only where it is off: last digits vary with the machine.
+    """
+    table = []
+    for row in map(Checked._make, (tuple(row) + (0,) * (4 - len(row)) for row in rows)):
+        if row.tolerance:
+            ok = abs(row.measured - row.expected) <= row.tolerance
+            measured, expected = (
+                "within" if ok else f"{row.measured:g}",
+                f"{row.expected:g} +- {row.tolerance:g}",
+            )
+        else:
+            ok, measured, expected = row.measured == row.expected, str(row.measured), str(row.expected)
+        table.append({"claim": row.claim, "measured": measured, "expected": expected, "ok": bool(ok)})
+    return pd.DataFrame(table).to_string(index=False)
+
+
+def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
+    """Fields in which a run differs from its default: field, default, row. Nested fields are written a.b."""
+    mine, theirs = _flat(row), _flat(default)
+    rows = [
+        {"field": field, "default": theirs.get(field, "-"), "row": mine.get(field, "-")}
+        for field in dict.fromkeys([*theirs, *mine])
+        if theirs.get(field, "-") != mine.get(field, "-")
+    ]
+    return pd.DataFrame(rows, columns=["field", "default", "row"])
+
+
+# ------------------------------------------------------------------------------- inside
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _far(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _keys(attention: nn.Module, _: Tensor, grid: tuple[int, ...]) -> int:
+    if attention.pool_k is None:
+        return int(np.prod(grid))
+    return int(np.prod([(n - 1) // s + 1 for n, s in zip(grid, attention.pool_k.stride, strict=True)]))
+
+
+def _grid_row(place: str, dim: int, heads, stride: str, grid, keys, expected) -> dict[str, Any]:
+    return {
+        "where": place,
+        "dim": dim,
+        "heads": heads,
+        "stride_q": stride,
+        "grid": _times(grid),
+        "tokens": int(np.prod(grid)),
+        "keys": keys,
+        "expected": _times(expected),
+        "ok": tuple(grid) == tuple(expected),
+    }
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _batch_picture(rows: list, dataset: FeatureDataset, num_frames: int, text: str) -> Picture:
+    """Rows of (title, batch, position), de-normalised: frames side by side, then the log-mel."""
+    seconds = dataset.stats["settings"]["seconds"]
+    mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    sound = dataset.stats["log_mel"]
+    sounds = [batch.audio[at, 0] * sound["std"] + sound["mean"] for _, batch, at in rows]
+    low, high = torch.stack(sounds).min().item(), torch.stack(sounds).max().item()
+    figure = Figure(figsize=(8.4, 1.05 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(num_frames, 2.4))
+    for line, (title, batch, at), log_mel in zip(axes, rows, sounds, strict=True):
+        frames = (
+            ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
+        )
+        chosen = np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)
+        line[0].imshow(np.concatenate(list(frames[chosen]), axis=1), interpolation="nearest")
+        line[0].set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
+        _show_log_mel(line[1], log_mel, seconds=seconds, limits=(low, high))
+        line[0].set_xticks([])
+        line[0].set_yticks([])
+        line[1].set_yticks([])
+        if line is not axes[-1]:
+            line[1].set_xticks([])
+    axes[0, 0].set_title("frames, first to last", fontsize=9)
+    axes[0, 1].set_title("log-mel (s)", fontsize=9)
+    return _picture(figure, text)
+
+
+def _show_log_mel(
+    ax: Axes, log_mel: Tensor, seconds: float | int, limits: tuple[float, float] | None = None
+) -> None:
+    low, high = limits or (None, None)
+    extent = (0, seconds, 0, log_mel.shape[1])
+    ax.imshow(log_mel.T.numpy(), extent=extent, vmin=low, vmax=high, **_HEAT)
+    ax.tick_params(labelsize=7)
+
+
+def _rectangle(corner, size, colour: str, hatch: str | None = None):
+    return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, hatch=hatch)
+
+
+def _picture(figure: Figure, text: str) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return _indexed(Image.open(buffer).convert("RGB"), text)
+
+
+def _indexed(image: Image.Image, text: str) -> Picture:
+    """As an indexed PNG: a notebook that holds several stays well below 300 kB."""
+    buffer = io.BytesIO()
+    image.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return Picture(buffer.getvalue(), text)

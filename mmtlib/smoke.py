@@ -1,0 +1,97 @@
+"""Inputs of a notebook: checked in a real workspace, made in the smoke one.
+
+A notebook's defaults are the smoke profile, and JupyterLab and nbval may start with any notebook: there the
+stages before it are run first, in build/smoke, where they can overwrite nothing real.
+"""
+
+import os
+from pathlib import Path
+
+from mmtlib import paths
+from mmtlib.data.download import download
+from mmtlib.data.features import extract_features
+from mmtlib.params import Params, load
+from mmtlib.training import train_runs
+
+NEEDS = {
+    "download": (),
+    "features": ("download",),
+    "pretrain_mat": ("features",),
+    "pretrain_mvit": ("features",),
+    "train_mmt": ("features", "pretrain_mat", "pretrain_mvit"),
+    "ablations": ("features", "pretrain_mat", "pretrain_mvit"),
+    "report": ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"),
+}
+"""Stage -> the stages whose files it reads, in their order."""
+
+
+class MissingStage(RuntimeError):  # noqa: N818 (it says what is missing)
+    """A stage was started before one that it needs; the text is one sentence that names that one."""
+
+
+def is_smoke(workspace: str | Path) -> bool:
+    """Whether a workspace may be filled by `prepare`: it is called build/smoke, wherever that lies."""
+    return paths.workspace(workspace).parts[-2:] == ("build", "smoke")
+
+
+def profile(workspace: str | Path) -> Params:
+    """The parameters that a workspace is made with: params/smoke.yaml in a smoke one, else params.yaml."""
+    return load("params/smoke.yaml" if is_smoke(workspace) else "params.yaml")
+
+
+def prepare(workspace: str | Path, stage: str) -> None:
+    """See to it that the files a stage reads are there.
+
+    In a smoke workspace the earlier stages whose files are missing are run with params/smoke.yaml, a line
+    printed for each. In any other nothing is made: raises MissingStage naming the stage to run.
+    """
+    folder = paths.workspace(workspace)
+    params = profile(workspace)
+    for earlier in NEEDS[stage]:
+        absent = [name for name in outputs(params, earlier) if not (folder / name).is_file()]
+        if not absent:
+            continue
+        if not is_smoke(workspace):
+            raise MissingStage(
+                f"{stage} needs {absent[0]}, which is missing; run `dvc repro {earlier}` first."
+            )
+        prepare(workspace, earlier)
+        print(f"{earlier} has not run in {os.path.relpath(folder, paths.ROOT)}: it runs now", flush=True)
+        _run(folder, params, earlier)
+
+
+def outputs(params: Params, stage: str) -> list[str]:
+    """Files, relative to the workspace, that a finished stage has left for the later ones."""
+    if stage == "download":
+        return ["data/clips/manifest.csv", "data/clips/dataset.json"]
+    if stage == "features":
+        return ["data/features/features.json"]
+    runs = (
+        [f"ablations/{row}/{row}" for row in params.ablations]
+        if stage == "ablations"
+        else [f"{stage}/{stage}"]
+    )
+    return [
+        f"{kind}/{run}-seed{seed}.{suffix}"
+        for run in runs
+        for seed in params.seeds
+        for kind, suffix in (("models", "safetensors"), ("predictions", "parquet"))
+    ]
+
+
+def _run(folder: Path, params: Params, stage: str) -> None:
+    """Call the stage's verb as its notebook does."""
+    if stage == "download":
+        download(folder / "data/clips", **params.download.model_dump())
+    elif stage == "features":
+        clips, out = folder / "data/clips/manifest.csv", folder / "data/features"
+        extract_features(clips, out, **params.features.model_dump())
+    elif stage == "ablations":
+        for name, row in params.ablations.items():
+            _train(folder, params, name, row, f"ablations/{name}")
+    else:
+        _train(folder, params, stage, getattr(params, stage), stage)
+
+
+def _train(folder: Path, params: Params, name: str, run, stage: str) -> None:
+    train_runs(name, run, params.training, stage=stage, seeds=params.seeds, workspace=folder)
