@@ -216,6 +216,7 @@ def pair_of_encoders(prefix: bool) -> tuple[MultiscaleEncoder, MultiscaleEncoder
         stages=(Stage(1, 8, 1, (1, 1), (3, 3)), Stage(2, 16, 2, (2, 2), (3, 3))),
         stride_kv=(4, 2),
         class_token=prefix,
+        absolute_positions=True,
         drop_path=0.0,
     )
     deep = MultiscaleEncoder(
@@ -227,6 +228,7 @@ def pair_of_encoders(prefix: bool) -> tuple[MultiscaleEncoder, MultiscaleEncoder
         stages=(Stage(1, 8, 1, (1, 1, 1), (3, 3, 3)), Stage(2, 16, 2, (2, 1, 2), (3, 3, 3))),
         stride_kv=(4, 1, 2),
         class_token=prefix,
+        absolute_positions=True,
         drop_path=0.0,
     )
     randomise(flat, 0.2), randomise(deep, 0.2)
@@ -234,6 +236,11 @@ def pair_of_encoders(prefix: bool) -> tuple[MultiscaleEncoder, MultiscaleEncoder
     for name, value in deep.state_dict().items():
         if ".rel_pos.2" in name:
             weights[name] = flat.state_dict()[name.replace(".rel_pos.2", ".rel_pos.1")]
+        elif name.startswith(
+            "positions."
+        ):  # the mel table is the third; that of the unit axis adds one vector
+            own = {"positions.0": "positions.0", "positions.2": "positions.1"}.get(name)
+            weights[name] = torch.zeros_like(value) if own is None else flat.state_dict()[own]
         elif ".rel_pos.1" in name:  # one row, added to every key alike; the class token has no position
             weights[name] = torch.zeros_like(value) if prefix else value
         elif "patch_embed.weight" in name:
@@ -272,6 +279,7 @@ def encoder(**changes) -> MultiscaleEncoder:
         ),
         "stride_kv": (4, 4),
         "class_token": False,
+        "absolute_positions": False,
         "drop_path": 0.0,
     }
     return MultiscaleEncoder(**settings | changes)
@@ -335,6 +343,28 @@ def test_an_input_smaller_than_a_patch_is_refused_with_the_size_that_works():
 def test_a_query_stride_that_pooling_cannot_do_is_refused(stage):
     with pytest.raises(ValueError, match="must be 1 or 2"):
         encoder(stages=(stage,))
+
+
+@pytest.mark.parametrize("size", [(40, 24), (72, 8)])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_absolute_positions_add_a_row_of_each_axis_to_every_patch(size, class_token):
+    """Also on another grid, where the tables are interpolated; the class token has no place."""
+    model = randomise(encoder(absolute_positions=True, class_token=class_token)).eval()
+    grid = (size[0] // 4, size[1] // 4)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x = torch.randn(1, 1, *size)
+    model(x)
+    patches = model.patch_embed(x)[0]
+    time, mel = (interpolated(table, n) for table, n in zip(model.positions, grid, strict=True))
+    want = [patches[:, i, j] + time[i] + mel[j] for i, j in product(range(grid[0]), range(grid[1]))]
+    torch.testing.assert_close(seen[0][0, int(class_token) :], torch.stack(want), rtol=1e-4, atol=1e-4)
+    if class_token:
+        torch.testing.assert_close(seen[0][0, 0], model.class_token[0, 0])
+
+
+def test_without_absolute_positions_there_are_no_tables():
+    assert not any(name.startswith("positions") for name, _ in encoder().named_parameters())
 
 
 def test_features_are_the_class_token_or_the_mean():
