@@ -99,7 +99,7 @@ def test_published_video_models_cost_what_is_published(name, gmacs):
     frames = {"mvitv2_s": 16, "mvitv2_b": 32}[name]
     with torch.device("meta"):
         model, clip = build_model(name, 400), torch.empty(1, 3, frames, 224, 224)
-    assert 0.97 < count_macs(model, clip) / 1e9 / gmacs < 1.35
+    assert 1.0 < count_macs(model, clip) / 1e9 / gmacs < 1.15
 
 
 def cost(name: str) -> int:
