@@ -30,9 +30,7 @@ def usable(dataset: FeatureDataset, modality: str) -> Tensor:
     return flags.nonzero().flatten()
 
 
-def batches(
-    dataset: FeatureDataset, modality: str, device: torch.device, batch_size: int = 64
-) -> Iterator[Batch]:
+def batches(dataset: FeatureDataset, modality: str, device: torch.device, batch_size: int = 64) -> Iterator[Batch]:
     """The usable clips in order, in batches."""
     for indices in usable(dataset, modality).split(batch_size):
         yield dataset.batch(indices, modality, device)

@@ -53,9 +53,7 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
     order = {modality: place for place, modality in enumerate(COLOURS)}
     table = table.sort_values("modality", key=lambda column: column.map(order), kind="stable")
     groups = table["modality"].map(order).to_numpy()
-    x = np.arange(len(table)) + 0.6 * (
-        np.cumsum(np.diff(groups, prepend=groups[:1]) > 0) if len(table) else 0
-    )
+    x = np.arange(len(table)) + 0.6 * (np.cumsum(np.diff(groups, prepend=groups[:1]) > 0) if len(table) else 0)
     with rc_context(_STYLE):
         figure, (axes,) = _figure(1, 4.4)
         for place, row in zip(x, table.itertuples(), strict=True):
@@ -90,9 +88,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     """
     with rc_context(_STYLE):
         figure, axes = _figure(2, 4.2)
-        for (run, modality, ours, seed), part in curves.groupby(
-            ["run", "modality", "ours", "seed"], sort=False
-        ):
+        for (run, modality, ours, seed), part in curves.groupby(["run", "modality", "ours", "seed"], sort=False):
             label = f"{run} ({READS[modality]})" if seed == curves["seed"].iloc[0] else None
             style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
             marker = "." if len(part) == 1 else None  # a line of one point shows nothing
@@ -117,9 +113,7 @@ def confusion(matrices: Mapping[str, Float[np.ndarray, "classes classes"]], clas
         figure, axes = _figure(len(matrices), 1.0 + max(0.165 * len(classes), 1.5))
         for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
             totals = matrix.sum(axis=1, keepdims=True)
-            image = ax.imshow(
-                100 * matrix / np.maximum(totals, 1), cmap="Greys", vmin=0, vmax=100, aspect="auto"
-            )
+            image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", vmin=0, vmax=100, aspect="auto")
             ax.set_title(title)
             ax.set_xticks(range(len(classes)), [""] * len(classes))
             ax.set_yticks(range(len(classes)), classes if ax is axes[0] else [""] * len(classes))
@@ -167,9 +161,7 @@ def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
             ax.set_title(title)
             ax.set_xticks([])
             ax.set_yticks([])
-        figure.legend(
-            loc="outside lower center", ncols=5, markerscale=1.6, columnspacing=1.0, handletextpad=0.1
-        )
+        figure.legend(loc="outside lower center", ncols=5, markerscale=1.6, columnspacing=1.0, handletextpad=0.1)
     return figure
 
 
@@ -188,14 +180,10 @@ def ablations(table: pd.DataFrame) -> Figure:
         axes.axvline(0, color="#222222", linewidth=1)
         for at, row in zip(y, table.itertuples(), strict=True):
             below, above = max(row.difference - row.low, 0), max(row.high - row.difference, 0)
-            axes.errorbar(
-                row.difference, at, xerr=[[below], [above]], fmt="o", color=COLOURS[row.modality], capsize=4
-            )
+            axes.errorbar(row.difference, at, xerr=[[below], [above]], fmt="o", color=COLOURS[row.modality], capsize=4)
         for group in dict.fromkeys(table["group"]):
             top = max(at for at, name in zip(y, table["group"], strict=True) if name == group)
-            axes.text(
-                0.0, top + 0.55, group, transform=axes.get_yaxis_transform(), weight="bold", fontsize=10
-            )
+            axes.text(0.0, top + 0.55, group, transform=axes.get_yaxis_transform(), weight="bold", fontsize=10)
         axes.set_yticks(y, labels)
         axes.set_ylim(place - 0.7, 0.0)
         axes.set_xlabel("test top-1, points above or below the default")

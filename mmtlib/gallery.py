@@ -134,9 +134,7 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     samples = torch.from_numpy(np.ascontiguousarray(waveform))
     seconds = len(waveform) / sample_rate
     window = torch.hann_window(log_mel.window)
-    spectrum = torch.stft(
-        samples, log_mel.window, log_mel.hop, window=window, center=False, return_complex=True
-    )
+    spectrum = torch.stft(samples, log_mel.window, log_mel.hop, window=window, center=False, return_complex=True)
     figure = Figure(figsize=(8.4, 4.8), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     top.plot(np.arange(len(waveform)) / sample_rate, waveform, linewidth=0.4, color=figures.COLOURS["audio"])
@@ -182,9 +180,7 @@ def augmentation_sheet(
     return _batch_picture(rows, dataset, 6, f"{len(rows) // 2} clips before and after augmentation")
 
 
-def patch_figure(
-    log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]
-) -> Picture:
+def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:
     """A log-mel under the grid of its patches: dots at their centres, outlines of one and its neighbours."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     ax = figure.subplots()
@@ -227,18 +223,14 @@ def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFra
     grid = encoder.grid(tuple(size))
     expected = tuple(
         -(-(n + 2 * p - k + 1) // s)
-        for n, k, s, p in zip(
-            size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True
-        )
+        for n, k, s, p in zip(size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True)
     )
     width = encoder.patch_embed.out_channels
     rows: list[dict[str, Any]] = [_grid_row("patches", width, "", "", grid, "", expected)]
     for index, (block, grid, keys_here) in enumerate(zip(encoder.blocks, grids, keys, strict=True), start=1):
         expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
         width, heads = block.attention.project.out_features, block.attention.num_heads
-        rows.append(
-            _grid_row(f"block {index}", width, heads, _times(block.stride_q), grid, keys_here, expected)
-        )
+        rows.append(_grid_row(f"block {index}", width, heads, _times(block.stride_q), grid, keys_here, expected))
     return pd.DataFrame(rows)
 
 
@@ -298,9 +290,7 @@ def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str
     parts = []
     for seed, history in histories.items():
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
-        parts.append(
-            history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best)
-        )
+        parts.append(history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best))
     return _picture(figures.learning_curves(pd.concat(parts)), f"learning curves of {name}")
 
 
@@ -449,9 +439,7 @@ def _batch_picture(rows: list, dataset: FeatureDataset, num_frames: int, text: s
     figure = Figure(figsize=(8.4, 1.05 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(num_frames, 2.4))
     for line, (title, batch, at), log_mel in zip(axes, rows, sounds, strict=True):
-        frames = (
-            ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
-        )
+        frames = ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
         chosen = np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)
         line[0].imshow(np.concatenate(list(frames[chosen]), axis=1), interpolation="nearest")
         line[0].set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
@@ -466,9 +454,7 @@ def _batch_picture(rows: list, dataset: FeatureDataset, num_frames: int, text: s
     return _picture(figure, text)
 
 
-def _show_log_mel(
-    ax: Axes, log_mel: Tensor, seconds: float | int, limits: tuple[float, float] | None = None
-) -> None:
+def _show_log_mel(ax: Axes, log_mel: Tensor, seconds: float | int, limits: tuple[float, float] | None = None) -> None:
     low, high = limits or (None, None)
     extent = (0, seconds, 0, log_mel.shape[1])
     ax.imshow(log_mel.T.numpy(), extent=extent, vmin=low, vmax=high, **_HEAT)

@@ -68,9 +68,7 @@ class Features(Section):
     @model_validator(mode="after")
     def _overlap(self) -> "Features":
         if self.hop_ms > self.window_ms:
-            raise ValueError(
-                f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms"
-            )
+            raise ValueError(f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms")
         return self
 
 
@@ -133,7 +131,6 @@ class Report(Section):
 
     bootstrap: int = Field(ge=100, le=100_000, description="resamples behind each confidence interval")
     confidence: float = Field(gt=0.5, lt=1, description="level of the intervals")
-    repeats: int = Field(ge=1, le=1000, description="interleaved timings of each model beside its peer")
 
 
 class Params(Section):

@@ -77,9 +77,7 @@ def write_report(workspace: Path, params: Params) -> dict[str, Any]:
     write_text(readme, report.text)
     if workspace == ROOT:
         print(update_readme(ROOT / "README.md", report.section))
-    top1 = {
-        f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()
-    }
+    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()}
     return {"readme": readme, "tables": tables, "figures": pictures, "test_top1": top1}
 
 
@@ -116,17 +114,13 @@ def report_figures(
     mapped = [main["av"], main["audio"], *audio_peers[:1]]
     head = tables["headline"]
     return {
-        "headline": figures.headline(
-            head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)
-        ),
+        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
         "learning_curves": figures.learning_curves(curves_table(results)),
         "confusion": figures.confusion(
             {titles[name]: confusion_matrix(result, name, classes) for name, result in main.items()}, classes
         ),
         "per_class": figures.per_class(tables["per_class"].dropna()),
-        "tsne": figures.tsne(
-            {f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality) for r in mapped}, classes
-        ),
+        "tsne": figures.tsne({f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality) for r in mapped}, classes),
         "ablations": figures.ablations(tables["ablations"]),
     }
 
@@ -135,9 +129,7 @@ def update_readme(path: Path, section: str) -> str:
     """Put `section` between the markers of the README at `path`; returns a line that says what was done."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        return (
-            f"{path.name} is left as it is: it has no lines {BEGIN} and {END}, once each and in this order."
-        )
+        return f"{path.name} is left as it is: it has no lines {BEGIN} and {END}, once each and in this order."
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     write_text(path, f"{before}\n{section.strip()}\n{after}")
     return f"{path.name}: results updated."
@@ -218,9 +210,7 @@ def _section(tables: dict[str, pd.DataFrame], params: Params, answer: str) -> st
     )
 
 
-def _answer(
-    results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame], params: Params
-) -> str:
+def _answer(results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame], params: Params) -> str:
     """The question and what the numbers say, with a word for each comparison that its interval decides."""
     main, head = defaults(results), tables["headline"]
     better = max(("audio", "video"), key=lambda name: clip_scores(main[name], name).mean())
@@ -251,13 +241,10 @@ def _headline(table: pd.DataFrame) -> str:
         {
             "model": ["**" + row.model + "**" if row.ours else row.model for row in table.itertuples()],
             "reads": [
-                READS[row.modality] + (" (other withheld)" if row.withheld else "")
-                for row in table.itertuples()
+                READS[row.modality] + (" (other withheld)" if row.withheld else "") for row in table.itertuples()
             ],
             "objective": table["objective"],
-            "test top-1 (%)": [
-                f"{row.top1:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in table.itertuples()
-            ],
+            "test top-1 (%)": [f"{row.top1:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in table.itertuples()],
             "std over seeds": [f"{value:.1f}" for value in table["std"]],
             "top-5 (%)": [f"{value:.1f}" for value in table["top5"]],
             "params (M)": [f"{value:.2f}" for value in table["params_m"]],
@@ -317,12 +304,9 @@ def _ablation_groups(table: pd.DataFrame) -> list[str]:
                 "reads": part["modality"].map(READS),
                 "objective": part["objective"],
                 "test top-1 (%)": [
-                    f"{row.top1:.1f}" + (f" ± {row.std:.1f}" if row.n_seeds > 1 else "")
-                    for row in part.itertuples()
+                    f"{row.top1:.1f}" + (f" ± {row.std:.1f}" if row.n_seeds > 1 else "") for row in part.itertuples()
                 ],
-                "difference": [
-                    f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in part.itertuples()
-                ],
+                "difference": [f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in part.itertuples()],
                 "the default is better": part["verdict"],
                 "params (M)": [f"{value:.2f}" for value in part["params_m"]],
                 "MMACs": [f"{value:.0f}" for value in part["mmacs"]],
@@ -349,8 +333,7 @@ def _ceilings(tables: dict[str, pd.DataFrame]) -> str:
     tops = _test_ceilings(table)
     best = tables["headline"].groupby("modality")["top1"].max()
     gaps = [
-        f"{READS[name]} alone is {tops[name] - best[name]:.1f} points below "
-        f"({best[name]:.1f} of {tops[name]:.1f})"
+        f"{READS[name]} alone is {tops[name] - best[name]:.1f} points below ({best[name]:.1f} of {tops[name]:.1f})"
         for name in READS
         if name in tops and name in best
     ]
@@ -392,8 +375,7 @@ def _changed(results: list[Result], params: Params) -> list[str]:
     return [
         result.name
         for result in results
-        if result.trained.model_dump(mode="json")
-        != wanted[result.name].model_dump(mode="json", exclude={"group"})
+        if result.trained.model_dump(mode="json") != wanted[result.name].model_dump(mode="json", exclude={"group"})
     ]
 
 

@@ -83,16 +83,12 @@ def load_results(workspace: Path, params: Params) -> list[Result]:
                 trained = Run.model_validate(
                     {key: value for key, value in load_weights(weights)[1]["run"].items() if key != "group"}
                 )
-                predictions[seed] = read_predictions(
-                    _find(workspace, "predictions", stage, name, seed, "parquet")
-                )
+                predictions[seed] = read_predictions(_find(workspace, "predictions", stage, name, seed, "parquet"))
                 curves[seed] = pd.read_csv(_find(workspace, "models", stage, name, seed, "csv"))
             except (WeightsError, ValueError, OSError, KeyError) as error:
                 raise ReportError(f"{error}; run stage {_run_again(stage, name)} again.") from error
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
-        label = (
-            trained.model if group is None else model_label(name, trained, reference and reference.trained)
-        )
+        label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         results.append(Result(stage, name, group, label, trained, predictions, curves))
     return results
 
@@ -169,9 +165,7 @@ def guesses(predictions: pd.DataFrame) -> np.ndarray:
     return torch.as_tensor(np.stack(predictions["logits"].tolist())).topk(1).indices[:, 0].numpy()
 
 
-def bootstrap(
-    values: Float[np.ndarray, " clips"], resamples: int, confidence: float
-) -> tuple[float, float, float]:
+def bootstrap(values: Float[np.ndarray, " clips"], resamples: int, confidence: float) -> tuple[float, float, float]:
     """Mean of `values` and its percentile interval over resampled clips, the same on every call."""
     values = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
@@ -189,9 +183,7 @@ def paired_difference(
     """Mean of first - second over the clips that both have, and its bootstrap interval. Points of top-1."""
     both = pd.concat([first, second], axis=1, join="inner").sort_index()
     if both.empty:
-        raise ReportError(
-            "two models have no test clip in common; run the training stages again on one data set."
-        )
+        raise ReportError("two models have no test clip in common; run the training stages again on one data set.")
     return bootstrap((both.iloc[:, 0] - both.iloc[:, 1]).to_numpy(), resamples, confidence)
 
 
@@ -325,11 +317,7 @@ def per_class_table(results: list[Result], classes: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(classes, name="class"))
     for modality, result in defaults(results).items():
         predictions = next(iter(result.predictions.values()))
-        labels = (
-            predictions[predictions["split"] == "test"]
-            .drop_duplicates("clip_id")
-            .set_index("clip_id")["label"]
-        )
+        labels = predictions[predictions["split"] == "test"].drop_duplicates("clip_id").set_index("clip_id")["label"]
         values = clip_scores(result, modality).groupby(labels)
         if modality == "av":
             table.insert(0, "n", values.size().reindex(classes, fill_value=0))
@@ -360,9 +348,7 @@ def curves_table(results: list[Result]) -> pd.DataFrame:
         if result.group in (None, "baseline"):
             for seed, curve in result.curves.items():
                 part = curve[["epoch", "ce", "val_top1"]].copy()
-                kept = curve.sort_values(
-                    ["val_top1", "val_loss"], ascending=[False, True], kind="stable"
-                ).index[0]
+                kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
                 part["kept"] = part.index == kept
                 about = {
                     "run": result.label,
@@ -374,9 +360,7 @@ def curves_table(results: list[Result]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def confusion_matrix(
-    result: Result, modality: str, classes: list[str]
-) -> Float[np.ndarray, "classes classes"]:
+def confusion_matrix(result: Result, modality: str, classes: list[str]) -> Float[np.ndarray, "classes classes"]:
     """Test clips by true (rows) and predicted (columns) class, summed over the seeds."""
     matrix = np.zeros((len(classes), len(classes)))
     for table in result.predictions.values():
@@ -398,9 +382,7 @@ def tsne_points(result: Result, modality: str, limit: int = 1000) -> pd.DataFram
     with threadpool_limits(1):  # the order of a parallel sum would show in the picture
         if len(vectors) > 9:
             perplexity = min(30.0, (len(vectors) - 1) / 3)
-            places = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(
-                vectors
-            )
+            places = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(vectors)
         else:  # too few for neighbourhoods
             places = PCA(min(2, *vectors.shape), random_state=0).fit_transform(vectors)
             places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))

@@ -50,9 +50,7 @@ def notebook_of(stage: str, root: Path = ROOT) -> Path:
     return found[0]
 
 
-def stage_values(
-    params: Params, stage: str, row: str | None = None, profile: str = "params.yaml"
-) -> dict[str, Any]:
+def stage_values(params: Params, stage: str, row: str | None = None, profile: str = "params.yaml") -> dict[str, Any]:
     """Return what a stage's notebook is given: the row's name, the shared sections, the fields of its own.
 
     `profile` is the file `params` was read from. Raises ParamsError for a row that is missing or unknown.
@@ -85,9 +83,7 @@ def cell_defaults(path: Path) -> dict[str, Any]:
                 raise ValueError(f"line {line.lineno} is no plain assignment")
             values[line.targets[0].id] = ast.literal_eval(line.value)
     except (SyntaxError, ValueError) as error:
-        raise NotebookError(
-            f"{path.name}: parameters cell: {error}; write one `name = literal` a line."
-        ) from error
+        raise NotebookError(f"{path.name}: parameters cell: {error}; write one `name = literal` a line.") from error
     return values
 
 
@@ -104,8 +100,7 @@ def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = R
         raise NotebookError(f"{source.name}: its parameters cell lacks {', '.join(absent)}; add it.")
     if extra := sorted(known.keys() - values.keys()):
         raise NotebookError(
-            f"{source.name}: parameters cell: no field of params.yaml is named {', '.join(extra)}; "
-            "remove or rename it."
+            f"{source.name}: parameters cell: no field of params.yaml is named {', '.join(extra)}; remove or rename it."
         )
     name = stage if row is None else f"{stage}-{row}"
     target = root / workspace / "reports" / "notebooks" / f"{name}.ipynb"
@@ -147,9 +142,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
     from traitlets.config import Config
 
     # The kernel starts in notebooks/: without this it would import whichever checkout pip installed last.
-    others = [
-        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(root))
-    ]
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(root))]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning

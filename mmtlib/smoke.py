@@ -52,9 +52,7 @@ def prepare(workspace: str | Path, stage: str) -> None:
         if not absent:
             continue
         if not is_smoke(workspace):
-            raise MissingStage(
-                f"{stage} needs {absent[0]}, which is missing; run `dvc repro {earlier}` first."
-            )
+            raise MissingStage(f"{stage} needs {absent[0]}, which is missing; run `dvc repro {earlier}` first.")
         prepare(workspace, earlier)
         print(f"{earlier} has not run in {os.path.relpath(folder, paths.ROOT)}: it runs now", flush=True)
         _run(folder, params, earlier)
@@ -66,11 +64,7 @@ def outputs(params: Params, stage: str) -> list[str]:
         return ["data/clips/manifest.csv", "data/clips/dataset.json"]
     if stage == "features":
         return ["data/features/features.json"]
-    runs = (
-        [f"ablations/{row}/{row}" for row in params.ablations]
-        if stage == "ablations"
-        else [f"{stage}/{stage}"]
-    )
+    runs = [f"ablations/{row}/{row}" for row in params.ablations] if stage == "ablations" else [f"{stage}/{stage}"]
     return [
         f"{kind}/{run}-seed{seed}.{suffix}"
         for run in runs

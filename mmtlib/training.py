@@ -42,9 +42,7 @@ class Trained:
     scores: pd.DataFrame  # split, modality, n, top1, top5
 
 
-def train_runs(
-    name: str, run: Run, recipe: Recipe, *, stage: str, seeds: list[int], workspace: Path
-) -> list[Trained]:
+def train_runs(name: str, run: Run, recipe: Recipe, *, stage: str, seeds: list[int], workspace: Path) -> list[Trained]:
     """Train `run` once for each seed and keep weights, learning curve and predictions.
 
     Files: models/<stage>/<name>-seed<k>.safetensors and .csv (the learning curve), and
@@ -232,7 +230,7 @@ class Trainer:
         }
 
     def _time_step(self, bf16: bool) -> float:
-        """Seconds of a forward and backward pass on one batch, for the choice of precision; weights stay as they are."""
+        """Seconds of a forward and backward pass on one batch, for the choice of precision; changes no weight."""
         batch = self.train.batch(self.indices[: self.recipe.batch_size], self.modality, self.device)
         times = []
         for _ in range(3):

@@ -48,9 +48,7 @@ def made_up_params(seeds: list[int], rows: dict | None = None) -> Params:
     return Params.model_validate(values)
 
 
-def made_up_workspace(
-    root: Path, params: Params, right: dict | None = None, splits: dict | None = None
-) -> Path:
+def made_up_workspace(root: Path, params: Params, right: dict | None = None, splits: dict | None = None) -> Path:
     """Write features.json, dataset.json, weights, curves and predictions below `root` and return it."""
     right, splits = right or RIGHT, splits or SPLITS
     counts = dict.fromkeys(("listed", "used", "missing", "broken", "silent", "blind", "too_short"), 0)

@@ -49,9 +49,7 @@ def test_a_multiscale_attention_layer():
     want = tokens * dim_in * 3 * dim  # q, k, v
     want += (queries + 2 * keys) * dim * 9  # pooling, one kernel of 3 x 3 for each channel
     want += queries * dim * places  # q R of both axes: all heads' channels, for each place
-    width = (
-        dim // heads + places
-    )  # a head's channels and the positions that ride along in q, k and (padded) v
+    width = dim // heads + places  # a head's channels and the positions that ride along in q, k and (padded) v
     want += 2 * heads * queries * keys * width
     want += queries * dim * dim  # projection
     assert count_macs(Wrapped(), torch.randn(1, tokens, dim_in)) == want

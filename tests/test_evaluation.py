@@ -177,9 +177,7 @@ def test_a_batch_goes_to_a_model_by_its_modality(val):
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_from_pandas_give_no_warning():
     """A line on stderr would fail the notebook that shows the scores."""
-    table = pd.DataFrame(
-        {"split": "val", "modality": "av", "label_index": np.arange(3), "logits": list(np.eye(3))}
-    )
+    table = pd.DataFrame({"split": "val", "modality": "av", "label_index": np.arange(3), "logits": list(np.eye(3))})
     torch.set_warn_always(True)  # else torch warns once in a process
     try:
         assert scores(table)["top1"].tolist() == [100.0]

@@ -71,9 +71,7 @@ def test_a_reader_never_sees_a_half_written_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", look)
     files.write_bytes(path, b"new" * 1000)
-    assert seen == [(b"new" * 1000, b"old", str(tmp_path))], (
-        "a rename is atomic only within one folder's disk"
-    )
+    assert seen == [(b"new" * 1000, b"old", str(tmp_path))], "a rename is atomic only within one folder's disk"
 
 
 def test_digest_depends_on_the_value_and_not_on_the_order_of_keys():

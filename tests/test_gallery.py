@@ -93,9 +93,7 @@ def test_a_preview_is_the_clip_in_small(tmp_path, sound, picture):
 
 def test_sound_and_patch_figures_show_what_they_are_given():
     log_mel, wave = LogMel(RATE, 64), np.sin(np.arange(RATE) * 0.3).astype(np.float32)
-    assert (
-        gallery.sound_figure(wave, log_mel, RATE).png != gallery.sound_figure(wave * 0.1, log_mel, RATE).png
-    )
+    assert gallery.sound_figure(wave, log_mel, RATE).png != gallery.sound_figure(wave * 0.1, log_mel, RATE).png
     picture = gallery.patch_figure(torch.zeros(198, 128), (16, 16), (10, 10))
     assert repr(picture) == "Picture: 19 x 12 patches on a log-mel"
 
@@ -167,9 +165,7 @@ def test_published_sizes_notice_a_model_of_another_size(monkeypatch):
 
 
 def test_a_learning_curve_marks_the_kept_epoch_of_each_seed():
-    history = pd.DataFrame(
-        {"epoch": [1, 2], "ce": [2.0, 1.0], "val_loss": [2.0, 1.5], "val_top1": [10.0, 10.0]}
-    )
+    history = pd.DataFrame({"epoch": [1, 2], "ce": [2.0, 1.0], "val_loss": [2.0, 1.5], "val_top1": [10.0, 10.0]})
     better = history.assign(val_loss=[1.0, 1.5])
     first, other = (gallery.curve_figure("x", {0: table}, "audio") for table in (history, better))
     assert repr(first) == "Picture: learning curves of x"

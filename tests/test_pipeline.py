@@ -18,9 +18,7 @@ from mmtlib.paths import ROOT
 # What decides no result, and what it imports: a field added for one stage, or a picture, must not run the
 # others again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a
 # smoke workspace, and that alone; what only draws in notebooks.
-PLUMBING = {
-    f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")
-}
+PLUMBING = {f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")}
 PIPELINE = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 
 

@@ -61,9 +61,7 @@ def test_every_run_seed_split_and_reading_has_its_row(results):
     for seed in (0, 1):
         got = test.loc[("mmt_t", "av", "ce", seed)]
         assert (got["n"], got["top1"]) == (40, pytest.approx(100 * (34 - seed) / 40))
-        assert test.loc[("mmt_t-late", "video", "ce+avc+imc", seed), "top1"] == pytest.approx(
-            100 * (20 - seed) / 40
-        )
+        assert test.loc[("mmt_t-late", "video", "ce+avc+imc", seed), "top1"] == pytest.approx(100 * (20 - seed) / 40)
     assert (table["top5"] == 100).all()  # there are only four classes
 
 

@@ -119,9 +119,7 @@ def command(checkout, *arguments, **options):
         for name in ("__init__.py", "files.py", "params.py", "paths.py", "run.py"):
             shutil.copy(ROOT / "mmtlib" / name, checkout / "mmtlib" / name)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtlib.run", *arguments], cwd=checkout, **pipes, **options
-    )
+    return subprocess.Popen([sys.executable, "-m", "mmtlib.run", *arguments], cwd=checkout, **pipes, **options)
 
 
 def test_a_failing_notebook_gives_two_lines_status_1_and_a_copy(checkout):

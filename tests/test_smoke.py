@@ -57,9 +57,7 @@ def test_one_missing_file_is_enough_to_run_its_stage_again(tmp_path, verbs):
     ],
 )
 def test_a_real_workspace_is_left_alone_and_the_stage_to_run_is_named(tmp_path, verbs, stage, first, run):
-    with pytest.raises(
-        smoke.MissingStage, match=rf"^{stage} needs {first}, .*run `dvc repro {run}` first\.$"
-    ):
+    with pytest.raises(smoke.MissingStage, match=rf"^{stage} needs {first}, .*run `dvc repro {run}` first\.$"):
         smoke.prepare(tmp_path, stage)
     assert verbs == []
     assert list(tmp_path.iterdir()) == []
@@ -89,9 +87,7 @@ def test_a_smoke_workspace_has_the_smoke_profile_and_a_real_one_the_real():
 
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
-def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_looks_for(
-    tmp_path, monkeypatch, stage
-):
+def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_looks_for(tmp_path, monkeypatch, stage):
     """The real `_run` on verbs that note what they get: where they write is what `outputs` lists."""
     calls = []
 

@@ -137,9 +137,7 @@ def test_the_reported_validation_figures_are_those_of_the_model_kept(features, t
     with torch.no_grad():
         logits = trainer.model(batch.audio)
     assert 100 * (logits.argmax(1) == batch.labels).float().mean().item() == pytest.approx(best["val_top1"])
-    assert torch.nn.functional.cross_entropy(logits, batch.labels).item() == pytest.approx(
-        best["val_loss"], rel=1e-4
-    )
+    assert torch.nn.functional.cross_entropy(logits, batch.labels).item() == pytest.approx(best["val_loss"], rel=1e-4)
 
 
 # It goes on after a kill.
@@ -188,9 +186,7 @@ def test_a_run_killed_while_training_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("where", ["_validate", "_save"])
-def test_a_run_killed_after_an_epoch_repeats_that_epoch(
-    features, tmp_path, uninterrupted, monkeypatch, where
-):
+def test_a_run_killed_after_an_epoch_repeats_that_epoch(features, tmp_path, uninterrupted, monkeypatch, where):
     run, recipe, want, want_history, _ = uninterrupted
     original, count = getattr(Trainer, where), itertools.count()
 
@@ -209,9 +205,7 @@ def test_a_run_killed_after_an_epoch_repeats_that_epoch(
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), want_history, check_exact=True)
 
 
-def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(
-    features, tmp_path, uninterrupted, monkeypatch
-):
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(features, tmp_path, uninterrupted, monkeypatch):
     run, recipe, want, _, _ = uninterrupted
     original, count = torch.save, itertools.count()
 
@@ -298,9 +292,7 @@ def test_every_epoch_draws_other_augmentation(features, tmp_path, batches_seen, 
     assert not torch.equal(batches_seen[0].audio, batches_seen[4].audio)
     batches_seen.clear()
     fit(make_trainer(features, tmp_path, make_run(epochs=2)))
-    assert torch.equal(batches_seen[0].audio, batches_seen[4].audio), (
-        "partner: without noise they are the same"
-    )
+    assert torch.equal(batches_seen[0].audio, batches_seen[4].audio), "partner: without noise they are the same"
 
 
 # What names a run.
@@ -355,9 +347,7 @@ def test_the_checkpoint_lies_in_the_folder_of_the_hash(features, tmp_path):
 
 def test_the_source_digest_covers_what_computes_a_run(monkeypatch, tmp_path):
     package = tmp_path / "mmtlib"
-    shutil.copytree(
-        training.__file__.rsplit("/", 1)[0], package, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(training.__file__.rsplit("/", 1)[0], package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(training, "__file__", str(package / "training.py"))
     digests = [training.source_digest()]
     for name in ("models/fusion.py", "losses.py", "training.py", "data/dataset.py", "data/augmentation.py"):
@@ -447,8 +437,7 @@ def test_no_weight_decay_on_vectors_tokens_and_position_tables(name):
     assert ids[0] | ids[1] == {id(p) for p in model.parameters()}
     for parameter_name, parameter in model.named_parameters():
         matrix = parameter.ndim > 1 and not any(
-            word in parameter_name
-            for word in ("token", "position", "rel_pos", "fusion.bottleneck", "fusion.modality")
+            word in parameter_name for word in ("token", "position", "rel_pos", "fusion.bottleneck", "fusion.modality")
         )
         assert (id(parameter) in ids[0]) == matrix, parameter_name
 
@@ -495,9 +484,7 @@ def batch_targets(batch: Batch) -> torch.Tensor:
     return torch.nn.functional.one_hot(batch.labels, len(CLASSES)).float()
 
 
-@pytest.mark.parametrize(
-    ("fp32", "bf16", "chosen"), [(1.0, 0.4, "bf16"), (0.4, 1.0, "fp32"), (0.5, 0.5, "fp32")]
-)
+@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(1.0, 0.4, "bf16"), (0.4, 1.0, "fp32"), (0.5, 0.5, "fp32")])
 def test_auto_takes_the_precision_that_was_measured_faster(fp32, bf16, chosen):
     lines = []
     got = choose_precision("auto", lambda half: bf16 if half else fp32, torch.device("cpu"), lines.append)
@@ -635,9 +622,7 @@ def test_the_objective_is_the_weighted_sum_of_its_parts():
     loss, parts = training_loss(output, batch, batch.labels, objective, 0.1)
     ce = torch.nn.functional.cross_entropy(output.logits, batch.labels, label_smoothing=0.1)
     both = [0, 1, 2, 4]
-    avc = audio_video_contrastive(
-        output.audio_embedding[both], output.video_embedding[both], batch.labels[both], 0.2
-    )
+    avc = audio_video_contrastive(output.audio_embedding[both], output.video_embedding[both], batch.labels[both], 0.2)
     sound, picture = [0, 1, 2, 3, 4], [0, 1, 2, 4, 5]  # a clip counts where it has the modality
     imc = intra_modal_contrastive(output.audio_embedding[sound], batch.labels[sound], 0.2)
     imc = imc + intra_modal_contrastive(output.video_embedding[picture], batch.labels[picture], 0.2)
@@ -731,9 +716,7 @@ def workspace(tmp_path_factory):
         "train_mmt": make_run("mmt_t", epochs=1, init="pretrained", objective=CONTRAST),
     }
     trained = {
-        name: train_runs(
-            name, run, recipe, stage=name, seeds=[0, 1] if "mmt" not in name else [0], workspace=root
-        )
+        name: train_runs(name, run, recipe, stage=name, seeds=[0, 1] if "mmt" not in name else [0], workspace=root)
         for name, run in stages.items()
     }
     return root, stages, recipe, trained
@@ -810,9 +793,7 @@ def test_a_stage_run_again_gives_the_same_bytes_and_a_new_seed_trains(workspace)
         run.predictions.read_bytes(),
         run.weights.with_suffix(".csv").read_bytes(),
     )
-    again = train_runs(
-        "train_mmt", stages["train_mmt"], recipe, stage="train_mmt", seeds=[0, 1], workspace=root
-    )
+    again = train_runs("train_mmt", stages["train_mmt"], recipe, stage="train_mmt", seeds=[0, 1], workspace=root)
     assert [one.seed for one in again] == [0, 1]
     assert before == (
         run.weights.read_bytes(),

@@ -41,9 +41,7 @@ def spec_augment(
     return audio.masked_fill((over_time | over_mel).to(audio.device), 0.0)
 
 
-def _masks(
-    batch: int, length: int, count: int, width: int, generator: torch.Generator
-) -> Bool[Tensor, "B L"]:
+def _masks(batch: int, length: int, count: int, width: int, generator: torch.Generator) -> Bool[Tensor, "B L"]:
     draws = torch.rand(2, batch, count, 1, generator=generator)
     widths = (draws[0] * (min(width, length) + 1)).long()
     starts = (draws[1] * (length - widths + 1)).long()
@@ -120,9 +118,7 @@ def mixup(
     other = torch.randperm(size, generator=generator).to(device)
     # torch draws Beta numbers from its global state only, so numpy draws them, seeded by the generator.
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    share = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, size).astype(np.float32)).to(
-        device
-    )
+    share = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, size).astype(np.float32)).to(device)
 
     def mix(values: Tensor | None) -> Tensor | None:
         if values is None:
@@ -178,8 +174,7 @@ class Augmenter:
         unknown = sorted(flip_except - set(classes))
         if unknown:
             raise AugmentationError(
-                f"flip_except names {unknown[0]!r}, which is no class here; "
-                f"use names of {', '.join(classes)}."
+                f"flip_except names {unknown[0]!r}, which is no class here; use names of {', '.join(classes)}."
             )
         self.allowed = torch.tensor([name not in flip_except for name in classes], dtype=torch.bool)
 

@@ -57,9 +57,7 @@ def _read_dataset(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CardError(f"{path} is damaged ({error!r}); run stage download again.") from error
     if name != NAME:
-        raise CardError(
-            f"{path} describes {name}; only {NAME} has a generated card, write data/README.md by hand."
-        )
+        raise CardError(f"{path} describes {name}; only {NAME} has a generated card, write data/README.md by hand.")
     return dataset
 
 

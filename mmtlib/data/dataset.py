@@ -62,9 +62,7 @@ class FeatureDataset:
             self.classes: list[str] = self.stats["classes"]
             self.fingerprint: str = self.stats["fingerprint"]
         except FileNotFoundError as error:
-            raise DatasetError(
-                f"{error.filename} is missing; make the features first: dvc repro features."
-            ) from error
+            raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetError):
                 raise
@@ -85,9 +83,7 @@ class FeatureDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batch(
-        self, indices: Sequence[int] | Tensor, modality: str = "av", device: torch.device | str = "cpu"
-    ) -> Batch:
+    def batch(self, indices: Sequence[int] | Tensor, modality: str = "av", device: torch.device | str = "cpu") -> Batch:
         """The clips at these positions of the split, in this order; only what `modality` needs is read.
 
         `modality` is "audio", "video" or "av". The stored 8- and 16-bit values go to `device` and become

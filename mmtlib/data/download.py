@@ -14,9 +14,7 @@ class SourceError(ValueError):
     """No data set has that name; the text lists the ones there are."""
 
 
-def download(
-    out: Path, *, source: str, seed: int, clips_per_class: dict[str, int], workers: int = 0
-) -> pd.DataFrame:
+def download(out: Path, *, source: str, seed: int, clips_per_class: dict[str, int], workers: int = 0) -> pd.DataFrame:
     """Write manifest.csv, dataset.json and the clips of a data set to `out`; return the manifest.
 
     clips_per_class: split -> clips of each class. workers: processes (0: one for each core). Clips that an

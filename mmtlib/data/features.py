@@ -76,8 +76,7 @@ class LogMel(nn.Module):
             n_fft *= 2
             if n_fft > 32 * self.window:
                 raise FeatureError(
-                    f"features.mel_bins: {mel_bins} bands are too narrow for a window of "
-                    f"{window_ms} ms; use fewer."
+                    f"features.mel_bins: {mel_bins} bands are too narrow for a window of {window_ms} ms; use fewer."
                 )
         self.mel = MelSpectrogram(
             sample_rate, n_fft, self.window, self.hop, LOW_HZ, high, n_mels=mel_bins, center=False
@@ -214,9 +213,7 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
     return dataset
 
 
-def _extract(
-    manifest: pd.DataFrame, root: Path, dataset: dict, settings: Settings, workers: int, folder: Path
-) -> dict:
+def _extract(manifest: pd.DataFrame, root: Path, dataset: dict, settings: Settings, workers: int, folder: Path) -> dict:
     rows = list(manifest[["path", "start", "end", "split"]].itertuples(index=False))
     tasks = [(root / row.path, _or_none(row.start), _or_none(row.end)) for row in rows]
     coverage = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
@@ -331,9 +328,7 @@ def _make(
 
 def _run(tasks: list, settings: Settings, workers: int) -> Iterator[_Features]:
     """The tasks' results in order, from `workers` fresh processes (one: from this process)."""
-    workers = workers or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    )
+    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
     chunks = [tasks[first : first + _CHUNK] for first in range(0, len(tasks), _CHUNK)]
     if workers == 1 or len(chunks) == 1:
         log_mel = settings.log_mel()
@@ -360,9 +355,7 @@ def _reported(results: Iterable[_Features], total: int) -> Iterator[_Features]:
         now = time.monotonic()
         if now - last >= _REPORT_S or count == total:
             last = now
-            print(
-                f"features: {count}/{total} clips, {count / max(now - begin, 1e-9):.0f} clips/s", flush=True
-            )
+            print(f"features: {count}/{total} clips, {count / max(now - begin, 1e-9):.0f} clips/s", flush=True)
         yield made
 
 
@@ -395,9 +388,7 @@ class _ArrayWriter:
     def append(self, row: np.ndarray | None) -> None:
         row = np.zeros(self._shape, self._dtype) if row is None else row
         if row.shape != self._shape or row.dtype != self._dtype:
-            raise ValueError(
-                f"{self._path.name}: row of {row.dtype} {row.shape}, not {self._dtype} {self._shape}"
-            )
+            raise ValueError(f"{self._path.name}: row of {row.dtype} {row.shape}, not {self._dtype} {self._shape}")
         self._file.write(np.ascontiguousarray(row).data)
         self._count += 1
 

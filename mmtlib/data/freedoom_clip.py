@@ -86,18 +86,18 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "seen_and_heard": Kind(visible=0.75, audible=0.80, snr=(-10.0, 12.0)),
-    "mostly_seen": Kind(visible=1.0, audible=0.0, snr=(-10.0, 12.0)),
-    "mostly_heard": Kind(visible=0.45, audible=0.85, snr=(-10.0, 12.0)),
+    "seen_and_heard": Kind(visible=0.85, audible=0.80, snr=(-12.0, 10.0)),
+    "mostly_seen": Kind(visible=1.0, audible=0.0, snr=(-12.0, 10.0)),
+    "mostly_heard": Kind(visible=0.60, audible=0.85, snr=(-12.0, 10.0)),
 }
-DECOY = 0.25  # probability of one or two dormant monsters, barrels or items in view
-AT_DOOR = 0.08  # probability of standing before a closed door in the other classes
-SWAY = 0.65  # probability of a moving camera in classes that are no motion
-STEP = 0.35  # probability of a short step in them
-TURN_DEGREES = (50.0, 110.0)
-WALK_UNITS = (150.0, 420.0)
-MONSTER_DISTANCE = (88, 256)
-MIN_PIXELS = 80  # of 160 x 120: what is smaller on screen does not count as seen
+DECOY = 0.15  # probability of one or two dormant monsters, barrels or items in view
+AT_DOOR = 0.05  # probability of standing before a closed door in the other classes
+SWAY = 0.40  # probability of a moving camera in classes that are no motion
+STEP = 0.25  # probability of a short step in them
+TURN_DEGREES = (55.0, 110.0)
+WALK_UNITS = (180.0, 420.0)
+MONSTER_DISTANCE = (80, 176)
+MIN_PIXELS = 150  # of 160 x 120: what is smaller on screen does not count as seen
 
 TRIES = 60  # per clip; one that comes to nothing is soon over
 
@@ -557,9 +557,7 @@ class Studio:
             f"(mostly: {common}); choose another seed"
         )
 
-    def _try(
-        self, spec: ClipSpec, visible: bool, number: int
-    ) -> tuple[np.ndarray, np.ndarray, int | None, str]:
+    def _try(self, spec: ClipSpec, visible: bool, number: int) -> tuple[np.ndarray, np.ndarray, int | None, str]:
         rng = np.random.default_rng([spec.seed, number])
         name = str(rng.choice(split_levels(spec.split)))
         script = plan(spec.label, visible, name, read_level(GAME, name), rng)

@@ -130,9 +130,7 @@ def read_level(game: str, level: str) -> Level:
     front = sectors[sides["sector"][lines["right"]]]
     back = sectors[sides["sector"][np.where(two_sided, lines["left"], lines["right"])]]
     step = np.abs(front["floor"].astype(int) - back["floor"])
-    opening = np.minimum(front["ceiling"], back["ceiling"]).astype(int) - np.maximum(
-        front["floor"], back["floor"]
-    )
+    opening = np.minimum(front["ceiling"], back["ceiling"]).astype(int) - np.maximum(front["floor"], back["floor"])
     blocked = ~two_sided | (lines["flags"] & 1 > 0) | (step > 24) | (opening < 56)
 
     length = np.hypot(ends[:, 2] - ends[:, 0], ends[:, 3] - ends[:, 1])
@@ -295,7 +293,8 @@ class Engine:
         game.set_episode_timeout(0)
         # snd_efx 0: OpenAL 1.19 aborts on the engine's effects. No monsters but those a script puts there.
         game.add_game_args("-nomonsters +sv_cheats 1 +neverswitchonpickup 1")
-        game.add_game_args("+snd_efx 0 +snd_musicvolume 0")
+        # r_visibility 64: light reaches far, so that small pictures of dark levels show something.
+        game.add_game_args("+snd_efx 0 +snd_musicvolume 0 +r_visibility 64")
         try:
             game.init()
         except self._failures as error:

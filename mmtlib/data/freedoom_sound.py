@@ -17,9 +17,9 @@ from mmtlib.data.freedoom_engine import (
     sound_item,
 )
 
-AUDIBLE_SNR = -12.0  # dB: an event that is nowhere above it counts as inaudible ...
+AUDIBLE_SNR = -14.0  # dB: an event that is nowhere above it counts as inaudible ...
 HIDDEN_SNR = (-30.0, -15.0)  # ... and is turned down until its clearest tenth of a second is in this range
-DISTRACTORS = (0.25, 0.35, 0.25, 0.15)  # probabilities of 0, 1, 2, 3 other sounds
+DISTRACTORS = (0.15, 0.35, 0.30, 0.20)  # probabilities of 0, 1, 2, 3 other sounds
 LEVEL_DB = (-34.0, -18.0)  # RMS of an event over its window, relative to full scale
 NOISE_DB = (25.0, 45.0)  # background noise below that level
 ONSET_TICS = (7, 35)

@@ -37,9 +37,7 @@ def read_manifest(path: str | os.PathLike) -> pd.DataFrame:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ManifestError(
-            f"{path} does not exist; run the download stage or write a manifest there."
-        ) from None
+        raise ManifestError(f"{path} does not exist; run the download stage or write a manifest there.") from None
     except IsADirectoryError:
         raise ManifestError(f"{path} is a folder; pass the path of the manifest file in it.") from None
     try:
@@ -61,26 +59,18 @@ def write_manifest(manifest: pd.DataFrame, path: str | os.PathLike) -> None:
 def _parse(path: Path, text: str) -> pd.DataFrame:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise ManifestError(
-            f"{path}, line {line}: a NUL character; the file is damaged or not a CSV, write it again."
-        )
+        raise ManifestError(f"{path}, line {line}: a NUL character; the file is damaged or not a CSV, write it again.")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         table = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise ManifestError(
-            f"{path}, line {reader.line_num}: not a CSV ({error}); correct the quoting."
-        ) from error
+        raise ManifestError(f"{path}, line {reader.line_num}: not a CSV ({error}); correct the quoting.") from error
     if not table:
-        raise ManifestError(
-            f"{path} is empty; it needs a header line ({','.join(COLUMNS)}) and one line a clip."
-        )
+        raise ManifestError(f"{path} is empty; it needs a header line ({','.join(COLUMNS)}) and one line a clip.")
     header, rows = table[0][1], table[1:]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise ManifestError(
-            f"{path}: no column {', '.join(missing)}; the header must name {','.join(COLUMNS)}."
-        )
+        raise ManifestError(f"{path}: no column {', '.join(missing)}; the header must name {','.join(COLUMNS)}.")
     double = sorted({name for name in header if header.count(name) > 1})
     if double:
         raise ManifestError(f"{path}: column {', '.join(double)} occurs twice; rename or drop one.")
@@ -112,8 +102,7 @@ def _check_ids(path: Path, lines: list[int], ids: list[str]) -> None:
             raise ManifestError(f"{path}, line {line}: clip_id is empty; give every clip a unique one.")
         if clip_id in seen:
             raise ManifestError(
-                f"{path}, line {line}: clip_id {clip_id!r} already stands in line "
-                f"{seen[clip_id]}; make it unique."
+                f"{path}, line {line}: clip_id {clip_id!r} already stands in line {seen[clip_id]}; make it unique."
             )
         seen[clip_id] = line
 
@@ -139,16 +128,12 @@ def _check_paths(path: Path, lines: list[int], paths: list[str]) -> None:
 def _check_labels(path: Path, lines: list[int], labels: list[str], splits: list[str]) -> None:
     for line, label, split in zip(lines, labels, splits, strict=True):
         if not label.strip():
-            raise ManifestError(
-                f"{path}, line {line}: label is empty; name the clip's class or drop the line."
-            )
+            raise ManifestError(f"{path}, line {line}: label is empty; name the clip's class or drop the line.")
         if split not in SPLITS:
             raise ManifestError(f"{path}, line {line}: split is {split!r}; use one of {', '.join(SPLITS)}.")
 
 
-def _seconds(
-    path: Path, lines: list[int], starts: list[str], ends: list[str]
-) -> tuple[list[float], list[float]]:
+def _seconds(path: Path, lines: list[int], starts: list[str], ends: list[str]) -> tuple[list[float], list[float]]:
     parsed: tuple[list[float], list[float]] = ([], [])
     for line, *pair in zip(lines, starts, ends, strict=True):
         for field, text, values in zip(("start", "end"), pair, parsed, strict=True):
@@ -157,15 +142,11 @@ def _seconds(
             except ValueError:
                 value = -1.0
             if value < 0 or math.isinf(value):
-                raise ManifestError(
-                    f"{path}, line {line}: {field} is {text!r}; give seconds >= 0 or leave it empty."
-                )
+                raise ManifestError(f"{path}, line {line}: {field} is {text!r}; give seconds >= 0 or leave it empty.")
             values.append(value)
         low, high = parsed[0][-1], parsed[1][-1]
         if high <= (0.0 if math.isnan(low) else low):
-            raise ManifestError(
-                f"{path}, line {line}: end {high:g} is not after start {low:g}; correct the two times."
-            )
+            raise ManifestError(f"{path}, line {line}: end {high:g} is not after start {low:g}; correct the two times.")
     return parsed
 
 

@@ -31,9 +31,7 @@ class MediaError(ValueError):
 class Clip(NamedTuple):
     """One window of a file; a stream that the file (or the window) does not have is None."""
 
-    waveform: (
-        np.ndarray | None
-    )  # float32 (samples,), mono, in -1..1, as long as the file's sound in the window
+    waveform: np.ndarray | None  # float32 (samples,), mono, in -1..1, as long as the file's sound in the window
     frames: np.ndarray | None  # uint8 (num_frames, size, size, 3), RGB
     duration: float  # length of the window read, seconds
 
@@ -86,20 +84,14 @@ def _check_write(path: Path, frames, fps, pcm, sample_rate) -> None:
         raise MediaError(f"{path}: neither frames nor pcm given; pass at least one of them.")
     if frames is not None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-            raise MediaError(
-                f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3) instead."
-            )
+            raise MediaError(f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3) instead.")
         if frames.shape[1] % 2 or frames.shape[2] % 2:
-            raise MediaError(
-                f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides."
-            )
+            raise MediaError(f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides.")
         if not fps > 0:
             raise MediaError(f"{path}: fps is {fps}; pass a rate above 0.")
     if pcm is not None:
         if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm):
-            raise MediaError(
-                f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead."
-            )
+            raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
         if not sample_rate > 0:
             raise MediaError(f"{path}: sample_rate is {sample_rate}; pass a rate above 0.")
 
@@ -111,9 +103,7 @@ def _picture_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _sound_frames(
-    pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1024
-) -> Iterator[av.AudioFrame]:
+def _sound_frames(pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1024) -> Iterator[av.AudioFrame]:
     for first in range(0, len(pcm), chunk):
         packed = np.ascontiguousarray(pcm[first : first + chunk]).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
@@ -146,9 +136,7 @@ def read_clip(
         with _open(path) as container:
             return _read(path, container, start, end, num_frames, size, sample_rate, seconds)
     except av.error.FFmpegError as error:
-        raise MediaError(
-            f"{path} does not decode ({error.strerror}); fetch it again or drop its row."
-        ) from error
+        raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
 
 
 def _open(path: Path):
@@ -203,9 +191,7 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
         stop = min(high, ends[stream]) if ends[stream] is not None else None
         early = sink.reached is None or (stop is not None and sink.reached < stop - _CUT_OFF_S)
         if early and not sink.done:
-            raise MediaError(
-                f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row."
-            )
+            raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
     return Clip(
         waveform=None if sound is None else sound.waveform(),
         frames=None if picture is None else picture.frames(),
@@ -224,9 +210,7 @@ def _window(path: Path, start, end, length: float | int, seconds: float | int | 
     low = 0.0 if start is None else float(start)
     high = length if end is None else min(float(end), length)
     if low < 0 or low >= length:
-        raise MediaError(
-            f"{path} lasts {length:.2f} s but its row starts at {low:.2f} s; correct start and end."
-        )
+        raise MediaError(f"{path} lasts {length:.2f} s but its row starts at {low:.2f} s; correct start and end.")
     if high <= low:
         raise MediaError(f"{path}: the window {low:.2f}-{high:.2f} s is empty; correct start and end.")
     if seconds is not None and high - low > seconds:
@@ -241,9 +225,7 @@ class _FramePicker:
     def __init__(self, low: float | int, high: float | int, num_frames: int, size: int):
         self._times = low + (np.arange(num_frames) + 0.5) * (high - low) / num_frames
         self._size = size
-        self._scale = (
-            VideoReformatter().reformat
-        )  # one scaler for all frames: setting it up costs more than its use
+        self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
         self._last = None  # the newest frame; on screen until the next one comes
         self._last_image = None  # the same as pixels, made at most once
         self._images: list[np.ndarray] = []
@@ -271,9 +253,7 @@ class _FramePicker:
             width, height = self._last.width, self._last.height
             scale = self._size / min(width, height)
             width, height = max(self._size, round(width * scale)), max(self._size, round(height * scale))
-            image = self._scale(
-                self._last, width=width, height=height, format="rgb24", threads=1
-            ).to_ndarray()
+            image = self._scale(self._last, width=width, height=height, format="rgb24", threads=1).to_ndarray()
             top, left = (height - self._size) // 2, (width - self._size) // 2
             self._last_image = image[top : top + self._size, left : left + self._size]
         return self._last_image

@@ -1,5 +1,7 @@
 """The models, by name: `build_model("mmt_t", num_classes=18)`."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from mmtlib.models.baselines import AST, MBT, MBT_SIZES, ASTClassifier
@@ -10,17 +12,15 @@ from mmtlib.models.mvit import MVIT, build_mvit, load_torchvision_mvit
 
 __all__ = ["MODALITY", "AVOutput", "build_model", "load_torchvision_mvit"]
 
-MODALITY = (
-    dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
-)
+MODALITY = dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
 
 
 def build_model(
     name: str,
     num_classes: int,
     *,
-    audio_size: tuple[int, int] | None = None,
-    video_size: tuple[int, int, int] | None = None,
+    audio_size: Sequence[int] | None = None,
+    video_size: Sequence[int] | None = None,
     **overrides,
 ) -> nn.Module:
     """A model by its name (a key of `MODALITY`), with freshly drawn weights.

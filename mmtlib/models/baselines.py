@@ -1,11 +1,11 @@
 """The peers: AST (the authors' architecture as `transformers` has it) and MBT (bottleneck fusion of two ViTs)."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import ASTConfig, ASTModel
 
 from mmtlib.models.fusion import AVOutput, BottleneckFusion, StreamHeads, audio_shares, transformer_block
 from mmtlib.models.mmt import ProjectionHead
@@ -16,7 +16,13 @@ AST = {
 }
 MBT_SIZES = {
     "mbt_t": dict(
-        dim=96, depth=3, num_heads=3, fusion_layer=2, audio_size=(198, 128), video_size=(16, 64, 64), patch=(2, 8, 8)
+        dim=96,
+        depth=3,
+        num_heads=3,
+        fusion_layer=2,
+        audio_size=(198, 128),
+        video_size=(16, 64, 64),
+        patch=(4, 8, 8),
     ),
     "mbt_b": dict(
         dim=768,
@@ -40,11 +46,13 @@ class ASTClassifier(nn.Module):
         dim: int,
         depth: int,
         num_heads: int,
-        size: tuple[int, int],
+        size: Sequence[int],
         patch_stride: int = 10,
         dropout: float = 0.0,
     ):
         super().__init__()
+        from transformers import ASTConfig, ASTModel  # takes seconds, which no other model needs
+
         self.encoder = ASTModel(
             ASTConfig(
                 hidden_size=dim,
@@ -57,6 +65,7 @@ class ASTClassifier(nn.Module):
                 frequency_stride=patch_stride,
                 max_length=size[0],
                 num_mel_bins=size[1],
+                initializer_range=0.5 * dim**-0.5,  # as in the multiscale core: 0.02 suits widths near 768
             )
         )
         nn.init.trunc_normal_(self.encoder.embeddings.position_embeddings, std=0.02)  # transformers leaves zeros
@@ -75,7 +84,7 @@ class ASTClassifier(nn.Module):
 class ViTStream(nn.Module):
     """Patch embedding, class token, learned positions and plain blocks: one modality of MBT before its fusion."""
 
-    def __init__(self, in_channels: int, size: tuple[int, ...], patch: tuple[int, ...], dim: int, heads: int, depth: int):
+    def __init__(self, in_channels: int, size: Sequence[int], patch: Sequence[int], dim: int, heads: int, depth: int):
         super().__init__()
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
         self.patch_embed = conv(in_channels, dim, patch, patch)
@@ -110,9 +119,9 @@ class MBT(nn.Module):
         depth: int,
         num_heads: int,
         fusion_layer: int,
-        audio_size: tuple[int, int],
-        video_size: tuple[int, int, int],
-        patch: tuple[int, int, int],
+        audio_size: Sequence[int],
+        video_size: Sequence[int],
+        patch: Sequence[int],
         num_bottleneck: int = 4,
         embedding_dim: int = 128,
         dropout: float = 0.0,

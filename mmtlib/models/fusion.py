@@ -26,7 +26,14 @@ class AVOutput(NamedTuple):
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
     """A plain pre-norm Transformer block (ViT)."""
     return nn.TransformerEncoderLayer(
-        dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+        dim,
+        num_heads,
+        4 * dim,
+        dropout,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+        layer_norm_eps=1e-6,
     )
 
 
@@ -129,10 +136,18 @@ class StreamHeads(nn.Module):
     def __init__(self, audio_dim: int, video_dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.audio_norm, self.video_norm = nn.LayerNorm(audio_dim, eps=1e-6), nn.LayerNorm(video_dim, eps=1e-6)
-        self.audio_head, self.video_head = nn.Linear(audio_dim, num_classes), nn.Linear(video_dim, num_classes)
+        self.audio_norm, self.video_norm = (
+            nn.LayerNorm(audio_dim, eps=1e-6),
+            nn.LayerNorm(video_dim, eps=1e-6),
+        )
+        self.audio_head, self.video_head = (
+            nn.Linear(audio_dim, num_classes),
+            nn.Linear(video_dim, num_classes),
+        )
 
-    def forward(self, audio: Tensor | None, video: Tensor | None, audio_share: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, audio: Tensor | None, video: Tensor | None, audio_share: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Pooled features (B, D) of each stream -> logits, audio logits, video logits, each (B, K)."""
         audio = None if audio is None else self.audio_head(self.dropout(self.audio_norm(audio)))
         video = None if video is None else self.video_head(self.dropout(self.video_norm(video)))

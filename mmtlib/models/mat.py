@@ -6,35 +6,50 @@ not where: time first, then both, is our reading, and an ablation. `mat_b` has t
 51 M parameters are the paper's "42 % fewer than AST".
 """
 
+from collections.abc import Sequence
+
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 
 POOLED_AXES = {"none": (), "time": (0,), "both": (0, 1)}  # of (time, mel)
-MIXED = ("time", "time", "both", "both")  # our reading
-
 MAT = {
-    "mat_t": dict(depths=(1, 1, 2, 1), dim=32, size=(198, 128), stride_kv=(4, 4), drop_path=0.1),
-    "mat_s": dict(depths=(1, 2, 11, 2), dim=96, size=(1024, 128), stride_kv=(4, 4), drop_path=0.2),
-    "mat_b": dict(depths=(2, 3, 16, 3), dim=96, size=(1024, 128), stride_kv=(4, 4), drop_path=0.3),
+    "mat_t": dict(depths=(1, 1, 1), dim=64, size=(198, 128), drop_path=0.1, pooling=("time", "time", "both")),
+    "mat_s": dict(
+        depths=(1, 2, 11, 2),
+        dim=96,
+        size=(1024, 128),
+        drop_path=0.2,
+        pooling=("time", "time", "both", "both"),
+    ),
+    "mat_b": dict(
+        depths=(2, 3, 16, 3),
+        dim=96,
+        size=(1024, 128),
+        drop_path=0.3,
+        pooling=("time", "time", "both", "both"),
+    ),
 }
 
 
 def mat_encoder(
     *,
-    depths: tuple[int, ...],
+    depths: Sequence[int],
     dim: int,
-    size: tuple[int, int],
-    stride_kv: tuple[int, int],
+    size: Sequence[int],
+    pooling: Sequence[str],
     drop_path: float,
-    pooling: tuple[str, ...] = MIXED,
+    stride_kv: Sequence[int] = (4, 4),
     patch_stride: int = 10,
     class_token: bool = False,
+    absolute_positions: bool = True,
 ) -> MultiscaleEncoder:
     """The encoder of MAT for log-mel spectrograms of `size` (time, mel); width and heads double at each stage.
 
     Raises ValueError for a `pooling` that is not one of none, time, both for every stage.
     """
     if len(pooling) != len(depths) or any(name not in POOLED_AXES for name in pooling):
-        raise ValueError(f"pooling {tuple(pooling)} must give one of {list(POOLED_AXES)} for each of {len(depths)} stages")
+        raise ValueError(
+            f"pooling {tuple(pooling)} must give one of {list(POOLED_AXES)} for each of {len(depths)} stages"
+        )
     stages = []
     for index, (depth, name) in enumerate(zip(depths, pooling, strict=True)):
         axes = POOLED_AXES[name]
@@ -50,6 +65,7 @@ def mat_encoder(
         stages=tuple(stages),
         stride_kv=tuple(stride_kv),
         class_token=class_token,
+        absolute_positions=absolute_positions,
         drop_path=drop_path,
     )
 

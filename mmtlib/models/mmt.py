@@ -91,9 +91,7 @@ class MMT(nn.Module):
         return AVOutput(*self.heads(pooled_audio, pooled_video, share), audio_embedding, video_embedding)
 
 
-def build_mmt(
-    name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides
-) -> MMT:
+def build_mmt(name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides) -> MMT:
     """MMT by its name; `audio` and `video` override the settings of its encoders."""
     config = MMT_SIZES[name] | overrides
     audio_encoder = mat_encoder(**MAT[config.pop("audio")] | (audio or {}))

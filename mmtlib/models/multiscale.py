@@ -59,7 +59,7 @@ class Pool(nn.Module):
         x = x.unflatten(1, grid).movedim(-1, 1)  # (B, heads * head_dim, *grid), channels-last in memory
         weight = self.weight.repeat(heads, *(1,) * (self.weight.ndim - 1))
         dtype = x.dtype
-        if x.device.type == "cpu":  # the backward pass of a bf16 depth-wise convolution is many times slower there
+        if x.device.type == "cpu" and dtype == torch.bfloat16:  # whose backward pass is many times slower there
             with torch.autocast("cpu", enabled=False):
                 x = self._convolve(x.float(), weight)
         else:
@@ -88,7 +88,7 @@ def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def one_hot_grid(grid: Grid, num_prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each key token its place along every axis, one-hot, (num_prefix + tokens, sum(grid)); prefix rows are zero."""
+    """For each key token its place along every axis, one-hot, (num_prefix + tokens, sum(grid)); zero for prefixes."""
     with torch.inference_mode(False):
         places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
         hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
@@ -222,7 +222,9 @@ class MultiscaleEncoder(nn.Module):
     `size` is the input size the relative-position tables are made for; any other size whose grid is not empty
     works too, with the tables interpolated. `stride_kv` is the stride of k and v in the first stage; each axis
     of it shrinks by the query strides so far, so that the number of keys stays about the same (MViTv2, table 1).
-    `class_token=False` has no prefix token; `features` is then the mean over the tokens (our reading).
+    `class_token=False` has no prefix token; `features` is then the mean over the tokens. `absolute_positions` adds
+    a learned table for each axis to the patches, as MViTv1 did, without which a mel band has no identity. Both
+    are our reading.
     """
 
     def __init__(
@@ -236,6 +238,7 @@ class MultiscaleEncoder(nn.Module):
         stages: tuple[Stage, ...],
         stride_kv: Grid,
         class_token: bool,
+        absolute_positions: bool,
         drop_path: float,
     ):
         super().__init__()
@@ -243,12 +246,15 @@ class MultiscaleEncoder(nn.Module):
             if any(s not in (1, 2) for s in stage.stride_q) or any(
                 s > 1 and k == 1 for s, k in zip(stage.stride_q, stage.kernel, strict=True)
             ):
-                raise ValueError(f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1")
+                raise ValueError(
+                    f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1"
+                )
         self.patch_kernel, self.patch_stride, self.patch_padding = patch_kernel, patch_stride, patch_padding
         self.patch_embed = PATCH_CONV[len(size)](in_channels, stages[0].dim, patch_kernel, patch_stride, patch_padding)
         self.num_prefix = int(class_token)
         self.class_token = nn.Parameter(torch.zeros(1, 1, stages[0].dim)) if class_token else None
         grid, dim = self.grid(size), stages[0].dim
+        self.positions = nn.ParameterList(torch.zeros(n, dim) for n in grid if absolute_positions)
         reduction = (1,) * len(size)  # of the grid by the query strides so far
         depth = sum(stage.depth for stage in stages)
         self.blocks = nn.ModuleList()
@@ -275,8 +281,8 @@ class MultiscaleEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.dim = dim
         self.apply(_init_weights)
-        if class_token:
-            nn.init.trunc_normal_(self.class_token, std=0.02)
+        for parameter in (*self.positions, *([self.class_token] if class_token else [])):
+            nn.init.trunc_normal_(parameter, std=0.02)
 
     def grid(self, size: Grid) -> Grid:
         """Tokens along each axis for an input of `size`; ValueError if there would be none."""
@@ -292,6 +298,9 @@ class MultiscaleEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         grid = self.grid(tuple(x.shape[2:]))
         x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, dim)
+        if self.positions:
+            tables = [resize_table(table, n) for table, n in zip(self.positions, grid, strict=True)]
+            x = x + sum_over_grid(tables).to(x.dtype)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
         for block in self.blocks:
@@ -318,12 +327,21 @@ class MultiscaleClassifier(nn.Module):
         return self.head(self.dropout(self.encoder.features(tokens)))
 
 
+def sum_over_grid(tables: list[Tensor]) -> Float[Tensor, "tokens dim"]:
+    """One vector for each place of the grid: the sum of its rows in the tables of the axes."""
+    total = tables[0]
+    for table in tables[1:]:
+        total = (total[:, None] + table[None]).flatten(0, 1)
+    return total
+
+
 def _blank_prefix(x: Float[Tensor, "batch tokens heads dim"], num_prefix: int) -> Tensor:
     """Put zeros where the prefix tokens stand."""
     return F.pad(x, (0, 0, 0, 0, num_prefix, 0)) if num_prefix else x
 
 
 def _init_weights(module: nn.Module) -> None:
+    """MViTv2 draws all weights with a deviation of 0.02; this is that at a width of 625, and more for narrow ones."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=0.5 * module.in_features**-0.5)
         nn.init.zeros_(module.bias)

@@ -4,7 +4,7 @@
 Time is never pooled after the patch embedding, as in MViTv2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,14 +13,15 @@ from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, St
 CUBE = dict(patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4))
 MVIT = {
     "mvitv2_t": dict(
-        depths=(1, 1, 2, 1),
-        dim=32,
+        depths=(1, 1, 1),
+        dim=64,
         size=(16, 64, 64),
         stride_kv=(1, 2, 2),
         drop_path=0.1,
         class_token=False,
-        patch_kernel=(3, 9, 9),
-        patch_stride=(2, 8, 8),
+        absolute_positions=True,
+        patch_kernel=(5, 9, 9),
+        patch_stride=(4, 8, 8),
     ),
     "mvitv2_s": dict(depths=(1, 2, 11, 2), dim=96, size=(16, 224, 224), stride_kv=(1, 8, 8), drop_path=0.2, **CUBE),
     "mvitv2_b": dict(depths=(2, 3, 16, 3), dim=96, size=(32, 224, 224), stride_kv=(1, 8, 8), drop_path=0.3, **CUBE),
@@ -29,14 +30,15 @@ MVIT = {
 
 def mvit_encoder(
     *,
-    depths: tuple[int, ...],
+    depths: Sequence[int],
     dim: int,
-    size: tuple[int, int, int],
-    stride_kv: tuple[int, int, int],
+    size: Sequence[int],
+    stride_kv: Sequence[int],
     drop_path: float,
-    patch_kernel: tuple[int, int, int],
-    patch_stride: tuple[int, int, int],
+    patch_kernel: Sequence[int],
+    patch_stride: Sequence[int],
     class_token: bool = True,
+    absolute_positions: bool = False,
 ) -> MultiscaleEncoder:
     """The encoder of MViTv2 for clips of `size` (frames, height, width); width and heads double at each stage."""
     stages = tuple(
@@ -52,6 +54,7 @@ def mvit_encoder(
         stages=stages,
         stride_kv=tuple(stride_kv),
         class_token=class_token,
+        absolute_positions=absolute_positions,
         drop_path=drop_path,
     )
 

@@ -49,9 +49,9 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
     Raises WeightsError if the file is missing, damaged or not of this project.
     """
     tensors, header = load_weights(path)
-    model = build_model(header["name"], header["num_classes"], **header["overrides"])
     try:
+        model = build_model(header["name"], header["num_classes"], **header["overrides"])
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit this version of {header['name']!r}; train it again") from error
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} was written by another version of the models; train it again") from error
     return model.eval(), header

@@ -32,9 +32,7 @@ def tone(seconds: float, sample_rate: int, hz: float = 440.0, level: float = 0.5
 def make_clip(tmp_path):
     """make_clip(name, seconds=2.0, picture=True, sound=True, hz=440.0) -> path of a new mp4 (16 fps)."""
 
-    def make(
-        name: str, seconds: float = 2.0, picture: bool = True, sound: bool = True, hz: float = 440.0
-    ) -> Path:
+    def make(name: str, seconds: float = 2.0, picture: bool = True, sound: bool = True, hz: float = 440.0) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         frames = numbered_frames(round(seconds * 16)) if picture else None

@@ -45,9 +45,7 @@ def runs(mask: torch.Tensor) -> int:
     mel_width=st.integers(0, 30),
     seed=st.integers(0, 2**31),
 )
-def test_masks_are_whole_frames_and_bands_no_wider_and_no_more_than_asked(
-    masks, width, mel_masks, mel_width, seed
-):
+def test_masks_are_whole_frames_and_bands_no_wider_and_no_more_than_asked(masks, width, mel_masks, mel_width, seed):
     audio = torch.ones(4, 1, 20, 8)
     hidden = spec_augment(audio, seeded(seed), masks, width, mel_masks, mel_width)[:, 0] == 0
     for clip in hidden:
@@ -117,9 +115,9 @@ def test_crop_of_the_whole_is_the_identity_and_resizes_bilinearly():
         y0, x0 = y.floor().long().clamp(max=10), x.floor().long().clamp(max=14)
         wy, wx = (y - y0)[:, None], (x - x0)[None]
         image = video[clip]
-        expected = (1 - wy) * (
-            (1 - wx) * image[..., y0[:, None], x0] + wx * image[..., y0[:, None], x0 + 1]
-        ) + wy * ((1 - wx) * image[..., y0[:, None] + 1, x0] + wx * image[..., y0[:, None] + 1, x0 + 1])
+        expected = (1 - wy) * ((1 - wx) * image[..., y0[:, None], x0] + wx * image[..., y0[:, None], x0 + 1]) + wy * (
+            (1 - wx) * image[..., y0[:, None] + 1, x0] + wx * image[..., y0[:, None] + 1, x0 + 1]
+        )
         torch.testing.assert_close(quarter[clip], expected, atol=1e-4, rtol=0)
 
 
@@ -138,9 +136,7 @@ def test_flip_mirrors_half_of_the_clips_whose_class_allows_it():
 def test_mixup_uses_one_share_for_both_modalities_and_the_target():
     batch = make_batch()._replace(has_audio=torch.ones(6, dtype=torch.bool), labels=torch.arange(6))
     values = torch.eye(6)
-    batch = batch._replace(
-        audio=values.view(6, 1, 6, 1), video=values.view(6, 1, 6, 1, 1).expand(6, 3, 6, 1, 1)
-    )
+    batch = batch._replace(audio=values.view(6, 1, 6, 1), video=values.view(6, 1, 6, 1, 1).expand(6, 3, 6, 1, 1))
     mixed, targets = mixup(batch, 6, 0.5, seeded())
     torch.testing.assert_close(mixed.audio.view(6, 6), targets)
     torch.testing.assert_close(mixed.video[:, 0].reshape(6, 6), targets)
@@ -204,9 +200,7 @@ def test_augmenter_never_mirrors_the_classes_left_out():
     settings = {"crop_scale": 1.0}
     assert all(torch.equal(recipe(**settings)(batch, seeded(seed)).video, batch.video) for seed in range(5))
     free = batch._replace(labels=torch.zeros(6, dtype=torch.int64))
-    assert not all(
-        torch.equal(recipe(**settings)(free, seeded(seed)).video, batch.video) for seed in range(5)
-    )
+    assert not all(torch.equal(recipe(**settings)(free, seeded(seed)).video, batch.video) for seed in range(5))
 
 
 @pytest.mark.parametrize(

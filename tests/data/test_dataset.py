@@ -135,7 +135,5 @@ def test_order_is_fair():
 
 
 def test_streams_of_one_epoch_are_independent():
-    draws = {
-        float(torch.rand((), generator=epoch_generator(0, 1, stream))) for stream in ("order", "augment", "")
-    }
+    draws = {float(torch.rand((), generator=epoch_generator(0, 1, stream))) for stream in ("order", "augment", "")}
     assert len(draws) == 3

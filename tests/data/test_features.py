@@ -23,9 +23,7 @@ SETTINGS = {
 FLOOR = math.log(1e-6)
 
 
-def plain_log_mel(
-    waveform: np.ndarray, rate: int, mel_bins: int, window: int, hop: int, n_fft: int
-) -> np.ndarray:
+def plain_log_mel(waveform: np.ndarray, rate: int, mel_bins: int, window: int, hop: int, n_fft: int) -> np.ndarray:
     """The definition, in loops: HTK triangles on the power spectrum of Hann-windowed slices."""
     to_mel, to_hz = (lambda f: 2595 * np.log10(1 + f / 700)), (lambda m: 700 * (10 ** (m / 2595) - 1))
     edges = to_hz(np.linspace(to_mel(20.0), to_mel(rate / 2), mel_bins + 2))

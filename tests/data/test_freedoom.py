@@ -39,9 +39,7 @@ def test_classes_are_balanced_and_clips_have_their_own_seeds():
     assert set(counts["test"]) == {2}
     assert len(counts["train"]) == len(CLASSES) == 18
     assert len({s.seed for s in specs}) == len({s.clip_id for s in specs}) == len(specs)
-    assert freedoom.clip_specs(7, {"train": 2}) == [
-        s for s in specs if s.split == "train" and s.clip_id[-1] < "2"
-    ]
+    assert freedoom.clip_specs(7, {"train": 2}) == [s for s in specs if s.split == "train" and s.clip_id[-1] < "2"]
     assert not {s.seed for s in specs} & {s.seed for s in freedoom.clip_specs(8, {"train": 3, "test": 2})}
 
 
@@ -206,9 +204,7 @@ def test_clips_have_the_promised_form(studio):
         assert pcm.shape == (70 * SAMPLES_PER_TIC, 2)
         assert pcm.dtype == np.int16
         assert facts["audible"] or facts["visible"]
-        assert facts["audible"] == (
-            facts["snr_db"] is not None and facts["snr_db"] > freedoom_sound.AUDIBLE_SNR
-        )
+        assert facts["audible"] == (facts["snr_db"] is not None and facts["snr_db"] > freedoom_sound.AUDIBLE_SNR)
         assert (facts["snr_db"] is None) == (label == "walk_backward")
         assert facts["scene"].removeprefix("freedoom2/") in split_levels("train")
 

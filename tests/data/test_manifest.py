@@ -98,9 +98,7 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_write_is_atomic_and_checks_first(tmp_path):
     path = tmp_path / "manifest.csv"
-    good = pd.DataFrame(
-        [dict(zip(HEADER.split(","), ("a", "a.mp4", 0.1, 1 / 3, "shot", "val"), strict=True))]
-    )
+    good = pd.DataFrame([dict(zip(HEADER.split(","), ("a", "a.mp4", 0.1, 1 / 3, "shot", "val"), strict=True))])
     write_manifest(good, path)
     pd.testing.assert_frame_equal(read_manifest(path), good, check_dtype=False)
     with pytest.raises(ManifestError, match="split is 'dev'"):
@@ -116,9 +114,7 @@ names = st.text(string.ascii_letters + " ,\"'#é", min_size=1, max_size=8).filte
 def test_any_path_is_kept_exactly_or_refused_for_climbing(tmp_path_factory, parts, climb):
     path = tmp_path_factory.mktemp("m") / "manifest.csv"
     name = "/".join(parts[:1] + [".."] * climb + parts[1:])
-    table = pd.DataFrame(
-        [{"clip_id": "a", "path": name, "start": "", "end": 2, "label": "x", "split": "test"}]
-    )
+    table = pd.DataFrame([{"clip_id": "a", "path": name, "start": "", "end": 2, "label": "x", "split": "test"}])
     if climb:
         with pytest.raises(ManifestError, match="does not stay below"):
             write_manifest(table, path)

@@ -113,9 +113,7 @@ def test_streams_of_different_length(tmp_path, make_clip, frame_numbers):
     frames = np.full((2, 48, 64, 3), 20, np.uint8)
     frames[1] = 26
     sound = np.ones((64000, 1), np.int16)
-    write_clip(
-        tmp_path / "a.mp4", frames, 1, sound, 16000
-    )  # 2 s of picture at 1 frame a second, 4 s of sound
+    write_clip(tmp_path / "a.mp4", frames, 1, sound, 16000)  # 2 s of picture at 1 frame a second, 4 s of sound
     clip = read_clip(tmp_path / "a.mp4", **{**SETTINGS, "seconds": None})
     assert frame_numbers(clip.frames) == [0, 0, 1, 1, 1, 1, 1, 1]
     assert len(clip.waveform) == 64000

@@ -103,9 +103,7 @@ def test_mbt_outputs_and_what_they_depend_on(monkeypatch):
     assert not close(other.audio_logits, out.audio_logits)
     assert torch.equal(other.audio_embedding, out.audio_embedding)
     original = fusion.attend_with
-    monkeypatch.setattr(
-        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
-    )
+    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
     assert torch.equal(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits)
 
 

@@ -67,9 +67,7 @@ def test_every_parameter_gets_a_gradient(name):
         assert parameter.grad is not None, f"{parameter_name} took no part"
         assert parameter.grad.isfinite().all()
         # Softmax ignores what is the same for every key: a key's bias, and a position table of one place.
-        same_for_all = parameter_name.endswith("key.bias") or (
-            ".rel_pos." in parameter_name and len(parameter) == 1
-        )
+        same_for_all = parameter_name.endswith("key.bias") or (".rel_pos." in parameter_name and len(parameter) == 1)
         if not same_for_all:
             assert parameter.grad.abs().sum() > 0, f"{parameter_name} has no influence"
 
@@ -114,9 +112,7 @@ def test_input_sizes_size_what_depends_on_them(name):
     small = sizes(name, audio_size=(64, 48), video_size=(4, 32, 32))
     model = build_model(name, 5, **small).eval()
     assert logits(model(*inputs(name, 2, (64, 48), (4, 32, 32)))).shape == (2, 5)
-    here, there = (
-        sum(p.numel() for p in m.parameters()) for m in (model, build_model(name, 5, **sizes(name)))
-    )
+    here, there = (sum(p.numel() for p in m.parameters()) for m in (model, build_model(name, 5, **sizes(name))))
     assert here < there
 
 
@@ -130,9 +126,7 @@ def test_lists_from_yaml_build_what_tuples_build():
 
 
 def test_overrides_reach_the_part_they_name():
-    model = build_model(
-        "mmt_t", 3, audio={"dim": 16}, video={"dim": 8}, dim=24, num_heads=2, num_bottleneck=9
-    )
+    model = build_model("mmt_t", 3, audio={"dim": 16}, video={"dim": 8}, dim=24, num_heads=2, num_bottleneck=9)
     assert model.audio_encoder.patch_embed.weight.shape[0] == 16
     assert model.video_encoder.patch_embed.weight.shape[0] == 8
     assert model.fusion.bottleneck.shape == (1, 9, 24)
@@ -162,9 +156,7 @@ def test_large_models_can_be_built_without_memory(name):
 
 def rows(path: str) -> dict[str, params.Run]:
     values = params.load(path)
-    return {
-        name: getattr(values, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")
-    } | values.ablations
+    return {name: getattr(values, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")} | values.ablations
 
 
 @pytest.mark.parametrize("path", ["params.yaml", "params/smoke.yaml"])

@@ -60,9 +60,7 @@ def test_information_crosses_through_the_bottleneck_and_nowhere_else(monkeypatch
     assert not torch.allclose(layers(audio, video, BOTH)[0], layers(audio, other, BOTH)[0], atol=1e-3)
     original = fusion.attend_with
     # The exchange cut: each layer hands the bottleneck on as it came.
-    monkeypatch.setattr(
-        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
-    )
+    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
     assert torch.equal(layers(audio, video, BOTH)[0], layers(audio, other, BOTH)[0])
     assert torch.equal(layers(audio, video, BOTH)[1], layers(torch.randn_like(audio), video, BOTH)[1])
 

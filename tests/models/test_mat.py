@@ -20,9 +20,7 @@ SMALL = {
 def stage_grids(model, size=(198, 128)) -> list[tuple[int, int]]:
     """The token grid after each stage: the distinct ones in order, as the blocks report them."""
     grids = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, out: grids.append(out[1])) for block in model.encoder.blocks
-    ]
+    hooks = [block.register_forward_hook(lambda _, __, out: grids.append(out[1])) for block in model.encoder.blocks]
     with torch.no_grad():
         model(torch.randn(1, 1, *size))
     for hook in hooks:

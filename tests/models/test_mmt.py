@@ -61,21 +61,15 @@ def test_embeddings_are_unit_norm_and_of_one_modality_alone(fusion):
 def test_the_audio_stream_hears_of_the_video_through_the_fusion_only(kind, crosses):
     model = make(kind)
     audio, video = clips()
-    assert (
-        close(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits) != crosses
-    )
-    assert (
-        close(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits) != crosses
-    )
+    assert close(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits) != crosses
+    assert close(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits) != crosses
 
 
 def test_with_the_bottleneck_cut_the_streams_are_apart(monkeypatch):
     model = make()
     audio, video = clips()
     original = fusion.attend_with
-    monkeypatch.setattr(
-        fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared)
-    )
+    monkeypatch.setattr(fusion, "attend_with", lambda block, x, shared: (original(block, x, shared)[0], shared))
     assert torch.equal(model(audio, video).audio_logits, model(audio, torch.randn_like(video)).audio_logits)
     assert torch.equal(model(audio, video).video_logits, model(torch.randn_like(audio), video).video_logits)
 

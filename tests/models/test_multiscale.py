@@ -61,9 +61,7 @@ def reference_pool(x, pool, grid, stride, prefix):
     picture = torch.cat(planes, dim=1)
     tokens = torch.cat((x[:, :prefix], picture.flatten(2).transpose(1, 2)), dim=1)
     mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, keepdim=True, unbiased=False)
-    return (tokens - mean) / (variance + 1e-6).sqrt() * pool.norm.weight + pool.norm.bias, tuple(
-        picture.shape[2:]
-    )
+    return (tokens - mean) / (variance + 1e-6).sqrt() * pool.norm.weight + pool.norm.bias, tuple(picture.shape[2:])
 
 
 def reference_attention(attention, x, grid, heads, stride_q, stride_kv, prefix):
@@ -171,9 +169,7 @@ def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads
 @pytest.mark.parametrize("grid", [(9, 3), (3, 8)])
 def test_attention_on_another_grid_interpolates_the_tables(grid):
     attention = randomise(
-        MultiscaleAttention(
-            6, 8, 2, grid=(5, 4), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0
-        )
+        MultiscaleAttention(6, 8, 2, grid=(5, 4), kernel=(3, 3), stride_q=(1, 1), stride_kv=(2, 2), num_prefix=0)
     )
     x = torch.randn(1, grid[0] * grid[1], 6)
     want, _ = reference_attention(attention, x, grid, 2, (1, 1), (2, 2), 0)
@@ -190,9 +186,7 @@ def test_relative_index_is_exact_for_every_pair_of_lengths():
 def test_positions_are_relative_yet_tell_before_from_after():
     """A token sees a neighbour on its left and on its right through different rows."""
     attention = randomise(
-        MultiscaleAttention(
-            4, 4, 1, grid=(5, 1), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=0
-        )
+        MultiscaleAttention(4, 4, 1, grid=(5, 1), kernel=(1, 1), stride_q=(1, 1), stride_kv=(1, 1), num_prefix=0)
     )
     q = torch.randn(1, 1, 1, 4).expand(1, 5, 1, 4)
     logits = attention.relative_logits(q, (5, 1), (5, 1))[0, :, 0, :5]  # the same query at every place
@@ -236,9 +230,7 @@ def pair_of_encoders(prefix: bool) -> tuple[MultiscaleEncoder, MultiscaleEncoder
     for name, value in deep.state_dict().items():
         if ".rel_pos.2" in name:
             weights[name] = flat.state_dict()[name.replace(".rel_pos.2", ".rel_pos.1")]
-        elif name.startswith(
-            "positions."
-        ):  # the mel table is the third; that of the unit axis adds one vector
+        elif name.startswith("positions."):  # the mel table is the third; that of the unit axis adds one vector
             own = {"positions.0": "positions.0", "positions.2": "positions.1"}.get(name)
             weights[name] = torch.zeros_like(value) if own is None else flat.state_dict()[own]
         elif ".rel_pos.1" in name:  # one row, added to every key alike; the class token has no position
@@ -304,9 +296,7 @@ def test_the_shortcut_is_max_pooled_on_the_grid():
     )
     x = torch.randn(1, 11, 4)
     grid = x[0, 1:].view(5, 2, 4)
-    rows = [
-        grid[max(2 * i - 1, 0) : 2 * i + 2].amax(0) for i in range(3)
-    ]  # window of 3 around every second row
+    rows = [grid[max(2 * i - 1, 0) : 2 * i + 2].amax(0) for i in range(3)]  # window of 3 around every second row
     want = torch.cat((x[0, :1], torch.stack(rows).view(6, 4)))
     torch.testing.assert_close(block.pool_skip(x, (5, 2))[0], want)
 

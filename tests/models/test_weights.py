@@ -24,9 +24,7 @@ REMOVED = object()
 def saved(tmp_path):
     model = build_model("mat_t", 4, **OVERRIDES).eval()
     path = tmp_path / "deep" / "model.safetensors"
-    save_model(
-        path, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3
-    )
+    save_model(path, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3)
     return path, model
 
 
@@ -73,9 +71,7 @@ def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
     assert other.read_bytes() == path.read_bytes()
     with torch.no_grad():
         model.head.bias[0] += 1.0
-    save_model(
-        other, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3
-    )
+    save_model(other, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3)
     assert other.read_bytes() != path.read_bytes()
 
 
