@@ -30,8 +30,8 @@ from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.multiscale import MultiscaleEncoder
 
-PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 10, 96, 16_000
-_DPI, _COLOURS = 75, 40
+PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 8, 96, 16_000
+_DPI, _COLOURS = 72, 32
 _HEAT = {"origin": "lower", "aspect": "auto", "cmap": "magma", "interpolation": "nearest"}
 
 PUBLISHED = {
@@ -111,7 +111,7 @@ def data_card(workspace: Path) -> list[str]:
 
 
 def preview(path: Path) -> bytes:
-    """A small mp4 of a clip for a player: 10 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
+    """A small mp4 of a clip for a player: 8 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
     length = read_clip(path, num_frames=1, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None).duration
     clip = read_clip(
         path,

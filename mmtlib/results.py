@@ -212,9 +212,11 @@ def costs_table(results: list[Result], features: dict[str, Any]) -> pd.DataFrame
         "audio": torch.zeros(1, 1, *features["log_mel"]["shape"][1:]),
         "video": torch.zeros(1, 3, *features["frames"]["shape"][1:4]),
     }
+    sizes = {"audio_size": features["log_mel"]["shape"][1:], "video_size": features["frames"]["shape"][1:4]}
     rows = []
     for label, result in {result.label: result for result in results}.items():
-        model = build_model(result.trained.model, len(features["classes"]), **result.trained.overrides)
+        overrides = sizes | result.trained.overrides
+        model = build_model(result.trained.model, len(features["classes"]), **overrides)
         given = [inputs[name] for name in inputs if result.modality in ("av", name)]
         rows.append(
             {

@@ -116,7 +116,7 @@ class Trainer:
             noise=recipe.noise,
         )
         torch.manual_seed(seed)
-        self.overrides = input_sizes(self.train, self.modality) | run.overrides
+        self.overrides = input_sizes(self.train) | run.overrides
         self.model = build_model(run.model, len(classes), **self.overrides)
         if init and not isinstance(self.model, MMT):
             raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
@@ -327,12 +327,9 @@ def choose_precision(
     return chosen
 
 
-def input_sizes(dataset: FeatureDataset, modality: str) -> dict[str, list[int]]:
+def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:
     """The sizes of a data set's inputs, as `build_model` takes them: (time, mel) and (T, H, W)."""
-    time, mel = dataset.stats["log_mel"]["shape"][1:]
-    frames, height, width, _ = dataset.stats["frames"]["shape"][1:]
-    sizes = {"audio_size": [time, mel], "video_size": [frames, height, width]}
-    return {key: size for key, size in sizes.items() if modality in ("av", key.removesuffix("_size"))}
+    return {"audio_size": dataset.stats["log_mel"]["shape"][1:], "video_size": dataset.stats["frames"]["shape"][1:4]}
 
 
 def modality_of(model: str) -> str:

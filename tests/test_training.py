@@ -672,12 +672,10 @@ def test_a_batch_without_a_clip_of_both_modalities_has_a_finite_loss():
 
 def test_models_are_sized_for_the_features(features):
     train = FeatureDataset(features, "train")
-    assert {key: tuple(value) for key, value in input_sizes(train, "av").items()} == {
+    assert {key: tuple(value) for key, value in input_sizes(train).items()} == {
         "audio_size": AUDIO,
         "video_size": VIDEO,
     }
-    assert set(input_sizes(train, "audio")) == {"audio_size"}
-    assert set(input_sizes(train, "video")) == {"video_size"}
 
 
 # From pretraining to predictions.

@@ -27,7 +27,8 @@ def build_model(
 
     Audio models: forward(audio (B, 1, time, mel)) -> logits (B, K); video models: forward(video (B, 3, T, H, W))
     -> logits; models of both: forward(audio, video) -> AVOutput. `audio_size` (time, mel) and `video_size` (T, H, W)
-    are the input sizes it is made for; `overrides` replace other settings of that size of model.
+    are the input sizes it is made for (one that it does not read is ignored); `overrides` replace other settings of
+    that size of model.
     Raises ValueError for an unknown name or setting.
     """
     audio = {} if audio_size is None else {"size": tuple(audio_size)}
