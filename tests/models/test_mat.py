@@ -7,6 +7,7 @@ from mmtlib.efficiency import count_parameters
 from mmtlib.models import build_model
 from mmtlib.models.mat import MAT
 
+FOUR = ("time", "time", "both", "both")
 SMALL = {
     "depths": (1, 1, 2, 1),
     "dim": 8,
@@ -46,7 +47,14 @@ def test_pooling_of_each_stage_gives_the_grids_counted_by_hand(pooling, grids):
 
 
 def test_time_first_then_both_is_the_default():
-    assert stage_grids(build_model("mat_t", 3, **SMALL)) == [(19, 12), (10, 12), (5, 6), (3, 3)]
+    assert MAT["mat_s"]["pooling"] == MAT["mat_b"]["pooling"] == FOUR
+    model = build_model("mat_t", 3, dim=8)  # three stages
+    grids = []
+    for block in model.encoder.blocks:
+        block.register_forward_hook(lambda _, __, out: grids.append(out[1]))
+    with torch.no_grad():
+        model(torch.randn(1, 1, 198, 128))
+    assert grids == [(19, 12), (10, 12), (5, 6)]
 
 
 def bands_reached(pool, heads: int) -> list[int]:
@@ -75,7 +83,7 @@ def test_bad_pooling_is_refused_with_what_is_allowed(pooling):
 
 
 def test_width_and_heads_double_at_each_stage():
-    model = build_model("mat_t", 3, **SMALL)
+    model = build_model("mat_t", 3, **SMALL, pooling=FOUR)
     blocks = model.encoder.blocks
     assert [block.norm2.weight.numel() for block in blocks] == [8, 16, 32, 32, 64]
     assert [block.attention.num_heads for block in blocks] == [1, 2, 4, 4, 8]
@@ -83,7 +91,7 @@ def test_width_and_heads_double_at_each_stage():
 
 
 def test_dropout_is_on_the_features_only_while_training():
-    model = build_model("mat_t", 3, **SMALL, dropout=0.5)
+    model = build_model("mat_t", 3, **SMALL, pooling=FOUR, dropout=0.5)
     x = torch.randn(1, 1, 198, 128)
     assert not torch.equal(model.train()(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
@@ -108,7 +116,7 @@ def test_sizes_are_ordered_and_share_their_settings():
 
 def test_order_in_time_matters():
     """Not a bag of patches: reversing a clip changes its logits."""
-    model = build_model("mat_t", 3, **SMALL).eval()
+    model = build_model("mat_t", 3, **SMALL, pooling=FOUR).eval()
     with torch.no_grad():
         for table in (t for block in model.encoder.blocks for t in block.attention.rel_pos):
             table.normal_()

@@ -10,7 +10,14 @@ TINY = {
     "dim": 24,
     "num_heads": 2,
     "fusion_layers": 2,
-    "audio": {"depths": (1, 1, 1, 1), "dim": 8, "size": (64, 48), "patch_stride": 16, "drop_path": 0.0},
+    "audio": {
+        "depths": (1, 1, 1, 1),
+        "pooling": ("time", "time", "both", "both"),
+        "dim": 8,
+        "size": (64, 48),
+        "patch_stride": 16,
+        "drop_path": 0.0,
+    },
     "video": {"depths": (1, 1), "dim": 8, "size": (4, 32, 32), "drop_path": 0.0},
 }
 
