@@ -36,7 +36,8 @@ MAY_IMPORT = {
 }
 MODULES = sorted(path for path in (ROOT / "mmtlib").rglob("*.py") if path.name != "__init__.py")
 PACKAGES = sorted((ROOT / "mmtlib").rglob("__init__.py"))
-LARGEST = 5200  # lines of code; 4,000 is the aim, so lower this whenever the library has shrunk
+LARGEST = 4000  # lines
+CODE_NOW = 5000  # lines that hold code, a ceiling for what is there until LARGEST holds: only ever lower it
 
 
 def part(path: Path) -> str:
@@ -101,9 +102,14 @@ def test_code_lines_leave_out_prose():
     assert code_lines('"""Doc\nstring."""\n\n# why\nx = [\n    1,  # one\n]\n') == 3
 
 
+@pytest.mark.xfail(strict=True, reason="the library has outgrown its bound and is to be trimmed")
 def test_the_library_stays_small():
-    lines = {path: code_lines(path.read_text()) for path in [*MODULES, *PACKAGES]}
+    lines = {path: len(path.read_text().splitlines()) for path in [*MODULES, *PACKAGES]}
     assert sum(lines.values()) < LARGEST, sorted(lines.items(), key=lambda item: -item[1])[:5]
+
+
+def test_the_library_grows_no_further():
+    assert sum(code_lines(path.read_text()) for path in [*MODULES, *PACKAGES]) < CODE_NOW
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
