@@ -7,15 +7,14 @@ look real.
 
 from __future__ import annotations
 
-import csv
+import functools
 import hashlib
 import json
 import math
 import os
-import shutil
+import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.lib.format import open_memmap, write_array_header_1_0
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import MelSpectrogram
@@ -37,7 +37,6 @@ from mmtlib.data.media import MediaError, read_clip
 
 LOG_OFFSET = 1e-6  # added to the power before the logarithm; its logarithm is the value of digital silence
 LOW_HZ = 20.0  # lower edge of the lowest mel band
-COUNTS = ("listed", "used", "missing", "broken", "silent", "blind", "too_short")
 _CHUNK = 8  # clips per task of a worker: few enough to balance, enough to hide the cost of a task
 _REPORT_S = 10.0
 
@@ -72,24 +71,19 @@ class LogMel(nn.Module):
             )
         high = sample_rate / 2
         n_fft = 1 << (self.window - 1).bit_length()
-        while self._has_empty_band(n_fft, high, mel_bins, sample_rate):
-            n_fft *= 2
-            if n_fft > 32 * self.window:
-                raise FeatureError(
-                    f"features.mel_bins: {mel_bins} bands are too narrow for a window of {window_ms} ms; use fewer."
-                )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchaudio warns of the empty bands that are looked for here
+            while (melscale_fbanks(n_fft // 2 + 1, LOW_HZ, high, mel_bins, sample_rate).amax(dim=0) == 0).any():
+                n_fft *= 2
+                if n_fft > 32 * self.window:
+                    raise FeatureError(
+                        f"features.mel_bins: {mel_bins} bands are too narrow for a window of {window_ms} ms; use fewer."
+                    )
         self.mel = MelSpectrogram(
             sample_rate, n_fft, self.window, self.hop, LOW_HZ, high, n_mels=mel_bins, center=False
         )
         # The transform centres the window in the FFT; this much of its input on each side has no weight.
         self.margin = ((n_fft - self.window) // 2, n_fft - self.window - (n_fft - self.window) // 2)
-
-    @staticmethod
-    def _has_empty_band(n_fft: int, high: float | int, mel_bins: int, sample_rate: int) -> bool:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchaudio warns of the very thing that is asked here
-            bank = melscale_fbanks(n_fft // 2 + 1, LOW_HZ, high, mel_bins, sample_rate)
-        return bool((bank.amax(dim=0) == 0).any())
 
     def num_frames(self, samples: int) -> int:
         """Frames that so many samples give."""
@@ -127,16 +121,6 @@ class Settings:
         return LogMel(self.sample_rate, self.mel_bins, self.window_ms, self.hop_ms)
 
 
-class _Features(NamedTuple):
-    """One clip as a worker hands it back."""
-
-    status: str  # used, missing or broken
-    reason: str = ""
-    log_mel: np.ndarray | None = None  # float16 (time, mel)
-    frames: np.ndarray | None = None  # uint8 (T, H, W, 3)
-    too_short: bool = False
-
-
 def extract_features(
     manifest_path: str | os.PathLike,
     out: str | os.PathLike,
@@ -150,13 +134,14 @@ def extract_features(
     seconds: float | int,
     workers: int = 0,
 ) -> dict[str, dict[str, int]]:
-    """Write the feature folder `out` of a manifest and return its coverage: split -> count of each of COUNTS.
+    """Write the feature folder `out` of a manifest and return its coverage: split -> what -> count of clips.
 
     Per clip the central `seconds` of its window are read (media.read_clip): sound at `sample_rate` Hz as a
-    log-mel of `mel_bins` bands (window_ms, hop_ms) and `frames` RGB frames of `size` x `size`. Sound that is
-    shorter by more than a hop is counted as too_short; its rest is digital silence. `workers` processes
-    decode (0: one a core); the result does not depend on their number. The folder appears in one step, over
-    an older one:
+    log-mel of `mel_bins` bands (window_ms, hop_ms) and `frames` RGB frames of `size` x `size`. Coverage counts
+    the clips that are listed, used, missing or broken, and of the used ones those that are silent (no sound),
+    blind (no picture) or too_short: sound shorter by more than a hop, whose rest is digital silence. `workers`
+    processes decode (0: one a core); the result does not depend on their number. The folder appears in one
+    step, over an older one:
 
     log_mel.npy float16 (N, time, mel), frames.npy uint8 (N, T, size, size, 3), index.csv (the manifest's rows
     used, in the arrays' order, with has_audio and has_video), skipped.csv (the rest, with reasons) and
@@ -174,21 +159,14 @@ def extract_features(
     manifest = read_manifest(manifest_path)
     dataset = _dataset(manifest_path, manifest)
 
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        coverage = _extract(manifest, manifest_path.parent, dataset, settings, workers, part)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        coverage = _extract(manifest, manifest_path.parent, dataset, settings, workers, new)
         if out.exists():
-            old = out.with_name(f".{out.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             os.replace(out, old)
-            os.replace(part, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        os.replace(new, out)
     return coverage
 
 
@@ -200,76 +178,73 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
         return {"name": manifest_path.parent.resolve().name, "class_list": "labels found", "classes": labels}
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        dataset = {"name": str(given["name"]), "class_list": str(given.get("class_list", given["name"]))}
-        dataset["classes"] = [str(name) for name in given["classes"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        name, classes = str(given["name"]), [str(label) for label in given["classes"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise FeatureError(
             f"{path} is not a JSON object with name and classes ({error}); run the download stage again."
         ) from error
-    unknown = [label for label in labels if label not in dataset["classes"]]
-    if unknown or len(set(dataset["classes"])) < len(dataset["classes"]):
-        what = f"has no class {unknown[0]!r} that the manifest uses" if unknown else "names a class twice"
-        raise FeatureError(f"{path} {what}; correct its classes.")
-    return dataset
+    unknown = [label for label in labels if label not in classes]
+    if unknown:
+        raise FeatureError(f"{path} has no class {unknown[0]!r} that the manifest uses; correct its classes.")
+    if len(set(classes)) < len(classes):
+        raise FeatureError(f"{path} names a class twice; correct its classes.")
+    return {"name": name, "class_list": str(given.get("class_list", name)), "classes": classes}
+
+
+class _Features(NamedTuple):
+    """One clip as a worker hands it back; a modality that it does not have is None."""
+
+    status: str  # used, missing or broken
+    reason: str = ""
+    log_mel: np.ndarray | None = None  # float16 (time, mel)
+    frames: np.ndarray | None = None  # uint8 (T, H, W, 3)
+    too_short: bool = False
 
 
 def _extract(manifest: pd.DataFrame, root: Path, dataset: dict, settings: Settings, workers: int, folder: Path) -> dict:
-    rows = list(manifest[["path", "start", "end", "split"]].itertuples(index=False))
-    tasks = [(root / row.path, _or_none(row.start), _or_none(row.end)) for row in rows]
-    coverage = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
-    kept, flags, skipped = [], [], []
-    time_bins = settings.log_mel().num_frames(settings.samples)
-    sound = _Moments(1)
-    picture = _Moments(3)
-    side = settings.size
-    with (
-        _ArrayWriter(folder / "log_mel.npy", (time_bins, settings.mel_bins), np.float16) as log_mel_file,
-        _ArrayWriter(folder / "frames.npy", (settings.frames, side, side, 3), np.uint8) as frames_file,
-    ):
-        for index, made in enumerate(_reported(_run(tasks, settings, workers), len(tasks))):
-            split = rows[index].split
-            coverage[split]["listed"] += 1
-            coverage[split][made.status] += 1
-            if made.status != "used":
-                skipped.append((index, made.status, made.reason))
-                continue
-            has_audio, has_video = made.log_mel is not None, made.frames is not None
-            coverage[split]["silent"] += not has_audio
-            coverage[split]["blind"] += not has_video
-            coverage[split]["too_short"] += made.too_short
-            kept.append(index)
-            flags.append((has_audio, has_video))
-            if split == "train":
-                if has_audio:
-                    sound.add(made.log_mel[..., None])
-                if has_video:
-                    picture.add(made.frames)
-            log_mel_file.append(made.log_mel)
-            frames_file.append(made.frames)
+    times = manifest[["start", "end"]].replace({np.nan: None})
+    tasks = list(zip([root / path for path in manifest.path], times.start, times.end, strict=True))
+    sound_shape = (settings.log_mel().num_frames(settings.samples), settings.mel_bins)
+    picture_shape = (settings.frames, settings.size, settings.size, 3)
+    # Room for every clip listed (it takes none on disk until it is written); shortened to the used ones below.
+    log_mel = open_memmap(folder / "log_mel.npy", "w+", np.float16, (len(tasks), *sound_shape))
+    frames = open_memmap(folder / "frames.npy", "w+", np.uint8, (len(tasks), *picture_shape))
+    facts = []
+    used = 0
+    for made in _reported(_run(tasks, settings, workers), len(tasks)):
+        has_audio, has_video = made.log_mel is not None, made.frames is not None
+        facts.append((made.status, made.reason, has_audio, has_video, made.too_short))
+        if has_audio:
+            log_mel[used] = made.log_mel
+        if has_video:
+            frames[used] = made.frames
+        used += made.status == "used"
+    found = pd.DataFrame(facts, columns=["status", "reason", "has_audio", "has_video", "too_short"])
+    coverage = {split: _count(found[manifest.split == split]) for split in SPLITS}
+    is_used = found.status == "used"
     if not coverage["train"]["used"]:
-        reason = skipped[0][2] if skipped else "the manifest has no row of it"
+        reason = "the manifest has no row of it" if is_used.all() else found.reason[~is_used].iloc[0]
         raise FeatureError(f"No usable train clip below {root}; the first problem: {reason}")
 
-    index = manifest.iloc[kept].copy()
-    index["has_audio"], index["has_video"] = np.array(flags, dtype=bool).T
+    index = manifest[is_used].assign(has_audio=found.has_audio, has_video=found.has_video)
     index.to_csv(folder / "index.csv", index=False, lineterminator="\n")
-    with (folder / "skipped.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("clip_id", "path", "split", "status", "reason"))
-        for row, status, reason in skipped:
-            table.writerow((*manifest.loc[row, ["clip_id", "path", "split"]], status, reason))
+    skipped = manifest[["clip_id", "path", "split"]].join(found[["status", "reason"]])[~is_used]
+    skipped.to_csv(folder / "skipped.csv", index=False, lineterminator="\n")
 
-    (sound_mean,), (sound_std,) = sound.mean_and_std()
-    picture_mean, picture_std = picture.mean_and_std()
-    _fill(folder / "log_mel.npy", ~index["has_audio"].to_numpy(), sound_mean)
-    _fill(folder / "frames.npy", ~index["has_video"].to_numpy(), np.rint(picture_mean))
-    coverage = {split: dict(counts) for split, counts in coverage.items()}
+    is_train = (index.split == "train").to_numpy()
+    has_audio, has_video = index.has_audio.to_numpy(), index.has_video.to_numpy()
+    (sound_mean,), (sound_std,) = _mean_and_std(log_mel[..., None], np.flatnonzero(is_train & has_audio))
+    picture_mean, picture_std = _mean_and_std(frames, np.flatnonzero(is_train & has_video))
+    log_mel[:used][~has_audio] = sound_mean
+    frames[:used][~has_video] = np.rint(picture_mean)
+    _shorten(log_mel, used)
+    _shorten(frames, used)
     described = {
         **dataset,
         "settings": asdict(settings),
-        "log_mel": {"shape": [len(kept), time_bins, settings.mel_bins], "mean": sound_mean, "std": sound_std},
+        "log_mel": {"shape": [used, *sound_shape], "mean": sound_mean, "std": sound_std},
         "frames": {
-            "shape": [len(kept), settings.frames, side, side, 3],
+            "shape": [used, *picture_shape],
             "mean": [value / 255 for value in picture_mean],  # RGB on a scale of 0..1
             "std": [value / 255 for value in picture_std],
         },
@@ -280,29 +255,44 @@ def _extract(manifest: pd.DataFrame, root: Path, dataset: dict, settings: Settin
     return coverage
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _count(found: pd.DataFrame) -> dict[str, int]:
+    used = found[found.status == "used"]
+    counts = {
+        "listed": len(found),
+        "used": len(used),
+        "missing": (found.status == "missing").sum(),
+        "broken": (found.status == "broken").sum(),
+        "silent": (~used.has_audio).sum(),
+        "blind": (~used.has_video).sum(),
+        "too_short": used.too_short.sum(),
+    }
+    return {name: int(count) for name, count in counts.items()}
 
 
-# Work on one clip; the functions below run in worker processes.
+def _run(tasks: list, settings: Settings, workers: int) -> Iterator[_Features]:
+    """The tasks' results in order, from `workers` fresh processes (one: from this process)."""
+    make = functools.partial(_make, settings)
+    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+    workers = min(workers, math.ceil(len(tasks) / _CHUNK))
+    if workers == 1:
+        yield from map(make, tasks)
+        return
+    # spawn, not fork: a forked copy of a process whose torch threads run can lock up. One thread: a process a core.
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        try:
+            yield from pool.map(make, tasks, chunksize=_CHUNK)
+        except BrokenProcessPool as error:
+            raise FeatureError(
+                "A feature worker process died, of too little memory or of a file that crashes the decoder; "
+                "set features.workers to 1 to see which."
+            ) from error
 
-_worker: tuple[Settings, LogMel] | None = None
+
+_log_mel = functools.cache(Settings.log_mel)  # made once in each process
 
 
-def _start_worker(settings: Settings) -> None:
-    global _worker
-    torch.set_num_threads(1)  # one process a core already
-    _worker = (settings, settings.log_mel())
-
-
-def _make_chunk(tasks: list[tuple[Path, float | None, float | None]]) -> list[_Features]:
-    settings, log_mel = _worker
-    return [_make(settings, log_mel, *task) for task in tasks]
-
-
-def _make(
-    settings: Settings, log_mel: LogMel, path: Path, start: float | int | None, end: float | int | None
-) -> _Features:
+def _make(settings: Settings, task: tuple[Path, float | int | None, float | int | None]) -> _Features:
+    path, start, end = task
     if not path.is_file():
         return _Features("missing", f"{path} does not exist; fetch it or drop its row.")
     try:
@@ -317,35 +307,13 @@ def _make(
         )
     except (MediaError, OSError) as error:
         return _Features("broken", str(error))
-    spectrogram, lacking = None, 0
-    if clip.waveform is not None:
-        lacking = settings.samples - len(clip.waveform)
-        waveform = torch.from_numpy(np.pad(clip.waveform, (0, lacking)))
-        with torch.inference_mode():
-            spectrogram = log_mel(waveform).to(torch.float16).numpy()
-    return _Features("used", "", spectrogram, clip.frames, lacking > log_mel.hop)
-
-
-def _run(tasks: list, settings: Settings, workers: int) -> Iterator[_Features]:
-    """The tasks' results in order, from `workers` fresh processes (one: from this process)."""
-    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
-    chunks = [tasks[first : first + _CHUNK] for first in range(0, len(tasks), _CHUNK)]
-    if workers == 1 or len(chunks) == 1:
-        log_mel = settings.log_mel()
-        yield from (_make(settings, log_mel, *task) for task in tasks)
-        return
-    # spawn, not fork: a forked copy of a process whose torch threads run can lock up.
-    with ProcessPoolExecutor(
-        min(workers, len(chunks)), get_context("spawn"), initializer=_start_worker, initargs=(settings,)
-    ) as pool:
-        try:
-            for made in pool.map(_make_chunk, chunks):
-                yield from made
-        except BrokenProcessPool as error:
-            raise FeatureError(
-                "A feature worker process died, of too little memory or of a file that crashes the decoder; "
-                "set features.workers to 1 to see which."
-            ) from error
+    if clip.waveform is None:
+        return _Features("used", frames=clip.frames)
+    lacking = settings.samples - len(clip.waveform)
+    log_mel = _log_mel(settings)
+    with torch.inference_mode():
+        spectrogram = log_mel(torch.from_numpy(np.pad(clip.waveform, (0, lacking))))
+    return _Features("used", "", spectrogram.to(torch.float16).numpy(), clip.frames, lacking > log_mel.hop)
 
 
 def _reported(results: Iterable[_Features], total: int) -> Iterator[_Features]:
@@ -359,67 +327,29 @@ def _reported(results: Iterable[_Features], total: int) -> Iterator[_Features]:
         yield made
 
 
-# Arrays on disk.
+def _mean_and_std(array: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel (the last axis) over some rows, in double precision.
+
+    0 and 1 without a row. A constant channel's deviation is 1, so that it normalises to 0.
+    """
+    count, total, square = 0, np.zeros(array.shape[-1]), np.zeros(array.shape[-1])
+    for row in rows:
+        values = array[row].reshape(-1, array.shape[-1]).astype(np.float64)
+        count += len(values)
+        total += values.sum(axis=0)
+        square += np.einsum("nc,nc->c", values, values)
+    mean = total / max(count, 1)
+    std = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
+    return mean.tolist(), np.where(std < 1e-4, 1.0, std).tolist()
 
 
-class _ArrayWriter:
-    """Appends rows to an .npy file whose length is known only at the end; a None row is zeros for now."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type):
-        self._path, self._shape, self._dtype = path, shape, np.dtype(dtype)
-        self._count = 0
-
-    def __enter__(self) -> _ArrayWriter:
-        self._file = self._path.open("w+b")
-        self._write_header()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # numpy pads the header so that the first axis can grow without moving the data.
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
-
-    def _write_header(self) -> None:
-        shape = (self._count, *self._shape)
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, description)
-
-    def append(self, row: np.ndarray | None) -> None:
-        row = np.zeros(self._shape, self._dtype) if row is None else row
-        if row.shape != self._shape or row.dtype != self._dtype:
-            raise ValueError(f"{self._path.name}: row of {row.dtype} {row.shape}, not {self._dtype} {self._shape}")
-        self._file.write(np.ascontiguousarray(row).data)
-        self._count += 1
-
-
-def _fill(path: Path, rows: np.ndarray, value: float | np.ndarray) -> None:
-    if rows.any():
-        array = np.load(path, mmap_mode="r+")
-        for row in np.flatnonzero(rows):
-            array[row] = value
-        array.flush()
-
-
-class _Moments:
-    """Mean and standard deviation per channel (the last axis) over all arrays added, in double precision."""
-
-    def __init__(self, channels: int):
-        self._count, self._sum, self._square = 0, np.zeros(channels), np.zeros(channels)
-
-    def add(self, array: np.ndarray) -> None:
-        values = array.reshape(-1, array.shape[-1]).astype(np.float64)
-        self._count += len(values)
-        self._sum += values.sum(axis=0)
-        self._square += np.einsum("nc,nc->c", values, values)
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """0 and 1 if nothing was added. A constant channel's deviation is 1, so that it normalises to 0."""
-        if not self._count:
-            return [0.0] * len(self._sum), [1.0] * len(self._sum)
-        mean = self._sum / self._count
-        std = np.sqrt(np.maximum(self._square / self._count - mean**2, 0.0))
-        return mean.tolist(), np.where(std < 1e-4, 1.0, std).tolist()
+def _shorten(array: np.memmap, rows: int) -> None:
+    """Cut an array's .npy file after `rows` rows; numpy pads its header so that any length has room there."""
+    array.flush()
+    with Path(array.filename).open("r+b") as file:
+        shape = (rows, *array.shape[1:])
+        write_array_header_1_0(file, {"descr": array.dtype.str, "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + rows * array[0].nbytes)
 
 
 def _fingerprint(described: dict, folder: Path) -> str:
