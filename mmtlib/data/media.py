@@ -6,9 +6,8 @@ A stream that a file lacks is None here, never an array of zeros, so that "no so
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -51,35 +50,38 @@ def write_clip(
     Raises MediaError if the arrays do not fit this.
     """
     path = Path(path)
-    _check_write(path, frames, fps, pcm, sample_rate)
+    _check_arrays(path, frames, pcm)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # fflags bitexact leaves the library version out of the file; faststart puts the index first.
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         with av.open(str(part), "w", format="mp4", options=options) as container:
-            streams = []
+            # Both streams are added before the first frame is encoded: that writes the file's header.
+            to_encode = []
             if frames is not None:
                 rate = Fraction(fps).limit_denominator(1001)
                 # Without mbtree: with it, the libx264 of PyAV 18 gives other bytes from one call to the next.
                 encoder = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
                 video = container.add_stream("libx264", rate=rate, options=encoder)
                 video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-                streams.append((video, _picture_frames(frames)))
+                images = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in frames)
+                to_encode.append((video, images))
             if pcm is not None:
                 layout = "mono" if pcm.shape[1] == 1 else "stereo"
-                audio = container.add_stream("aac", rate=int(sample_rate), layout=layout)
-                streams.append((audio, _sound_frames(pcm, layout, int(sample_rate))))
-            for stream, source in streams:
+                audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+                sound = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout=layout)
+                sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
+                to_encode.append((audio, [sound]))
+            for stream, source in to_encode:
                 for frame in source:
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode(None))
         os.replace(part, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
-def _check_write(path: Path, frames, fps, pcm, sample_rate) -> None:
+def _check_arrays(path: Path, frames: np.ndarray | None, pcm: np.ndarray | None) -> None:
     if frames is None and pcm is None:
         raise MediaError(f"{path}: neither frames nor pcm given; pass at least one of them.")
     if frames is not None:
@@ -87,28 +89,8 @@ def _check_write(path: Path, frames, fps, pcm, sample_rate) -> None:
             raise MediaError(f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3) instead.")
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise MediaError(f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides.")
-        if not fps > 0:
-            raise MediaError(f"{path}: fps is {fps}; pass a rate above 0.")
-    if pcm is not None:
-        if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm):
-            raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
-        if not sample_rate > 0:
-            raise MediaError(f"{path}: sample_rate is {sample_rate}; pass a rate above 0.")
-
-
-def _picture_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:
-    for index, image in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        frame.pts = index
-        yield frame
-
-
-def _sound_frames(pcm: np.ndarray, layout: str, sample_rate: int, chunk: int = 1024) -> Iterator[av.AudioFrame]:
-    for first in range(0, len(pcm), chunk):
-        packed = np.ascontiguousarray(pcm[first : first + chunk]).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = sample_rate, first, Fraction(1, sample_rate)
-        yield frame
+    if pcm is not None and (pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm)):
+        raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
 
 
 def read_clip(
@@ -163,18 +145,18 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
     # Times below are those of the file's clock, whose zero is `origin`, not always 0.
     origin = (container.start_time or 0) / av.time_base
     ends = {stream: _declared_end(stream) for stream in (video, audio) if stream is not None}
-    known = [value for value in ends.values() if value is not None]
-    length = (max(known) if known else origin + (container.duration or 0) / av.time_base) - origin
-    low, high = _window(path, start, end, length, seconds)
+    whole = origin + (container.duration or 0) / av.time_base
+    last = max((end for end in ends.values() if end < math.inf), default=whole)
+    low, high = _window(path, start, end, last - origin, seconds)
     low, high = origin + low, origin + high
 
     # A stream that is over before the window begins has nothing to show in it.
-    over = {stream: stop is not None and stop <= low for stream, stop in ends.items()}
-    picture = None if video is None or over[video] else _FramePicker(low, high, num_frames, size)
-    # An encoder fills its last packet up; the declared end says where the sound stops.
-    stop = high if audio is None or ends[audio] is None else min(high, ends[audio])
-    sound = None if audio is None or over[audio] else _SoundCollector(low, stop, sample_rate)
-    sinks = {s: sink for s, sink in ((video, picture), (audio, sound)) if s is not None and sink is not None}
+    sinks: dict[av.stream.Stream, _FramePicker | _SoundCollector] = {}
+    if video is not None and ends[video] > low:
+        sinks[video] = _FramePicker(low, high, num_frames, size)
+    if audio is not None and ends[audio] > low:
+        # An encoder fills its last packet up; the declared end says where the sound stops.
+        sinks[audio] = _SoundCollector(low, min(high, ends[audio]), sample_rate)
     for stream in sinks:
         stream.codec_context.thread_count = 1  # files are read side by side in processes, one core each
     if low - _PREROLL_S > origin:
@@ -183,25 +165,26 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
         sink = sinks[packet.stream]
         if not sink.done:
             for frame in packet.decode():
-                sink.add(frame)
-            if sink.done and all(sink.done for sink in sinks.values()):
-                break
+                if frame.time is not None:
+                    sink.add(frame)
+        if all(sink.done for sink in sinks.values()):
+            break
 
     for stream, sink in sinks.items():
-        stop = min(high, ends[stream]) if ends[stream] is not None else None
-        early = sink.reached is None or (stop is not None and sink.reached < stop - _CUT_OFF_S)
-        if early and not sink.done:
+        early = ends[stream] < math.inf and sink.reached < min(high, ends[stream]) - _CUT_OFF_S
+        if not sink.done and (early or sink.reached == -math.inf):
             raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
     return Clip(
-        waveform=None if sound is None else sound.waveform(),
-        frames=None if picture is None else picture.frames(),
+        waveform=sinks[audio].waveform() if audio in sinks else None,
+        frames=sinks[video].frames() if video in sinks else None,
         duration=high - low,
     )
 
 
-def _declared_end(stream) -> float | None:
+def _declared_end(stream: av.stream.Stream) -> float:
+    """Seconds on the file's clock; infinite where the file does not say."""
     if stream.duration is None:
-        return None
+        return math.inf
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
@@ -226,37 +209,35 @@ class _FramePicker:
         self._times = low + (np.arange(num_frames) + 0.5) * (high - low) / num_frames
         self._size = size
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
-        self._last = None  # the newest frame; on screen until the next one comes
-        self._last_image = None  # the same as pixels, made at most once
+        self._newest: av.VideoFrame | None = None  # on screen until the next one comes
         self._images: list[np.ndarray] = []
-        self.reached: float | None = None
+        self.reached = -math.inf  # where the frames seen so far end
 
     @property
     def done(self) -> bool:
         return len(self._images) == len(self._times)
 
     def add(self, frame: av.VideoFrame) -> None:
-        if frame.time is None:
-            return
-        while not self.done and self._times[len(self._images)] < frame.time and self._last is not None:
-            self._images.append(self._image())
-        self._last, self._last_image = frame, None
+        if self._newest is not None:
+            self._keep_newest(int(np.searchsorted(self._times, frame.time)))
+        self._newest = frame
         self.reached = frame.time + float((frame.duration or 0) * frame.time_base)
 
     def frames(self) -> np.ndarray:
-        while not self.done:
-            self._images.append(self._image())
+        self._keep_newest(len(self._times))
         return np.stack(self._images)
 
-    def _image(self) -> np.ndarray:
-        if self._last_image is None:
-            width, height = self._last.width, self._last.height
-            scale = self._size / min(width, height)
-            width, height = max(self._size, round(width * scale)), max(self._size, round(height * scale))
-            image = self._scale(self._last, width=width, height=height, format="rgb24", threads=1).to_ndarray()
-            top, left = (height - self._size) // 2, (width - self._size) // 2
-            self._last_image = image[top : top + self._size, left : left + self._size]
-        return self._last_image
+    def _keep_newest(self, count: int) -> None:
+        """Repeat the newest frame's picture until there are `count` images."""
+        missing = count - len(self._images)
+        if missing <= 0:
+            return
+        frame, size = self._newest, self._size
+        scale = size / min(frame.width, frame.height)
+        width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
+        image = self._scale(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+        top, left = (height - size) // 2, (width - size) // 2
+        self._images += [image[top : top + size, left : left + size]] * missing
 
 
 class _SoundCollector:
@@ -266,21 +247,18 @@ class _SoundCollector:
         self._low, self._high, self._rate = low, high, sample_rate
         self._fifo = av.AudioFifo()  # one large frame resamples and converts far faster than many small ones
         self._first: float | None = None
-        self.reached: float | None = None
+        self.reached = -math.inf  # where the frames kept so far end
         self.done = False
 
     def add(self, frame: av.AudioFrame) -> None:
-        if frame.time is None:
-            return
-        time, length = frame.time, frame.samples / frame.sample_rate
-        self.done = time > self._high
-        # One frame of context on each side keeps the resampler's filter from seeing an edge inside the
-        # window.
-        if time + 2 * length <= self._low or self.done:
+        length = frame.samples / frame.sample_rate
+        self.done = frame.time > self._high
+        # One frame of context on each side keeps the resampler's filter from seeing an edge inside the window.
+        if self.done or frame.time + 2 * length <= self._low:
             return
         if self._first is None:
-            self._first = time
-        self.reached = time + length
+            self._first = frame.time
+        self.reached = frame.time + length
         frame.pts = None  # frames are joined end to end; the queue refuses stamps that are a sample off
         self._fifo.write(frame)
 
