@@ -19,6 +19,7 @@ MAT = {
         size=(1024, 128),
         drop_path=0.2,
         pooling=("time", "time", "both", "both"),
+        recompute=True,
     ),
     "mat_b": dict(
         depths=(2, 3, 16, 3),
@@ -26,6 +27,7 @@ MAT = {
         size=(1024, 128),
         drop_path=0.3,
         pooling=("time", "time", "both", "both"),
+        recompute=True,
     ),
 }
 
@@ -41,6 +43,7 @@ def mat_encoder(
     patch_stride: int = 10,
     class_token: bool = False,
     absolute_positions: bool = True,
+    recompute: bool = False,
 ) -> MultiscaleEncoder:
     """The encoder of MAT for log-mel spectrograms of `size` (time, mel); width and heads double at each stage.
 
@@ -67,6 +70,7 @@ def mat_encoder(
         class_token=class_token,
         absolute_positions=absolute_positions,
         drop_path=drop_path,
+        recompute=recompute,
     )
 
 

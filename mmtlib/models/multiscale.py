@@ -5,12 +5,14 @@ number of axes: attention whose q, k and v are pooled by a depth-wise convolutio
 positions decomposed into one table per axis, residual pooling, and width and heads that grow where a stage
 begins. With three axes it equals torchvision's `mvit_v2_s`; with two it is MAT.
 
-Two choices make it quick without changing a result. Tokens stay channels-last, (batch, tokens, heads * head_dim),
-so that pooling is a channels-last convolution on a view. Relative positions become extra channels,
-q' = [scale q, q.R_time, q.R_mel] and k' = [k, onehot(time), onehot(mel)], so that q'k' is the whole attention
-logit and a fused attention kernel needs no bias matrix.
+What makes it quick changes no result. Tokens stay channels-last, (batch, tokens, heads * head_dim), so that pooling
+is a channels-last convolution on a view. Relative positions become extra channels, q' = [q, q.R_time, q.R_mel] and
+k' = [scale k, onehot(time), onehot(mel)], so that q'k' is the whole attention logit and needs no bias matrix. On a
+CPU, attention and MLP take a slice of the tokens at a time, so that what is in between stays in the cache. With
+`recompute` what is cheap to compute is computed again in the backward pass instead of being kept.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -19,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 Grid = tuple[int, ...]  # tokens along each axis, time first
 CONV = {2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+SLICE = 2**24  # bytes of the largest intermediate result of a slice: the fastest of 2**20 to 2**26 on two CPUs
 
 
 class Stage(NamedTuple):
@@ -41,7 +45,10 @@ class Stage(NamedTuple):
 
 
 class Pool(nn.Module):
-    """Depth-wise convolution over the grid with one kernel for all heads, then LayerNorm (MViTv2, section 3)."""
+    """Depth-wise convolution over the grid with one kernel for all heads, then LayerNorm (MViTv2, section 3).
+
+    Calling it convolves. The norm follows in `MultiscaleAttention.prepare`, where it can be recomputed.
+    """
 
     def __init__(self, head_dim: int, kernel: Grid, stride: Grid):
         super().__init__()
@@ -51,26 +58,40 @@ class Pool(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # the default of torch's convolutions
 
     def forward(
-        self, x: Float[Tensor, "batch tokens heads head_dim"], grid: Grid, num_prefix: int
-    ) -> tuple[Float[Tensor, "batch pooled heads head_dim"], Grid]:
-        batch, _, heads, head_dim = x.shape
-        x = x.flatten(2)
-        prefix, x = x[:, :num_prefix], x[:, num_prefix:]
-        x = x.unflatten(1, grid).movedim(-1, 1)  # (B, heads * head_dim, *grid), channels-last in memory
+        self, x: Float[Tensor, "batch tokens heads head_dim"], grid: Grid
+    ) -> Float[Tensor, "batch pooled heads head_dim"]:
+        heads = x.shape[2]
         weight = self.weight.repeat(heads, *(1,) * (self.weight.ndim - 1))
-        dtype = x.dtype
-        if x.device.type == "cpu" and dtype == torch.bfloat16:  # whose backward pass is many times slower there
-            with torch.autocast("cpu", enabled=False):
-                x = self._convolve(x.float(), weight)
-        else:
-            x = self._convolve(x, weight)
-        grid = tuple(x.shape[2:])
-        x = x.movedim(1, -1).flatten(1, -2).to(dtype)  # (B, N', heads * head_dim)
-        x = torch.cat((prefix, x), dim=1) if num_prefix else x
-        return self.norm(x.view(batch, -1, heads, head_dim)), grid
+        x = x.flatten(2).unflatten(1, grid).movedim(-1, 1)  # (B, heads * head_dim, *grid), channels-last in memory
+        x = depthwise_conv(x, weight, self.stride, self.padding)
+        return x.movedim(1, -1).flatten(1, -2).unflatten(-1, (heads, -1))
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        return CONV[x.ndim - 2](x, weight, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+def depthwise_conv(
+    x: Float[Tensor, "batch channels *grid"], weight: Float[Tensor, "channels 1 *kernel"], stride: Grid, padding: Grid
+) -> Float[Tensor, "batch channels *pooled"]:
+    """Depth-wise convolution over 2 or 3 axes.
+
+    On a CPU, one over 3 axes is the sum of one over 2 axes for each step of its kernel in time, since only over 2
+    axes the gradients have a fast kernel there (15 times faster); and a strided one leaves bf16, for the same reason.
+    """
+    channels = x.shape[1]
+    if x.device.type != "cpu":
+        return CONV[x.ndim - 2](x, weight, stride=stride, padding=padding, groups=channels)
+    dtype = x.dtype
+    x = x.float() if prod(stride) > 1 and dtype.itemsize < 4 else x
+    with torch.autocast("cpu", enabled=False):
+        weight = weight.to(x.dtype)
+        if x.ndim == 4:
+            return F.conv2d(x, weight, stride=stride, padding=padding, groups=channels).to(dtype)
+        frames = x.movedim(1, 2).flatten(0, 1)  # (B * T, C, H, W)
+        parts = []
+        for step, plane in enumerate(weight.unbind(2)):
+            part = F.conv2d(frames, plane, stride=stride[1:], padding=padding[1:], groups=channels)
+            part = part.unflatten(0, (x.shape[0], x.shape[2]))  # (B, T, C, H', W')
+            late = padding[0] - step  # this step's frames contribute so many frames later
+            parts.append(F.pad(part, (0, 0, 0, 0, 0, 0, late, -late)) if late else part)
+        return sum(parts[1:], parts[0])[:, :: stride[0]].movedim(1, 2).to(dtype)
 
 
 @lru_cache(maxsize=256)
@@ -116,8 +137,10 @@ class MultiscaleAttention(nn.Module):
         stride_q: Grid,
         stride_kv: Grid,
         num_prefix: int,
+        recompute: bool = False,
     ):
         super().__init__()
+        self.stride_q, self.stride_kv, self.recompute = stride_q, stride_kv, recompute
         self.num_heads, self.num_prefix, self.scale = num_heads, num_prefix, (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim_in, 3 * dim)
         self.project = nn.Linear(dim, dim)
@@ -135,38 +158,90 @@ class MultiscaleAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
     ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # each (B, N, heads, head_dim)
-        q_grid = k_grid = grid
+        q_grid, k_grid = pooled_grid(grid, self.stride_q), pooled_grid(grid, self.stride_kv)
+        # Three products rather than one cut in three: each result is then contiguous, which the pooling wants.
+        weights = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        q, k, v = (F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)) for weight, bias in weights)
+        prefixes, tokens = zip(*(t.tensor_split([self.num_prefix], dim=1) for t in (q, k, v)), strict=True)
         if self.pool_q is not None:
-            q, q_grid = self.pool_q(q, grid, self.num_prefix)
-            k, k_grid = self.pool_k(k, grid, self.num_prefix)
-            v, _ = self.pool_v(v, grid, self.num_prefix)
-        out = self.attend(q, k, v, q_grid, k_grid)
+            pools = (self.pool_q, self.pool_k, self.pool_v)
+            tokens = tuple(pool(t, grid) for pool, t in zip(pools, tokens, strict=True))
+        q, queries, prefix, k, v = self.keep(self.prepare, *prefixes, *tokens, q_grid, k_grid)
         # Residual pooling: the pooled query joins the output, class token apart (MViTv2, section 4.1).
-        out = out + _blank_prefix(q[:, self.num_prefix :], self.num_prefix)
+        out = q + softmax_attention(queries, k, v, self.keep).transpose(1, 2)
+        if self.num_prefix:
+            out = torch.cat((softmax_attention(prefix, k, v, self.keep).transpose(1, 2), out), dim=1)
         return self.project(out.flatten(2)), q_grid
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
-        """softmax(scale q k' + relative positions) v, all of (B, tokens, heads, head_dim)."""
-        positions = self.relative_logits(q[:, self.num_prefix :], q_grid, k_grid)  # (B, Nq, heads, sum(k_grid))
-        positions = _blank_prefix(positions, self.num_prefix)
-        hot = one_hot_grid(k_grid, self.num_prefix, k.dtype, k.device)  # (Nk, sum(k_grid))
-        width = k.shape[-1]
-        q = torch.cat((q * self.scale, positions.to(q.dtype)), dim=-1)
-        k = torch.cat((k, hot[None, :, None].expand(*k.shape[:3], -1)), dim=-1)
-        v = F.pad(v, (0, hot.shape[-1]))  # fused kernels want q, k and v of one width
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2)[..., :width]
+    def keep(self, function: Callable, *inputs):
+        return recomputed(function, *inputs) if self.recompute else function(*inputs)
 
-    def relative_logits(self, q: Tensor, q_grid: Grid, k_grid: Grid) -> Float[Tensor, "batch queries heads places"]:
+    def prepare(
+        self, q_prefix: Tensor, k_prefix: Tensor, v_prefix: Tensor, q: Tensor, k: Tensor, v: Tensor, *grids: Grid
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Norms and relative positions; all inputs are (B, tokens, heads, head_dim).
+
+        Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C) and those of the
+        prefix, keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
+        """
+        k, v = torch.cat((k_prefix, k), dim=1), torch.cat((v_prefix, v), dim=1)
+        if self.pool_q is not None:
+            q, q_prefix = self.pool_q.norm(q), self.pool_q.norm(q_prefix)
+            k, v = self.pool_k.norm(k), self.pool_v.norm(v)
+        positions = self.relative_logits(q, *grids).to(q.dtype)  # (B, Nq, heads, places)
+        hot = one_hot_grid(grids[1], self.num_prefix, k.dtype, k.device)  # (Nk, places)
+        queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
+        prefix = F.pad(q_prefix.transpose(1, 2), (0, hot.shape[1]))
+        keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(len(k), self.num_heads, -1, -1)), dim=-1)
+        return q, queries, prefix, keys, v.transpose(1, 2)
+
+    def relative_logits(
+        self, q: Float[Tensor, "batch queries heads head_dim"], q_grid: Grid, k_grid: Grid
+    ) -> Float[Tensor, "batch queries heads places"]:
         """q . R of every axis, side by side: one channel for each place that a key can have on that axis."""
         logits = []
         for axis, (table, q_len, k_len) in enumerate(zip(self.rel_pos, q_grid, k_grid, strict=True)):
             table = resize_table(table, 2 * max(q_len, k_len) - 1)
-            table = table[relative_index(q_len, k_len, q.device)]  # (q_len, k_len, head_dim)
-            view = q.unflatten(1, (prod(q_grid[:axis]), q_len, prod(q_grid[axis + 1 :])))
-            logits.append(torch.einsum("b p q s h d, q k d -> b p q s h k", view, table.to(q.dtype)).flatten(1, 3))
+            table = table[relative_index(q_len, k_len, q.device)].to(q.dtype)  # (q_len, k_len, head_dim)
+            before, after = prod(q_grid[:axis]), prod(q_grid[axis + 1 :])
+            if after * self.num_heads >= k_len:  # a copy of the table each costs less than one of q
+                rows = q.reshape(len(q) * before, q_len, after * self.num_heads, -1)
+                logits.append((rows @ table.transpose(1, 2)).reshape(*q.shape[:3], k_len))
+            else:
+                rows = q.unflatten(1, (before, q_len, after))
+                logits.append(torch.einsum("b p q s h d, q k d -> b p q s h k", rows, table).flatten(1, 3))
         return torch.cat(logits, dim=-1)
+
+
+def softmax_attention(
+    q: Float[Tensor, "batch heads queries channels"],
+    k: Float[Tensor, "batch heads keys channels"],
+    v: Float[Tensor, "batch heads keys head_dim"],
+    keep: Callable,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """softmax(q k') v. On a CPU by plain products, a slice of the queries at a time: faster there than fused ones."""
+    if not in_slices(q):
+        wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))  # fused kernels want q, k and v of one width
+        return F.scaled_dot_product_attention(q, k, wide, scale=1.0)[..., : v.shape[-1]]
+    rows = SLICE // (q.element_size() * q.shape[0] * q.shape[1] * k.shape[2])
+    parts = [keep(_softmax_products, part, k, v) for part in q.split(max(rows, 1), dim=2)]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _softmax_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
+def in_slices(x: Tensor) -> bool:
+    """Whether to work on slices: on a CPU, but not in a graph that is compiled or exported for any batch size."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def recomputed(function: Callable, *inputs):
+    """function(*inputs), whose intermediate results are not kept but computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class MultiscaleBlock(nn.Module):
@@ -190,6 +265,7 @@ class MultiscaleBlock(nn.Module):
         self.project = nn.Linear(dim_in, stage.dim) if dim_in != stage.dim else None
         self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
         self.drop_path = StochasticDepth(drop_path, "row")
+        self.keep = self.attention.keep
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
@@ -198,7 +274,22 @@ class MultiscaleBlock(nn.Module):
         attended, new_grid = self.attention(normed, grid)
         skip = self.pool_skip(x if self.project is None else self.project(normed), grid)
         x = skip + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x))), new_grid
+        return x + self.drop_path(self.transform(x)), new_grid
+
+    def transform(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """LayerNorm and MLP; kept for the backward pass is the hidden layer before its activation."""
+        widen, activate, narrow = self.mlp
+
+        def normed(part: Tensor) -> Tensor:
+            return widen(self.norm2(part))
+
+        def activated(hidden: Tensor) -> Tensor:
+            return narrow(activate(hidden))
+
+        tokens = x.flatten(0, 1)
+        rows = SLICE // (4 * tokens[0].nbytes) if in_slices(x) else len(tokens)
+        parts = [self.keep(activated, self.keep(normed, part)) for part in tokens.split(max(rows, 1))]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).view(x.shape)
 
     def pool_skip(self, x: Tensor, grid: Grid) -> Tensor:
         """The shortcut on the pooled grid, by max pooling."""
@@ -240,6 +331,7 @@ class MultiscaleEncoder(nn.Module):
         class_token: bool,
         absolute_positions: bool,
         drop_path: float,
+        recompute: bool = False,
     ):
         super().__init__()
         for stage in stages:
@@ -274,6 +366,7 @@ class MultiscaleEncoder(nn.Module):
                         stride_q=stride_q,
                         stride_kv=kv,
                         num_prefix=self.num_prefix,
+                        recompute=recompute,
                         drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
                     )
                 )
@@ -333,11 +426,6 @@ def sum_over_grid(tables: list[Tensor]) -> Float[Tensor, "tokens dim"]:
     for table in tables[1:]:
         total = (total[:, None] + table[None]).flatten(0, 1)
     return total
-
-
-def _blank_prefix(x: Float[Tensor, "batch tokens heads dim"], num_prefix: int) -> Tensor:
-    """Put zeros where the prefix tokens stand."""
-    return F.pad(x, (0, 0, 0, 0, num_prefix, 0)) if num_prefix else x
 
 
 def _init_weights(module: nn.Module) -> None:

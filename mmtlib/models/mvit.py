@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage, resize_table
 
-CUBE = dict(patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4))
+CUBE = dict(patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
 MVIT = {
     "mvitv2_t": dict(
         depths=(1, 1, 1),
@@ -39,6 +39,7 @@ def mvit_encoder(
     patch_stride: Sequence[int],
     class_token: bool = True,
     absolute_positions: bool = False,
+    recompute: bool = False,
 ) -> MultiscaleEncoder:
     """The encoder of MViTv2 for clips of `size` (frames, height, width); width and heads double at each stage."""
     stages = tuple(
@@ -56,6 +57,7 @@ def mvit_encoder(
         class_token=class_token,
         absolute_positions=absolute_positions,
         drop_path=drop_path,
+        recompute=recompute,
     )
 
 

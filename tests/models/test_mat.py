@@ -6,6 +6,7 @@ import torch
 from mmtlib.efficiency import count_parameters
 from mmtlib.models import build_model
 from mmtlib.models.mat import MAT
+from mmtlib.models.multiscale import pooled_grid
 
 FOUR = ("time", "time", "both", "both")
 SMALL = {
@@ -62,7 +63,8 @@ def bands_reached(pool, heads: int) -> list[int]:
     tokens = torch.randn(1, 19, 12, heads, 8)
     other = tokens.clone()
     other[:, :, 5] += torch.randn(8)
-    (a, grid), (b, _) = (pool(t.view(1, -1, heads, 8), (19, 12), 0) for t in (tokens, other))
+    a, b = (pool(t.view(1, -1, heads, 8), (19, 12)) for t in (tokens, other))
+    grid = pooled_grid((19, 12), pool.stride)
     change = (a - b).view(*grid, -1).abs().amax((0, 2))
     return (change > 1e-6).nonzero().flatten().tolist()
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmtlib.models import multiscale
 from mmtlib.models.multiscale import (
     MultiscaleAttention,
     MultiscaleBlock,
@@ -145,12 +146,22 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["sliced", "one slice", "fused", "recomputed"])
+def way(request, monkeypatch) -> str:
+    """The ways to compute one result: in slices or not, fused as on a GPU, with the cheap parts recomputed."""
+    if request.param in ("sliced", "recomputed"):
+        monkeypatch.setattr(multiscale, "SLICE", 64)  # bytes: one query at a time
+    if request.param == "fused":
+        monkeypatch.setattr(multiscale, "in_slices", lambda x: False)
+    return request.param
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads):
+def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads, way):
     settings = CASES[case]
     grid, prefix = settings["grid"], settings["num_prefix"]
-    attention = randomise(MultiscaleAttention(6, 4 * heads, heads, **settings))
+    attention = randomise(MultiscaleAttention(6, 4 * heads, heads, **settings, recompute=way == "recomputed"))
     x = torch.randn(2, prefix + int(np.prod(grid)), 6, requires_grad=True)
     got, got_grid = attention(x, grid)
     want, want_grid = reference_attention(
@@ -164,6 +175,34 @@ def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads
     want_grads = torch.autograd.grad((want * weigh).sum(), tensors, allow_unused=True)
     for (name, _), a, b in zip([("x", x), *attention.named_parameters()], got_grads, want_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_block_is_the_same_in_every_way(way):
+    """LayerNorm, attention, LayerNorm, MLP and both shortcuts, written out."""
+    settings = {"grid": (5, 4), "stride_q": (1, 1), "stride_kv": (2, 2), "num_prefix": 1, "drop_path": 0.0}
+    block = randomise(MultiscaleBlock(6, Stage(1, 6, 2, (1, 1), (3, 3)), **settings, recompute=way == "recomputed"))
+    x = torch.randn(2, 21, 6, requires_grad=True)
+    inner = x + block.attention(block.norm1(x), (5, 4))[0]
+    want = inner + block.mlp(block.norm2(inner))
+    got, _ = block(x, (5, 4))
+    torch.testing.assert_close(got, want)
+    tensors, weigh = [x, *block.parameters()], torch.randn_like(want)
+    for a, b in zip(*(torch.autograd.grad((y * weigh).sum(), tensors) for y in (got, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_recomputing_keeps_less_for_the_backward_pass():
+    kept = {}
+    for recompute in (False, True):
+        model, kept[recompute] = encoder(recompute=recompute), 0
+
+        def pack(tensor, recompute=recompute):
+            kept[recompute] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(torch.randn(2, 1, 80, 48))
+    assert kept[True] < 0.75 * kept[False]
 
 
 @pytest.mark.parametrize("grid", [(9, 3), (3, 8)])
