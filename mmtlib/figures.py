@@ -11,7 +11,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -44,168 +43,160 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@rc_context(_STYLE)
 def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) -> Figure:
     """Test top-1 of each model beside its peers, with intervals; thin lines: the best that the data allows.
 
-    `table`: model, modality, top1, low, high (percent), ours (bool), in the order of the bars; `ceilings` in
-    percent by modality (any may be absent).
+    `table`: model, modality, top1, low, high (percent), ours (bool); `ceilings` in percent by modality (any may
+    be absent).
     """
-    order = {modality: place for place, modality in enumerate(COLOURS)}
-    table = table.sort_values("modality", key=lambda column: column.map(order), kind="stable")
-    groups = table["modality"].map(order).to_numpy()
-    x = np.arange(len(table)) + 0.6 * (np.cumsum(np.diff(groups, prepend=groups[:1]) > 0) if len(table) else 0)
-    with rc_context(_STYLE):
-        figure, (axes,) = _figure(1, 4.4)
-        for place, row in zip(x, table.itertuples(), strict=True):
-            colour = COLOURS[row.modality] if row.ours else _lighter(COLOURS[row.modality])
-            axes.bar(place, row.top1, 0.8, color=colour)
-            # A bootstrap interval always holds the mean but for rounding.
-            below, above = max(row.top1 - row.low, 0), max(row.high - row.top1, 0)
-            axes.errorbar(place, row.top1, [[below], [above]], color="#222222", capsize=4, linewidth=1.2)
-            colour = "white" if row.ours else "black"
-            axes.text(place, chance + 3, f"{row.top1:.1f}", ha="center", va="bottom", color=colour)
-        for modality in dict.fromkeys(table["modality"]):
-            places = x[(table["modality"] == modality).to_numpy()]
-            if modality in ceilings:
-                left, right, top = places.min() - 0.45, places.max() + 0.45, ceilings[modality]
-                axes.plot([left, right], [top, top], color="#222222", linewidth=1)
-                axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
-        axes.axhline(chance, color="#888888", linewidth=0.8, linestyle=":")
-        names = [f"{row.model}\n{READS[row.modality]}" for row in table.itertuples()]
-        axes.set_xticks(x, names, fontsize=10)
-        axes.set_ylim(0, 107)
-        axes.set_yticks(range(0, 101, 20))
-        axes.set_ylabel("test top-1 (%)")
-        handles = [Patch(color="#555555", label="ours"), Patch(color=_lighter("#555555"), label="baseline")]
-        figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    table = table.sort_values("modality", key=lambda column: column.map(list(COLOURS).index), kind="stable")
+    _, group = np.unique(table["modality"].map(list(COLOURS).index), return_inverse=True)
+    x = np.arange(len(table)) + 0.6 * group
+    figure, (axes,) = _figure(1, 4.4)
+    for place, row in zip(x, table.itertuples(), strict=True):
+        colour = COLOURS[row.modality]
+        axes.bar(place, row.top1, 0.8, color=colour if row.ours else _lighter(colour))
+        text = "white" if row.ours else "black"
+        axes.text(place, chance + 3, f"{row.top1:.1f}", ha="center", va="bottom", color=text)
+    whiskers = _whiskers(table["top1"], table)
+    axes.errorbar(x, table["top1"], whiskers, fmt="none", ecolor="#222222", capsize=4, elinewidth=1.2)
+    for modality in table["modality"].unique():
+        places = x[table["modality"] == modality]
+        if modality in ceilings:
+            left, right, top = places.min() - 0.45, places.max() + 0.45, ceilings[modality]
+            axes.plot([left, right], [top, top], color="#222222", linewidth=1)
+            axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
+    axes.axhline(chance, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_xticks(x, table["model"] + "\n" + table["modality"].map(READS), fontsize=10)
+    axes.set_ylim(0, 107)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("test top-1 (%)")
+    handles = [Patch(color="#555555", label="ours"), Patch(color=_lighter("#555555"), label="baseline")]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
 
 
+@rc_context(_STYLE)
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Training cross-entropy and validation top-1 by epoch; a dot marks the epoch whose weights are kept.
 
     `curves`: run, modality, ours, seed, epoch, ce, val_top1, kept (bool).
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure(2, 4.2)
-        for (run, modality, ours, seed), part in curves.groupby(["run", "modality", "ours", "seed"], sort=False):
-            label = f"{run} ({READS[modality]})" if seed == curves["seed"].iloc[0] else None
-            style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
-            marker = "." if len(part) == 1 else None  # a line of one point shows nothing
-            axes[0].plot(part["epoch"], part["ce"], label=label, marker=marker, **style)
-            axes[1].plot(part["epoch"], part["val_top1"], marker=marker, **style)
-            kept = part[part["kept"]]
-            axes[1].plot(kept["epoch"], kept["val_top1"], "o", color=COLOURS[modality], markersize=6)
-        for ax in axes:
-            ax.set_xlabel("epoch")
-            ax.locator_params(axis="x", integer=True)
-        axes[0].set_title("training cross-entropy")
-        axes[0].set_ylim(bottom=0)
-        axes[1].set_title("validation top-1 (%)")
-        axes[1].set_ylim(0, 100)
-        figure.legend(loc="outside lower center", ncols=5)
+    figure, axes = _figure(2, 4.2)
+    for (run, modality, ours, seed), part in curves.groupby(["run", "modality", "ours", "seed"], sort=False):
+        label = f"{run} ({READS[modality]})" if seed == curves["seed"].iloc[0] else None
+        style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
+        marker = "." if len(part) == 1 else None  # a line of one point shows nothing
+        axes[0].plot(part["epoch"], part["ce"], label=label, marker=marker, **style)
+        axes[1].plot(part["epoch"], part["val_top1"], marker=marker, **style)
+        kept = part[part["kept"]]
+        axes[1].plot(kept["epoch"], kept["val_top1"], "o", color=COLOURS[modality], markersize=6)
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
+    axes[0].set_title("training cross-entropy")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_title("validation top-1 (%)")
+    axes[1].set_ylim(0, 100)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
+@rc_context(_STYLE | {"axes.spines.top": True, "axes.spines.right": True})
 def confusion(matrices: Mapping[str, Float[np.ndarray, "classes classes"]], classes: list[str]) -> Figure:
     """Confusion matrices side by side, one for each title: rows are true classes, in percent of the row."""
-    with rc_context(_STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
-        figure, axes = _figure(len(matrices), 1.0 + max(0.165 * len(classes), 1.5))
-        for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
-            totals = matrix.sum(axis=1, keepdims=True)
-            image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", vmin=0, vmax=100, aspect="auto")
-            ax.set_title(title)
-            ax.set_xticks(range(len(classes)), [""] * len(classes))
-            ax.set_yticks(range(len(classes)), classes if ax is axes[0] else [""] * len(classes))
-            ax.set_xlabel("predicted, same order")
-        axes[0].set_ylabel("true")
-        figure.colorbar(image, ax=list(axes), aspect=40, label="% of the true class")
+    figure, axes = _figure(len(matrices), 1.0 + max(0.165 * len(classes), 1.5))
+    for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
+        totals = matrix.sum(axis=1, keepdims=True)
+        image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", vmin=0, vmax=100, aspect="auto")
+        ax.set_title(title)
+        ax.set_xticks(range(len(classes)), [""] * len(classes))
+        ax.set_yticks(range(len(classes)), classes if ax is axes[0] else [""] * len(classes))
+        ax.set_xlabel("predicted, same order")
+    axes[0].set_ylabel("true")
+    figure.colorbar(image, ax=list(axes), aspect=40, label="% of the true class")
     return figure
 
 
+@rc_context(_STYLE)
 def per_class(table: pd.DataFrame) -> Figure:
     """Accuracy of each class, sorted by that with both. `table`: class, audio, video, av (percent)."""
     table = table.sort_values(["av", "class"], ascending=[True, False])
     y = np.arange(len(table))
-    with rc_context(_STYLE):
-        figure, (axes,) = _figure(1, 1.2 + 0.42 * len(table))
-        for offset, modality in zip((0.27, 0.0, -0.27), COLOURS, strict=True):
-            axes.barh(y + offset, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
-        axes.set_yticks(y, table["class"])
-        axes.set_ylim(-0.6, len(table) - 0.4)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("test clips of the class that are recognised (%)")
-        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside upper right", ncols=3)
+    figure, (axes,) = _figure(1, 1.2 + 0.42 * len(table))
+    for offset, modality in zip((0.27, 0.0, -0.27), COLOURS, strict=True):
+        axes.barh(y + offset, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
+    axes.set_yticks(y, table["class"])
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("test clips of the class that are recognised (%)")
+    _grid(axes)
+    figure.legend(loc="outside upper right", ncols=3)
     return figure
 
 
+@rc_context(_STYLE | {"axes.spines.left": False, "axes.spines.bottom": False})
 def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
     """Two-dimensional maps of the test clips, one for each title. `points`: x, y, label."""
-    palette = [_shade(index) for index in range(len(classes))]
-    with rc_context(_STYLE | {"axes.spines.left": False, "axes.spines.bottom": False}):
-        rows = -(-len(classes) // 5)
-        figure, axes = _figure(len(points), 3.2 + 0.2 * rows)
-        for ax, (title, table) in zip(axes, points.items(), strict=True):
-            for name, (colour, marker) in zip(classes, palette, strict=True):
-                part = table[table["label"] == name]
-                ax.plot(
-                    part["x"],
-                    part["y"],
-                    marker,
-                    color=colour,
-                    markersize=4,
-                    label=name if ax is axes[0] else None,
-                )
-            ax.set_title(title)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        figure.legend(loc="outside lower center", ncols=5, markerscale=1.6, columnspacing=1.0, handletextpad=0.1)
+    legend_rows = -(-len(classes) // 5)
+    figure, axes = _figure(len(points), 3.2 + 0.2 * legend_rows)
+    for ax, (title, table) in zip(axes, points.items(), strict=True):
+        for index, name in enumerate(classes):
+            # Ten colours, another marker for each further ten classes.
+            colour, marker = colormaps["tab10"](index % 10), "o^sDv*"[index // 10 % 6]
+            part = table[table["label"] == name]
+            label = name if ax is axes[0] else None
+            ax.plot(part["x"], part["y"], marker, color=colour, markersize=4, label=label)
+        ax.set_title(title)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    figure.legend(loc="outside lower center", ncols=5, markerscale=1.6, columnspacing=1.0, handletextpad=0.1)
     return figure
 
 
+@rc_context(_STYLE)
 def ablations(table: pd.DataFrame) -> Figure:
     """Each row's difference to its default in points, with its interval, in blocks by group.
 
     `table`: group, row, modality, difference, low, high (points).
     """
-    y, labels, place = [], [], 0.0
-    for index, row in enumerate(table.itertuples()):
-        place -= 1.0 if index and row.group == table["group"].iloc[index - 1] else 1.7
-        y.append(place)
-        labels.append(row.row)
-    with rc_context(_STYLE):
-        figure, (axes,) = _figure(1, 1.2 + 0.3 * -place)
-        axes.axvline(0, color="#222222", linewidth=1)
-        for at, row in zip(y, table.itertuples(), strict=True):
-            below, above = max(row.difference - row.low, 0), max(row.high - row.difference, 0)
-            axes.errorbar(row.difference, at, xerr=[[below], [above]], fmt="o", color=COLOURS[row.modality], capsize=4)
-        for group in dict.fromkeys(table["group"]):
-            top = max(at for at, name in zip(y, table["group"], strict=True) if name == group)
-            axes.text(0.0, top + 0.55, group, transform=axes.get_yaxis_transform(), weight="bold", fontsize=10)
-        axes.set_yticks(y, labels)
-        axes.set_ylim(place - 0.7, 0.0)
-        axes.set_xlabel("test top-1, points above or below the default")
-        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        used = [modality for modality in COLOURS if modality in set(table["modality"])]
-        handles = [Patch(color=COLOURS[modality], label=f"reads {READS[modality]}") for modality in used]
-        figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    first = (table["group"] != table["group"].shift()).to_numpy()
+    y = -np.where(first, 1.7, 1.0).cumsum()
+    figure, (axes,) = _figure(1, 1.2 - 0.3 * y[-1])
+    axes.axvline(0, color="#222222", linewidth=1)
+    whiskers = _whiskers(table["difference"], table)
+    used = [modality for modality in COLOURS if modality in set(table["modality"])]
+    for modality in used:
+        here = (table["modality"] == modality).to_numpy()
+        style = {"fmt": "o", "color": COLOURS[modality], "capsize": 4}
+        axes.errorbar(table["difference"][here], y[here], xerr=whiskers[:, here], **style)
+    for group, top in zip(table["group"][first], y[first], strict=True):
+        axes.text(0.0, top + 0.55, group, transform=axes.get_yaxis_transform(), weight="bold", fontsize=10)
+    axes.set_yticks(y, table["row"])
+    axes.set_ylim(y[-1] - 0.7, 0.0)
+    axes.set_xlabel("test top-1, points above or below the default")
+    _grid(axes)
+    handles = [Patch(color=COLOURS[modality], label=f"reads {READS[modality]}") for modality in used]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
     return figure
 
 
-def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+def _figure(panels: int, height: float) -> tuple[Figure, np.ndarray]:
     """A row of panels, 1,000 pixels wide, height in inches; without pyplot, so nothing is global."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _whiskers(values: pd.Series, table: pd.DataFrame) -> Float[np.ndarray, "2 rows"]:
+    """Lengths of error bars from `low` to `high`; an interval holds its mean but for rounding."""
+    return np.maximum([values - table["low"], table["high"] - values], 0)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _lighter(colour: str) -> tuple[float, ...]:
     return tuple(1 - 0.5 * (1 - value) for value in to_rgb(colour))
-
-
-def _shade(index: int) -> tuple[tuple[float, ...], str]:
-    """A colour and a marker that tell classes apart: ten colours, another marker for each further ten."""
-    return colormaps["tab10"](index % 10), "o^sDv*"[index // 10 % 6]

@@ -5,6 +5,7 @@ are compared.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,12 @@ class ReportError(RuntimeError):
     """Something that an earlier stage writes is missing or unreadable; the message names that stage."""
 
 
-# ------------------------------------------------------------------------------- what the stages left
-
-
 @dataclass(frozen=True)
 class Result:
     """One run of params.yaml, of every seed, as it was trained.
 
-    `label` is the model's name in the tables, with a variant where a row changes its settings (mmt_t-concat).
-    `trained` is the run's section as the weights file holds it. `predictions` and `curves` are by seed.
+    `stage` is what to run again, `label` the model's name in the tables (see model_label), `trained` the run's
+    section as the weights file holds it. `predictions` and `curves` are by seed.
     """
 
     stage: str
@@ -72,21 +70,23 @@ def load_results(workspace: Path, params: Params) -> list[Result]:
 
     Raises ReportError, naming the stage to run, for the first file that is missing or damaged.
     """
-    stages = [(stage, stage, None, getattr(params, stage)) for stage in STAGES.values()]
-    rows = [("ablations", name, row.group, row) for name, row in params.ablations.items()]
+    stages = [(stage, stage, None) for stage in STAGES.values()]
+    rows = [("ablations", name, row.group) for name, row in params.ablations.items()]
     results = []
-    for stage, name, group, _ in stages + rows:
+    for folder, name, group in stages + rows:
+        stage = name if group is None else f"ablations for row {name}"
         trained, predictions, curves = None, {}, {}
         for seed in params.seeds:
-            weights = _find(workspace, "models", stage, name, seed, "safetensors")
+            file = f"{name}-seed{seed}"
+            weights = _find(workspace / "models" / folder, f"{file}.safetensors", stage)
             try:
-                trained = Run.model_validate(
-                    {key: value for key, value in load_weights(weights)[1]["run"].items() if key != "group"}
-                )
-                predictions[seed] = read_predictions(_find(workspace, "predictions", stage, name, seed, "parquet"))
-                curves[seed] = pd.read_csv(_find(workspace, "models", stage, name, seed, "csv"))
+                settings = load_weights(weights)[1]["run"]
+                trained = Run.model_validate({key: value for key, value in settings.items() if key != "group"})
+                table = _find(workspace / "predictions" / folder, f"{file}.parquet", stage)
+                predictions[seed] = read_predictions(table)
+                curves[seed] = pd.read_csv(_find(workspace / "models" / folder, f"{file}.csv", stage))
             except (WeightsError, ValueError, OSError, KeyError) as error:
-                raise ReportError(f"{error}; run stage {_run_again(stage, name)} again.") from error
+                raise ReportError(f"{error}; run stage {stage} again.") from error
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         results.append(Result(stage, name, group, label, trained, predictions, curves))
@@ -96,8 +96,7 @@ def load_results(workspace: Path, params: Params) -> list[Result]:
 def model_label(row: str, run: Run, reference: Run | None) -> str:
     """The model's name in the tables: `mmt_t` where a row changes the objective only, else `mmt_t-concat`.
 
-    `reference` is the stage's run of the same model, if there is one; the variant is the row's name without
-    the model's.
+    `reference` is the stage's run of the same model, if there is one.
     """
     if row == run.model:
         return run.model
@@ -105,11 +104,7 @@ def model_label(row: str, run: Run, reference: Run | None) -> str:
         same = run.model_dump(exclude={"objective", "group"}) == reference.model_dump(exclude={"objective"})
         if same and objective_name(run.objective) != objective_name(reference.objective):
             return run.model
-    variant = row
-    for prefix in (run.model, run.model.rsplit("_", 1)[0]):
-        if row.startswith((f"{prefix}_", f"{prefix}-")):
-            variant = row[len(prefix) + 1 :]
-            break
+    variant = re.sub(f"^({run.model}|{run.model.rsplit('_', 1)[0]})[_-]", "", row)
     return f"{run.model}-{variant.replace('_', '-')}"
 
 
@@ -118,17 +113,12 @@ def objective_name(objective: Objective) -> str:
     return "+".join(["ce"] + [part for part in ("avc", "imc") if getattr(objective, part) > 0])
 
 
-def _find(workspace: Path, kind: str, stage: str, name: str, seed: int, suffix: str) -> Path:
-    """The file of one run and seed: <kind>/<stage>/<name>-seed<k>.<suffix>, for a row one folder deeper."""
-    folder, file = workspace / kind / stage, f"{name}-seed{seed}.{suffix}"
+def _find(folder: Path, file: str, stage: str) -> Path:
+    """A file of a run: in its stage's folder, that of a row one folder deeper."""
     found = sorted(folder.glob(f"**/{file}"))
     if not found:
-        raise ReportError(f"{folder} has no {file}; run stage {_run_again(stage, name)}.")
+        raise ReportError(f"{folder} has no {file}; run stage {stage}.")
     return found[0]
-
-
-def _run_again(stage: str, name: str) -> str:
-    return stage if stage != "ablations" else f"ablations for row {name}"
 
 
 def read_features(workspace: Path) -> dict[str, Any]:
@@ -142,26 +132,35 @@ def read_features(workspace: Path) -> dict[str, Any]:
         raise ReportError(f"{path} is damaged ({error}); run stage features again.") from error
 
 
-# ------------------------------------------------------------------------------- statistics
-
-
-def clip_scores(result: Result, modality: str, split: str = "test") -> pd.Series:
-    """100 where a clip is recognised and 0 where not, averaged over the seeds; the index is clip_id."""
-    columns = []
+def _on_test(result: Result, modality: str) -> list[pd.DataFrame]:
+    """The test clips as read in one modality, a table for each seed. Raises ReportError where there is none."""
+    tables = []
     for table in result.predictions.values():
-        part = table[(table["split"] == split) & (table["modality"] == modality)]
-        if part.empty:
+        tables.append(table[(table["split"] == "test") & (table["modality"] == modality)])
+        if tables[-1].empty:
             raise ReportError(
-                f"the predictions of {result.name} hold no {split} clip for modality {modality}; "
-                f"run stage {_run_again(result.stage, result.name)} again."
+                f"the predictions of {result.name} hold no test clip for modality {modality}; "
+                f"run stage {result.stage} again."
             )
-        right = guesses(part) == part["label_index"].to_numpy()
-        columns.append(pd.Series(100.0 * right, index=part["clip_id"].to_numpy()))
+    return tables
+
+
+def clip_scores(result: Result, modality: str) -> pd.Series:
+    """100 where a test clip is recognised and 0 where not, averaged over the seeds; the index is clip_id."""
+    columns = []
+    for table in _on_test(result, modality):
+        right = guesses(table) == table["label_index"].to_numpy()
+        columns.append(pd.Series(100.0 * right, index=table["clip_id"].to_numpy()))
     return pd.concat(columns, axis=1).mean(axis=1).sort_index()
 
 
+def _seed_scores(result: Result, modality: str) -> pd.DataFrame:
+    """n, top1 and top5 (percent) on test, a row for each seed."""
+    return pd.concat([scores(table) for table in _on_test(result, modality)])
+
+
 def guesses(predictions: pd.DataFrame) -> np.ndarray:
-    # torch's topk, as evaluation has it, so that a tie is broken alike everywhere.
+    """Index of the class with the largest logit: by torch's topk, as in the scores, so that ties break alike."""
     return torch.as_tensor(np.stack(predictions["logits"].tolist())).topk(1).indices[:, 0].numpy()
 
 
@@ -192,41 +191,28 @@ def verdict(low: float, high: float) -> str:
     return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 
-# ------------------------------------------------------------------------------- tables
-
-
 def results_table(results: list[Result], dataset: str) -> pd.DataFrame:
     """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent)."""
-    rows = []
-    for result in results:
-        for seed, predictions in result.predictions.items():
-            about = {"dataset": dataset, "model": result.label, "objective": result.objective, "seed": seed}
-            rows += [about | row for row in scores(predictions).to_dict("records")]
+    tables = [
+        scores(predictions).assign(model=result.label, objective=result.objective, seed=seed)
+        for result in results
+        for seed, predictions in result.predictions.items()
+    ]
     columns = ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
-    return pd.DataFrame(rows)[columns]
+    return pd.concat(tables).assign(dataset=dataset)[columns]
 
 
 def costs_table(results: list[Result], features: dict[str, Any]) -> pd.DataFrame:
     """model, modality, params_m (millions), mmacs (million multiply-accumulates for a clip of `features`)."""
-    inputs = {
-        "audio": torch.zeros(1, 1, *features["log_mel"]["shape"][1:]),
-        "video": torch.zeros(1, 3, *features["frames"]["shape"][1:4]),
-    }
-    sizes = {"audio_size": features["log_mel"]["shape"][1:], "video_size": features["frames"]["shape"][1:4]}
+    audio, video = features["log_mel"]["shape"][1:], features["frames"]["shape"][1:4]
+    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
     rows = []
     for label, result in {result.label: result for result in results}.items():
-        overrides = sizes | result.trained.overrides
+        overrides = {"audio_size": audio, "video_size": video} | result.trained.overrides
         model = build_model(result.trained.model, len(features["classes"]), **overrides)
         given = [inputs[name] for name in inputs if result.modality in ("av", name)]
-        rows.append(
-            {
-                "model": label,
-                "modality": result.modality,
-                "params_m": count_parameters(model) / 1e6,
-                "mmacs": count_macs(model, *given) / 1e6,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((label, result.modality, count_parameters(model) / 1e6, count_macs(model, *given) / 1e6))
+    return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
 
 
 def defaults(results: list[Result]) -> dict[str, Result]:
@@ -242,14 +228,13 @@ def headline_table(results: list[Result], costs: pd.DataFrame, params: Params) -
     bootstrap interval over clips.
     """
     shown = [r for r in results if r.group in (None, "baseline")]
-    order = {"audio": 0, "video": 1, "av": 2}
-    readings = [(r, r.modality) for r in sorted(shown, key=lambda r: order[r.modality])]
+    readings = [(r, r.modality) for r in sorted(shown, key=lambda r: list(STAGES).index(r.modality))]
     readings += [(r, m) for m in ("audio", "video") for r, kind in readings if kind == "av"]
     rows = []
     for result, modality in readings:
         values = clip_scores(result, modality)
         top1, low, high = bootstrap(values.to_numpy(), params.report.bootstrap, params.report.confidence)
-        seeds = [_test_scores(table, modality) for table in result.predictions.values()]
+        seeds = _seed_scores(result, modality)
         rows.append(
             {
                 "model": result.label,
@@ -261,16 +246,11 @@ def headline_table(results: list[Result], costs: pd.DataFrame, params: Params) -
                 "top1": top1,
                 "low": low,
                 "high": high,
-                "std": np.std([row["top1"] for row in seeds], ddof=1) if len(seeds) > 1 else np.nan,
-                "top5": np.mean([row["top5"] for row in seeds]),
+                "std": seeds["top1"].std(),
+                "top5": seeds["top5"].mean(),
             }
         )
     return pd.DataFrame(rows).merge(costs.drop(columns="modality"), on="model", how="left")
-
-
-def _test_scores(predictions: pd.DataFrame, modality: str) -> dict[str, float]:
-    table = scores(predictions).set_index(["split", "modality"])
-    return table.loc[("test", modality)].to_dict()
 
 
 def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -282,18 +262,13 @@ def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) 
     """
     main = defaults(results)
     pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video")]
-    pairs += [(r.group, r, main[r.modality]) for r in results if r.group is not None]
+    pairs += [(r.group, r, main[r.modality]) for r in results if r.group]
     pairs.sort(key=lambda pair: list(GROUPS).index(pair[0]))
     rows = []
     for group, result, default in pairs:
-        values = clip_scores(result, result.modality)
-        difference, low, high = paired_difference(
-            values,
-            clip_scores(default, default.modality),
-            params.report.bootstrap,
-            params.report.confidence,
-        )
-        seeds = [_test_scores(table, result.modality)["top1"] for table in result.predictions.values()]
+        ours, theirs = (clip_scores(model, model.modality) for model in (result, default))
+        difference, low, high = paired_difference(ours, theirs, params.report.bootstrap, params.report.confidence)
+        seeds = _seed_scores(result, result.modality)["top1"]
         rows.append(
             {
                 "group": group,
@@ -303,8 +278,8 @@ def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) 
                 "objective": result.objective,
                 "default": default.label,
                 "n_seeds": len(seeds),
-                "top1": np.mean(seeds),
-                "std": np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan,
+                "top1": seeds.mean(),
+                "std": seeds.std(),
                 "difference": difference,
                 "low": low,
                 "high": high,
@@ -318,8 +293,7 @@ def per_class_table(results: list[Result], classes: list[str]) -> pd.DataFrame:
     """class, n (test clips), audio, video, av: percent recognised by the default model of each modality."""
     table = pd.DataFrame(index=pd.Index(classes, name="class"))
     for modality, result in defaults(results).items():
-        predictions = next(iter(result.predictions.values()))
-        labels = predictions[predictions["split"] == "test"].drop_duplicates("clip_id").set_index("clip_id")["label"]
+        labels = _on_test(result, modality)[0].set_index("clip_id")["label"]
         values = clip_scores(result, modality).groupby(labels)
         if modality == "av":
             table.insert(0, "n", values.size().reindex(classes, fill_value=0))
@@ -347,27 +321,21 @@ def curves_table(results: list[Result]) -> pd.DataFrame:
     """Learning curves of ours and the baselines: run, modality, ours, seed, epoch, ce, val_top1, kept."""
     parts = []
     for result in results:
-        if result.group in (None, "baseline"):
-            for seed, curve in result.curves.items():
-                part = curve[["epoch", "ce", "val_top1"]].copy()
-                kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
-                part["kept"] = part.index == kept
-                about = {
-                    "run": result.label,
-                    "modality": result.modality,
-                    "ours": result.group is None,
-                    "seed": seed,
-                }
-                parts.append(part.assign(**about))
+        if result.group not in (None, "baseline"):
+            continue
+        about = {"run": result.label, "modality": result.modality, "ours": result.group is None}
+        for seed, curve in result.curves.items():
+            kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
+            part = curve[["epoch", "ce", "val_top1"]]
+            parts.append(part.assign(**about, seed=seed, kept=part.index == kept))
     return pd.concat(parts, ignore_index=True)
 
 
 def confusion_matrix(result: Result, modality: str, classes: list[str]) -> Float[np.ndarray, "classes classes"]:
     """Test clips by true (rows) and predicted (columns) class, summed over the seeds."""
     matrix = np.zeros((len(classes), len(classes)))
-    for table in result.predictions.values():
-        part = table[(table["split"] == "test") & (table["modality"] == modality)]
-        np.add.at(matrix, (part["label_index"].to_numpy(), guesses(part)), 1)
+    for table in _on_test(result, modality):
+        np.add.at(matrix, (table["label_index"].to_numpy(), guesses(table)), 1)
     return matrix
 
 
@@ -377,15 +345,13 @@ def tsne_points(result: Result, modality: str, limit: int = 1000) -> pd.DataFram
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    table = next(iter(result.predictions.values()))
-    table = table[(table["split"] == "test") & (table["modality"] == modality)].sort_values("clip_id")
+    table = _on_test(result, modality)[0].sort_values("clip_id")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
     vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
+    if len(vectors) > 9:
+        method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
+    else:  # too few for neighbourhoods
+        method = PCA(2, random_state=0)
     with threadpool_limits(1):  # the order of a parallel sum would show in the picture
-        if len(vectors) > 9:
-            perplexity = min(30.0, (len(vectors) - 1) / 3)
-            places = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(vectors)
-        else:  # too few for neighbourhoods
-            places = PCA(min(2, *vectors.shape), random_state=0).fit_transform(vectors)
-            places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+        places = method.fit_transform(vectors)
     return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": table["label"].to_numpy()})

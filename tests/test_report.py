@@ -75,6 +75,7 @@ def test_the_answer_follows_from_the_numbers(written):
     assert "On 40 test clips of made-up in 4 classes, by top-1 (difference with its 95 % interval)" in text
     assert "One seed (0)." in text
     assert "highest validation top-1" in text
+    assert "claim against a baseline is measured at these settings and is not settled" in text
     assert written["test_top1"]["mmt_t/av"] == 90.0
     assert written["test_top1"]["mmt_t/video"] == 47.5
 
