@@ -6,6 +6,7 @@ Notebooks hold no logic, so it stands here, where a test reaches it. Nothing her
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from mmtlib.models import MODALITY, build_model
 from mmtlib.models.multiscale import MultiscaleEncoder
 
 PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 8, 96, 16_000
-_DPI, _COLOURS = 72, 32
+_DPI, _COLOURS, _WIDEST = 72, 32, 800
 _HEAT = {"origin": "lower", "aspect": "auto", "cmap": "magma", "interpolation": "nearest"}
 
 PUBLISHED = {
@@ -44,6 +45,8 @@ PUBLISHED = {
 
 DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
 """Modality -> the stage that trains our model of it, beside which an ablation row is shown."""
+
+_preview_clip = partial(read_clip, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None)
 
 
 class Picture:
@@ -59,47 +62,22 @@ class Picture:
         return self.png
 
 
-class Checked(NamedTuple):
-    """A claim of a notebook: what was measured, what is expected, and how far apart they may be."""
-
-    claim: str
-    measured: Any
-    expected: Any
-    tolerance: float | int = 0
-
-
-def file_picture(path: Path, text: str, *, width: int = 800) -> Picture:
-    """A picture file, scaled down to `width` pixels if it is wider."""
+def file_picture(path: Path, text: str) -> Picture:
+    """A picture file, scaled down to a width of 800 pixels if it is wider."""
     image = Image.open(path).convert("RGB")
-    if image.width > width:
-        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    image.thumbnail((_WIDEST, image.height), Image.Resampling.LANCZOS, reducing_gap=None)
     return _indexed(image, text)
 
 
-# ------------------------------------------------------------------------------- clips
-
-
-def clip_sheet(clips: Mapping[str, Path], *, num_frames: int = 4) -> Picture:
-    """Contact sheet, a row for each clip (title -> file): frames in order, then its sound as a log-mel."""
-    figure = Figure(figsize=(8.4, 1.15 * len(clips) + 0.3), layout="constrained")
-    axes = figure.subplots(len(clips), 2, squeeze=False, width_ratios=(num_frames, 1.9))
-    for row, (title, path) in zip(axes, clips.items(), strict=True):
-        clip = read_clip(path, num_frames=num_frames, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None)
-        if clip.frames is not None:
-            row[0].imshow(np.concatenate(list(clip.frames), axis=1), interpolation="nearest")
-        row[0].set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-        if clip.waveform is not None:
-            log_mel = LogMel(PREVIEW_HZ, 64)(torch.from_numpy(clip.waveform))
-            _show_log_mel(row[1], log_mel, seconds=clip.duration)
-        for name, ax, content in (("picture", row[0], clip.frames), ("sound", row[1], clip.waveform)):
-            if content is None:
-                ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
-            ax.set_yticks([])
-            if ax is row[0] or row is not axes[-1]:
-                ax.set_xticks([])
-    axes[0, 0].set_title("frames, first to last", fontsize=9)
-    axes[0, 1].set_title("log-mel (s)", fontsize=9)
-    return _picture(figure, f"{len(clips)} clips, {num_frames} frames and a log-mel spectrogram each")
+def clip_sheet(clips: Mapping[str, Path]) -> Picture:
+    """Contact sheet, a row for each clip (title -> file): four frames in order, then its sound as a log-mel."""
+    rows = []
+    for title, path in clips.items():
+        clip = _preview_clip(path, num_frames=4)
+        log_mel = None if clip.waveform is None else LogMel(PREVIEW_HZ, 64)(torch.from_numpy(clip.waveform))
+        rows.append(_Row(title, clip.frames, log_mel, clip.duration))
+    text = f"{len(clips)} clips, 4 frames and a log-mel spectrogram each"
+    return _sheet(rows, text, height=1.15 * len(clips) + 0.3, ratios=(4, 1.9))
 
 
 def data_card(workspace: Path) -> list[str]:
@@ -112,14 +90,8 @@ def data_card(workspace: Path) -> list[str]:
 
 def preview(path: Path) -> bytes:
     """A small mp4 of a clip for a player: 8 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
-    length = read_clip(path, num_frames=1, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None).duration
-    clip = read_clip(
-        path,
-        num_frames=max(round(length * PREVIEW_FPS), 1),
-        size=PREVIEW_SIZE,
-        sample_rate=PREVIEW_HZ,
-        seconds=None,
-    )
+    length = _preview_clip(path, num_frames=1).duration
+    clip = _preview_clip(path, num_frames=max(round(length * PREVIEW_FPS), 1))
     pcm = None
     if clip.waveform is not None:
         pcm = np.rint(32767 * np.clip(clip.waveform, -1, 1)).astype(np.int16)[:, None]
@@ -142,13 +114,10 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     decibel = 10 * np.log10(spectrum.abs().square().numpy() + 1e-6)
     middle.imshow(decibel, extent=(0, seconds, 0, sample_rate / 2000), **_HEAT)
     middle.set_ylabel("frequency (kHz)")
-    _show_log_mel(bottom, log_mel(samples), seconds=seconds)
+    _show_log_mel(bottom, log_mel(samples), seconds)
     bottom.set_ylabel("mel band")
     bottom.set_xlabel("time (s)")
     return _picture(figure, "waveform, spectrum and log-mel of one clip")
-
-
-# ------------------------------------------------------------------------------- features and batches
 
 
 def open_split(folder: Path, split: str) -> FeatureDataset:
@@ -156,28 +125,21 @@ def open_split(folder: Path, split: str) -> FeatureDataset:
     return FeatureDataset(folder, split)
 
 
-def feature_sheet(dataset: FeatureDataset, positions: Sequence[int], *, num_frames: int = 6) -> Picture:
+def feature_sheet(dataset: FeatureDataset, positions: Sequence[int]) -> Picture:
     """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
     batch = dataset.batch(list(positions))
-    titles = [dataset.classes[label] for label in batch.labels.tolist()]
-    return _batch_picture(
-        [(title, batch, row) for row, title in enumerate(titles)],
-        dataset,
-        num_frames,
-        f"{len(titles)} clips as they are stored",
-    )
+    rows = [(dataset.classes[label], batch, at) for at, label in enumerate(batch.labels.tolist())]
+    return _batch_sheet(rows, dataset, f"{len(rows)} clips as they are stored")
 
 
-def augmentation_sheet(
-    dataset: FeatureDataset, augment: Augmenter, positions: Sequence[int], *, seed: int = 0
-) -> Picture:
+def augmentation_sheet(dataset: FeatureDataset, augment: Augmenter, positions: Sequence[int]) -> Picture:
     """Each clip as it is stored and, below it, as one training step would see it."""
     plain = dataset.batch(list(positions))
-    changed = augment(plain, epoch_generator(seed, 0, "augmentation"))
+    changed = augment(plain, epoch_generator(0, 0, "augmentation"))
     rows = []
-    for row, label in enumerate(plain.labels.tolist()):
-        rows += [(dataset.classes[label], plain, row), ("augmented", changed, row)]
-    return _batch_picture(rows, dataset, 6, f"{len(rows) // 2} clips before and after augmentation")
+    for at, label in enumerate(plain.labels.tolist()):
+        rows += [(dataset.classes[label], plain, at), ("augmented", changed, at)]
+    return _batch_sheet(rows, dataset, f"{len(rows) // 2} clips before and after augmentation")
 
 
 def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:
@@ -195,9 +157,6 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], st
     ax.set_xlabel("spectrogram frame (one each hop)")
     ax.set_ylabel("mel band")
     return _picture(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
-
-
-# ------------------------------------------------------------------------------- models
 
 
 def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFrame:
@@ -247,16 +206,9 @@ def costs(
     for name in names:
         model = build_model(name, num_classes, **sizes | overrides.get(name, {}))
         reads = MODALITY[name]
-        given = list(inputs.values()) if reads == "av" else [inputs[reads]]
-        rows.append(
-            {
-                "model": name,
-                "reads": reads,
-                "params_m": f"{count_parameters(model) / 1e6:.3f}",
-                "mmacs": f"{count_macs(model, *given) / 1e6:.1f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        macs = count_macs(model, *(inputs.values() if reads == "av" else [inputs[reads]]))
+        rows.append((name, reads, f"{count_parameters(model) / 1e6:.3f}", f"{macs / 1e6:.1f}"))
+    return pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
 
 
 def published_sizes(names: Sequence[str]) -> pd.DataFrame:
@@ -272,17 +224,9 @@ def published_sizes(names: Sequence[str]) -> pd.DataFrame:
             shape = (1, 1, frames, 128) if frames else (1, 3, *size)
             gmacs = count_macs(model, torch.zeros(shape)) / 1e9
         counted = count_parameters(model) / 1e6
-        rows.append(
-            {
-                "model": name,
-                "params_m": f"{counted:.1f}",
-                "published": published,
-                "ok": abs(counted - published) < 0.01 * published,
-                "gmacs": f"{gmacs:.1f}",
-                "source": source,
-            }
-        )
-    return pd.DataFrame(rows)
+        agrees = abs(counted - published) < 0.01 * published
+        rows.append((name, f"{counted:.1f}", published, agrees, f"{gmacs:.1f}", source))
+    return pd.DataFrame(rows, columns=["model", "params_m", "published", "ok", "gmacs", "source"])
 
 
 def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str) -> Picture:
@@ -292,9 +236,6 @@ def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
         parts.append(history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best))
     return _picture(figures.learning_curves(pd.concat(parts)), f"learning curves of {name}")
-
-
-# ------------------------------------------------------------------------------- losses and fusion
 
 
 def positives_figure(labels: Sequence[str]) -> Picture:
@@ -355,49 +296,34 @@ def fusion_facts(model: nn.Module, batch: Batch) -> dict[str, float]:
     }
 
 
-# ------------------------------------------------------------------------------- tables
-
-
 def claims(rows: Sequence[tuple]) -> str:
     """Rows of (claim, measured, expected[, tolerance]) as a text table with `ok`; tolerance 0 means equal.
 
     With a tolerance the measured value is printed only where it is off: last digits vary with the machine.
     """
     table = []
-    for row in map(Checked._make, (tuple(row) + (0,) * (4 - len(row)) for row in rows)):
-        if row.tolerance:
-            ok = abs(row.measured - row.expected) <= row.tolerance
-            measured, expected = (
-                "within" if ok else f"{row.measured:g}",
-                f"{row.expected:g} +- {row.tolerance:g}",
-            )
-        else:
-            ok, measured, expected = row.measured == row.expected, str(row.measured), str(row.expected)
-        table.append({"claim": row.claim, "measured": measured, "expected": expected, "ok": bool(ok)})
+    for claim, measured, expected, *rest in rows:
+        tolerance = rest[0] if rest else 0
+        ok = bool(abs(measured - expected) <= tolerance if tolerance else measured == expected)
+        if tolerance:
+            measured = "within" if ok else f"{measured:g}"
+            expected = f"{expected:g} +- {tolerance:g}"
+        table.append({"claim": claim, "measured": str(measured), "expected": str(expected), "ok": ok})
     return pd.DataFrame(table).to_string(index=False)
 
 
 def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
     """Fields in which a run differs from its default: field, default, row. Nested fields are written a.b."""
     mine, theirs = _flat(row), _flat(default)
-    rows = [
-        {"field": field, "default": theirs.get(field, "-"), "row": mine.get(field, "-")}
-        for field in dict.fromkeys([*theirs, *mine])
-        if theirs.get(field, "-") != mine.get(field, "-")
-    ]
-    return pd.DataFrame(rows, columns=["field", "default", "row"])
-
-
-# ------------------------------------------------------------------------------- inside
+    fields = dict.fromkeys([*theirs, *mine])
+    rows = [(field, theirs.get(field, "-"), mine.get(field, "-")) for field in fields]
+    return pd.DataFrame([row for row in rows if row[1] != row[2]], columns=["field", "default", "row"])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 
@@ -429,35 +355,52 @@ def _times(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _batch_picture(rows: list, dataset: FeatureDataset, num_frames: int, text: str) -> Picture:
-    """Rows of (title, batch, position), de-normalised: frames side by side, then the log-mel."""
+class _Row(NamedTuple):
+    """A row of a sheet; what a clip lacks is None."""
+
+    title: str
+    frames: np.ndarray | None  # uint8 (n, height, width, 3)
+    log_mel: Tensor | None  # (time, mel)
+    seconds: float | int
+
+
+def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
+    """Rows of (title, batch, position), de-normalised: six frames, then the log-mel, all on one scale."""
     seconds = dataset.stats["settings"]["seconds"]
     mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     sound = dataset.stats["log_mel"]
-    sounds = [batch.audio[at, 0] * sound["std"] + sound["mean"] for _, batch, at in rows]
-    low, high = torch.stack(sounds).min().item(), torch.stack(sounds).max().item()
-    figure = Figure(figsize=(8.4, 1.05 * len(rows) + 0.4), layout="constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(num_frames, 2.4))
-    for line, (title, batch, at), log_mel in zip(axes, rows, sounds, strict=True):
+    shown = []
+    for title, batch, at in rows:
         frames = ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
-        chosen = np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)
-        line[0].imshow(np.concatenate(list(frames[chosen]), axis=1), interpolation="nearest")
-        line[0].set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-        _show_log_mel(line[1], log_mel, seconds=seconds, limits=(low, high))
-        line[0].set_xticks([])
-        line[0].set_yticks([])
-        line[1].set_yticks([])
-        if line is not axes[-1]:
-            line[1].set_xticks([])
+        chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
+        shown.append(_Row(title, frames[chosen], batch.audio[at, 0] * sound["std"] + sound["mean"], seconds))
+    sounds = torch.stack([row.log_mel for row in shown])
+    limits = {"vmin": sounds.min().item(), "vmax": sounds.max().item()}
+    return _sheet(shown, text, height=1.05 * len(rows) + 0.4, ratios=(6, 2.4), **limits)
+
+
+def _sheet(rows: Sequence[_Row], text: str, *, height: float, ratios: tuple[float | int, ...], **limits) -> Picture:
+    """A row for each clip: its frames side by side, then its log-mel, or a word on what it lacks."""
+    figure = Figure(figsize=(8.4, height), layout="constrained")
+    axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=ratios)
+    for (left, right), row in zip(axes, rows, strict=True):
+        left.set_ylabel(row.title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
+        if row.frames is not None:
+            left.imshow(np.concatenate(list(row.frames), axis=1), interpolation="nearest")
+        if row.log_mel is not None:
+            _show_log_mel(right, row.log_mel, row.seconds, **limits)
+        for name, ax, content in (("picture", left, row.frames), ("sound", right, row.log_mel)):
+            if content is None:
+                ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
+            ax.set_xticks([])
+            ax.set_yticks([])
     axes[0, 0].set_title("frames, first to last", fontsize=9)
     axes[0, 1].set_title("log-mel (s)", fontsize=9)
     return _picture(figure, text)
 
 
-def _show_log_mel(ax: Axes, log_mel: Tensor, seconds: float | int, limits: tuple[float, float] | None = None) -> None:
-    low, high = limits or (None, None)
-    extent = (0, seconds, 0, log_mel.shape[1])
-    ax.imshow(log_mel.T.numpy(), extent=extent, vmin=low, vmax=high, **_HEAT)
+def _show_log_mel(ax: Axes, log_mel: Tensor, seconds: float | int, **limits) -> None:
+    ax.imshow(log_mel.T.numpy(), extent=(0, seconds, 0, log_mel.shape[1]), **limits, **_HEAT)
     ax.tick_params(labelsize=7)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmtlib.data.features import LogMel
@@ -22,11 +21,6 @@ from mmtlib.files import write_bytes, write_text
 
 FRAMES, SIZE, SAMPLE_RATE = 4, 96, 16_000
 SECONDS = 2.0
-KIND_WORDS = {
-    "seen_and_heard": "seen and heard",
-    "mostly_seen": "mostly seen",
-    "mostly_heard": "mostly heard",
-}
 
 
 class CardError(ValueError):
@@ -62,17 +56,15 @@ def _read_dataset(path: Path) -> dict[str, Any]:
 
 
 def class_table(manifest: pd.DataFrame) -> pd.DataFrame:
-    """class, kind, clips of each split, audible and visible (percent of the clips), snr_db (the median)."""
+    """class, kind, clips of each split, audible and visible (percent of the clips), the median SNR, as text."""
     groups = manifest.groupby("label")
-    table = pd.DataFrame({"class": list(CLASSES)})
-    table["kind"] = [KIND_WORDS[event.kind] for event in CLASSES.values()]
-    for split in SPLITS:
-        counts = manifest[manifest["split"] == split]["label"].value_counts()
-        table[split] = table["class"].map(counts).fillna(0).astype(int)
-    table["audible"] = table["class"].map(100 * groups["audible"].mean())
-    table["visible"] = table["class"].map(100 * groups["visible"].mean())
-    table["snr_db"] = table["class"].map(groups["snr_db"].median())
-    return table
+    table = pd.DataFrame({"kind": [_words(event.kind) for event in CLASSES.values()]}, index=list(CLASSES))
+    counts = pd.crosstab(manifest["label"], manifest["split"])
+    table[list(SPLITS)] = counts.reindex(index=table.index, columns=list(SPLITS), fill_value=0)
+    for sense in ("audible", "visible"):
+        table[sense] = (100 * groups[sense].mean()).map("{:.0f}".format)
+    table["median SNR (dB)"] = groups["snr_db"].median().map("{:.1f}".format, na_action="ignore").fillna("")
+    return table.rename_axis("class").reset_index()
 
 
 def example(manifest: pd.DataFrame, label: str) -> pd.Series:
@@ -85,29 +77,26 @@ def example(manifest: pd.DataFrame, label: str) -> pd.Series:
     return best.iloc[0]
 
 
+@rc_context({"font.size": 9, "font.family": "DejaVu Sans"})
 def contact_sheet(clips: Path, manifest: pd.DataFrame, kind: str) -> Figure:
     """Frames and log-mel spectrogram of one clip of each class of a kind (a key of KINDS)."""
     labels = [label for label, event in CLASSES.items() if event.kind == kind]
     log_mel = LogMel(SAMPLE_RATE)
-    with rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(8.0, 1.15 * len(labels)), layout="constrained", dpi=100)
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(len(labels), FRAMES + 1, squeeze=False, width_ratios=[1] * FRAMES + [1.8])
-        for row, label in zip(axes, labels, strict=True):
-            shown = example(manifest, label)
-            clip = read_clip(
-                clips / shown["path"], num_frames=FRAMES, size=SIZE, sample_rate=SAMPLE_RATE, seconds=SECONDS
-            )
-            for ax in row:
-                ax.set_xticks([])
-                ax.set_yticks([])
-            for ax, frame in zip(row, clip.frames, strict=False):
-                ax.imshow(frame)
-            with torch.inference_mode():
-                spectrogram = log_mel(torch.from_numpy(clip.waveform)).numpy()
-            row[-1].imshow(spectrogram.T, origin="lower", aspect="auto", cmap="magma", vmin=-14, vmax=4)
-            row[0].set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center")
-        axes[-1][-1].set_xlabel(f"time, {SECONDS:g} s")
+    figure = Figure(figsize=(8.0, 1.15 * len(labels)), layout="constrained", dpi=100)
+    axes = figure.subplots(len(labels), FRAMES + 1, squeeze=False, width_ratios=[1] * FRAMES + [1.8])
+    for row, label in zip(axes, labels, strict=True):
+        path = clips / example(manifest, label)["path"]
+        clip = read_clip(path, num_frames=FRAMES, size=SIZE, sample_rate=SAMPLE_RATE, seconds=SECONDS)
+        for ax in row:
+            ax.set_xticks([])
+            ax.set_yticks([])
+        for ax, frame in zip(row, clip.frames, strict=False):
+            ax.imshow(frame)
+        with torch.inference_mode():
+            spectrogram = log_mel(torch.from_numpy(clip.waveform)).numpy()
+        row[-1].imshow(spectrogram.T, origin="lower", aspect="auto", cmap="magma", vmin=-14, vmax=4)
+        row[0].set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center")
+    axes[-1][-1].set_xlabel(f"time, {SECONDS:g} s")
     return figure
 
 
@@ -123,8 +112,8 @@ def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
     counts = manifest["split"].value_counts()
     retries = _retries(made["retries"])
     sheets = [
-        f"### {words.capitalize()}\n\n![{words}: frames and spectrograms](card/{kind}.jpg)"
-        for kind, words in KIND_WORDS.items()
+        f"### {_words(kind).capitalize()}\n\n![{_words(kind)}: frames and spectrograms](card/{kind}.jpg)"
+        for kind in KINDS
     ]
     return CARD.format(
         seconds=f"{SECONDS:g}",
@@ -137,10 +126,10 @@ def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
         decoy=f"{100 * DECOY:.0f}",
         distractors=", ".join(f"{100 * share:.0f} % with {count}" for count, share in enumerate(DISTRACTORS)),
         audible=f"{AUDIBLE_SNR:g}",
-        classes=_class_markdown(class_table(manifest)),
+        classes=_markdown(class_table(manifest)),
         sheets="\n\n".join(sheets),
         neither=int((~manifest["audible"] & ~manifest["visible"]).sum()),
-        ceilings=_ceilings_markdown(dataset["ceilings"]),
+        ceilings=_markdown(_ceilings(dataset["ceilings"])),
         clips=made["clips"],
         failed=int(retries["tries"].sum()),
         restarts=made["engine_restarts"],
@@ -219,21 +208,9 @@ do not hold its scores against those of another.
 """
 
 
-def _class_markdown(table: pd.DataFrame) -> str:
-    shown = table.assign(
-        audible=table["audible"].map("{:.0f}".format),
-        visible=table["visible"].map("{:.0f}".format),
-        snr_db=["" if pd.isna(value) else f"{value:.1f}" for value in table["snr_db"]],
-    )
-    return _markdown(shown.rename(columns={"snr_db": "median SNR (dB)"}))
-
-
-def _ceilings_markdown(ceilings: dict[str, dict[str, float]]) -> str:
-    rows = [
-        {"split": split, "sound alone (%)": tops["audio"], "picture alone (%)": tops["video"]}
-        for split, tops in ceilings.items()
-    ]
-    return _markdown(pd.DataFrame(rows))
+def _ceilings(ceilings: dict[str, dict[str, float]]) -> pd.DataFrame:
+    columns = {"audio": "sound alone (%)", "video": "picture alone (%)"}
+    return pd.DataFrame(ceilings).T[list(columns)].rename_axis("split").rename(columns=columns).reset_index()
 
 
 def _retries(retries: dict[str, dict[str, int]]) -> pd.DataFrame:
@@ -244,6 +221,10 @@ def _retries(retries: dict[str, dict[str, int]]) -> pd.DataFrame:
         said = "; ".join(f"{reason} ({count})" for reason, count in ordered)
         rows.append((label, sum(reasons.values()), said))
     return pd.DataFrame(rows, columns=["class", "tries", "reasons"])
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _markdown(table: pd.DataFrame) -> str:
