@@ -22,12 +22,8 @@ def forward(model: nn.Module, batch: Batch, modality: str) -> Tensor | AVOutput:
 
 def usable(dataset: FeatureDataset, modality: str) -> Tensor:
     """Indices of the clips that have what a model of this modality needs; one of the two is enough for "av"."""
-    flags = {
-        "audio": dataset.has_audio,
-        "video": dataset.has_video,
-        "av": dataset.has_audio | dataset.has_video,
-    }[modality]
-    return flags.nonzero().flatten()
+    audio, video = dataset.has_audio, dataset.has_video
+    return {"audio": audio, "video": video, "av": audio | video}[modality].nonzero().flatten()
 
 
 def batches(dataset: FeatureDataset, modality: str, device: torch.device, batch_size: int = 64) -> Iterator[Batch]:
@@ -49,21 +45,11 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
     kind = MODALITY[name]
     frames = []
     for modality in ("av", "audio", "video") if kind == "av" else (kind,):
-        logits, embeddings, indices = [], [], usable(dataset, modality)
+        indices = usable(dataset, modality)
         if not len(indices):
             continue  # a set without sound, or without picture, has no such rows
-        for batch in batches(dataset, modality, device, batch_size):
-            if kind == "av":
-                out = forward(model, batch, kind)
-                logits.append(out.logits)
-                parts = [z for z in (out.audio_embedding, out.video_embedding) if z is not None]
-                embeddings.append(torch.cat(parts, dim=-1))
-            else:
-                inputs: list[Tensor] = []
-                hook = model.head.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
-                logits.append(forward(model, batch, modality))
-                hook.remove()
-                embeddings.append(inputs[0])
+        outputs = [_read(model, batch, kind) for batch in batches(dataset, modality, device, batch_size)]
+        logits, embeddings = zip(*outputs, strict=True)
         rows = dataset.index.iloc[indices.numpy()][["clip_id", "split", "label"]].reset_index(drop=True)
         rows["label_index"] = dataset.labels[indices].numpy()
         rows["modality"] = modality
@@ -73,6 +59,19 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
     if not frames:
         raise ValueError(f"no clip of split {dataset.split!r} has what {name} reads ({kind})")
     return pd.concat(frames, ignore_index=True)
+
+
+def _read(model: nn.Module, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+    """Logits and embeddings of a batch."""
+    if kind == "av":
+        out = forward(model, batch, kind)
+        embeddings = [z for z in (out.audio_embedding, out.video_embedding) if z is not None]
+        return out.logits, torch.cat(embeddings, dim=-1)
+    inputs: list[Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    logits = forward(model, batch, kind)
+    hook.remove()
+    return logits, inputs[0]
 
 
 def topk_accuracy(
@@ -90,15 +89,8 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     for (split, modality), group in predictions.groupby(["split", "modality"], sort=False):
         logits = np.stack(group["logits"].tolist())
         labels = group["label_index"].to_numpy(copy=True)  # pandas lends it read-only, of which torch warns
-        rows.append(
-            dict(
-                split=split,
-                modality=modality,
-                n=len(group),
-                top1=topk_accuracy(logits, labels, 1),
-                top5=topk_accuracy(logits, labels, 5),
-            )
-        )
+        top1, top5 = (topk_accuracy(logits, labels, k) for k in (1, 5))
+        rows.append({"split": split, "modality": modality, "n": len(group), "top1": top1, "top5": top5})
     return pd.DataFrame(rows)
 
 

@@ -120,15 +120,12 @@ def sources(root: Path = ROOT) -> None:
     """Write the code cells of each notebook, without prose and outputs, to build/notebooks/<stage>.json."""
     folder = root / "build" / "notebooks"
     for stage in STAGES:
-        cells = [cell for cell in _read(notebook_of(stage, root)).cells if cell.cell_type == "code"]
-        # nbval's tags say what a test compares; they do not change what runs.
-        plain = [
-            {
-                "source": cell.source,
-                "tags": [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("nbval")],
-            }
-            for cell in cells
-        ]
+        plain = []
+        for cell in _read(notebook_of(stage, root)).cells:
+            if cell.cell_type == "code":
+                # nbval's tags say what a test compares; they do not change what runs.
+                tags = [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("nbval")]
+                plain.append({"source": cell.source, "tags": tags})
         write_text(folder / f"{stage}.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -181,6 +178,8 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
 
 def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out what differs from run to run: times, random ids, versions, how a stream was cut in pieces."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -195,7 +194,7 @@ def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         elif "papermill-error-cell-tag" in tags:
             cell.id = f"papermill-error-{index}"
         if cell.cell_type == "code":
-            cell.outputs = _join_streams(cell.outputs)
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, index)
     return notebook
 
 
@@ -207,18 +206,6 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
-
-
-def _join_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Merge neighbouring pieces of the same stream."""
-    joined: list[nbformat.NotebookNode] = []
-    for output in outputs:
-        last = joined[-1] if joined else None
-        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
-            last.text += output.text
-        else:
-            joined.append(output)
-    return joined
 
 
 def _unfinished(draft: Path) -> str:
@@ -237,10 +224,6 @@ def _read(path: Path) -> nbformat.NotebookNode:
         raise NotebookError(f"{path.name}: not a notebook ({reason}); restore it from Git.") from error
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run, return the exit status: 0, 1 (failed, said in a line or two) or 130."""
     parser = argparse.ArgumentParser(prog="python -m mmtlib.run", description="Run a stage of the pipeline.")
@@ -249,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workspace", default=".", help="folder of data/, models/, reports/ (the root)")
     parser.add_argument("--only", choices=STAGES, help="with notebooks: this one alone")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: the kernel is shut down, none is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the kernel is shut down, none is left behind
     try:
         if given.stage == "sources":
             sources()

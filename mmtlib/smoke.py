@@ -10,7 +10,7 @@ from pathlib import Path
 from mmtlib import paths
 from mmtlib.data.download import download
 from mmtlib.data.features import extract_features
-from mmtlib.params import Params, load
+from mmtlib.params import Params, Run, load
 from mmtlib.training import train_runs
 
 NEEDS = {
@@ -64,13 +64,19 @@ def outputs(params: Params, stage: str) -> list[str]:
         return ["data/clips/manifest.csv", "data/clips/dataset.json"]
     if stage == "features":
         return ["data/features/features.json"]
-    runs = [f"ablations/{row}/{row}" for row in params.ablations] if stage == "ablations" else [f"{stage}/{stage}"]
     return [
-        f"{kind}/{run}-seed{seed}.{suffix}"
-        for run in runs
+        f"{kind}/{folder}/{Path(folder).name}-seed{seed}.{suffix}"
+        for folder in _runs(params, stage)
         for seed in params.seeds
         for kind, suffix in (("models", "safetensors"), ("predictions", "parquet"))
     ]
+
+
+def _runs(params: Params, stage: str) -> dict[str, Run]:
+    """The runs of a training stage by their folder below models/."""
+    if stage == "ablations":
+        return {f"ablations/{row}": run for row, run in params.ablations.items()}
+    return {stage: getattr(params, stage)}
 
 
 def _run(folder: Path, params: Params, stage: str) -> None:
@@ -78,14 +84,9 @@ def _run(folder: Path, params: Params, stage: str) -> None:
     if stage == "download":
         download(folder / "data/clips", **params.download.model_dump())
     elif stage == "features":
-        clips, out = folder / "data/clips/manifest.csv", folder / "data/features"
-        extract_features(clips, out, **params.features.model_dump())
-    elif stage == "ablations":
-        for name, row in params.ablations.items():
-            _train(folder, params, name, row, f"ablations/{name}")
+        manifest = folder / "data/clips/manifest.csv"
+        extract_features(manifest, folder / "data/features", **params.features.model_dump())
     else:
-        _train(folder, params, stage, getattr(params, stage), stage)
-
-
-def _train(folder: Path, params: Params, name: str, run, stage: str) -> None:
-    train_runs(name, run, params.training, stage=stage, seeds=params.seeds, workspace=folder)
+        for place, run in _runs(params, stage).items():
+            name = Path(place).name
+            train_runs(name, run, params.training, stage=place, seeds=params.seeds, workspace=folder)
