@@ -108,12 +108,18 @@ def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def one_hot_grid(grid: Grid, num_prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each key token its place along every axis, one-hot, (num_prefix + tokens, sum(grid)); zero for prefixes."""
+def key_places(grid: Grid, num_prefix: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each key token its place along every axis, one-hot, (num_prefix + tokens + spare, sum(grid) + (spare > 0)).
+
+    Prefixes have no place. Spare keys have a column of their own, which keeps every query from attending to them.
+    """
     with torch.inference_mode(False):
         places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
         hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
-        return F.pad(hot, (0, 0, num_prefix, 0)).to(device, dtype)
+        hot = F.pad(hot, (0, int(spare > 0), num_prefix, spare)).to(device, dtype)
+        if spare:
+            hot[-spare:, -1] = -1e4  # a weight of exactly 0 after the softmax
+        return hot
 
 
 def resize_table(table: Float[Tensor, "rows head_dim"], rows: int) -> Float[Tensor, "new_rows head_dim"]:
@@ -184,14 +190,19 @@ class MultiscaleAttention(nn.Module):
         Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C) and those of the
         prefix, keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
         """
-        k, v = torch.cat((k_prefix, k), dim=1), torch.cat((v_prefix, v), dim=1)
+        # Products with an odd number of columns run at half speed on a CPU: spare keys make it a multiple of 4.
+        spare = -(self.num_prefix + k.shape[1]) % 4 if in_slices(q) else 0
+        blank = k.new_zeros(len(k), spare, *k.shape[2:])
+        k, v = torch.cat((k_prefix, k, blank), dim=1), torch.cat((v_prefix, v, blank), dim=1)
         if self.pool_q is not None:
             q, q_prefix = self.pool_q.norm(q), self.pool_q.norm(q_prefix)
             k, v = self.pool_k.norm(k), self.pool_v.norm(v)
-        positions = self.relative_logits(q, *grids).to(q.dtype)  # (B, Nq, heads, places)
-        hot = one_hot_grid(grids[1], self.num_prefix, k.dtype, k.device)  # (Nk, places)
+        hot = key_places(grids[1], self.num_prefix, spare, k.dtype, k.device)  # (Nk, places)
+        positions = self.relative_logits(q, *grids).to(q.dtype)
+        positions = F.pad(positions, (0, int(spare > 0)), value=1.0)  # (B, Nq, heads, places)
         queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
-        prefix = F.pad(q_prefix.transpose(1, 2), (0, hot.shape[1]))
+        prefix = F.pad(q_prefix.transpose(1, 2), (0, sum(grids[1])))
+        prefix = F.pad(prefix, (0, int(spare > 0)), value=1.0)
         keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(len(k), self.num_heads, -1, -1)), dim=-1)
         return q, queries, prefix, keys, v.transpose(1, 2)
 
