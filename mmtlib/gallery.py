@@ -4,6 +4,7 @@ Notebooks hold no logic, so it stands here, where a test reaches it. Nothing her
 """
 
 import io
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -184,13 +185,15 @@ def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFra
         -(-(n + 2 * p - k + 1) // s)
         for n, k, s, p in zip(size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True)
     )
-    width = encoder.patch_embed.out_channels
-    rows: list[dict[str, Any]] = [_grid_row("patches", width, "", "", grid, "", expected)]
+    rows: list[tuple] = [("patches", encoder.patch_embed.out_channels, "", "", grid, "", expected)]
     for index, (block, grid, keys_here) in enumerate(zip(encoder.blocks, grids, keys, strict=True), start=1):
         expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
         width, heads = block.attention.project.out_features, block.attention.num_heads
-        rows.append(_grid_row(f"block {index}", width, heads, _times(block.stride_q), grid, keys_here, expected))
-    return pd.DataFrame(rows)
+        rows.append((f"block {index}", width, heads, _times(block.stride_q), tuple(grid), keys_here, expected))
+    table = pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "keys", "expected"])
+    table.insert(5, "tokens", table["grid"].map(math.prod))
+    table["ok"] = table["grid"] == table["expected"]
+    return table.assign(grid=table["grid"].map(_times), expected=table["expected"].map(_times))
 
 
 def costs(
@@ -333,22 +336,8 @@ def _far(a: Tensor, b: Tensor) -> float:
 
 def _keys(attention: nn.Module, _: Tensor, grid: tuple[int, ...]) -> int:
     if attention.pool_k is None:
-        return int(np.prod(grid))
-    return int(np.prod([(n - 1) // s + 1 for n, s in zip(grid, attention.pool_k.stride, strict=True)]))
-
-
-def _grid_row(place: str, dim: int, heads, stride: str, grid, keys, expected) -> dict[str, Any]:
-    return {
-        "where": place,
-        "dim": dim,
-        "heads": heads,
-        "stride_q": stride,
-        "grid": _times(grid),
-        "tokens": int(np.prod(grid)),
-        "keys": keys,
-        "expected": _times(expected),
-        "ok": tuple(grid) == tuple(expected),
-    }
+        return math.prod(grid)
+    return math.prod((n - 1) // s + 1 for n, s in zip(grid, attention.pool_k.stride, strict=True))
 
 
 def _times(sizes: Sequence[int]) -> str:
