@@ -139,13 +139,13 @@ def test_token_grids_are_those_of_a_forward_pass(name, settings, size, grids, ke
 def test_token_grids_count_the_keys_that_attention_is_given(monkeypatch):
     encoder, seen = build_model("mat_t", 5).encoder, []
     attention = type(encoder.blocks[0].attention)
-    attend = attention.attend
+    prepare = attention.prepare  # before it adds the spare keys, which get no weight
 
-    def noting(self, q, k, *rest):
-        seen.append(k.shape[1])
-        return attend(self, q, k, *rest)
+    def noting(self, q_prefix, k_prefix, v_prefix, q, k, *rest):
+        seen.append(k_prefix.shape[1] + k.shape[1])
+        return prepare(self, q_prefix, k_prefix, v_prefix, q, k, *rest)
 
-    monkeypatch.setattr(attention, "attend", noting)
+    monkeypatch.setattr(attention, "prepare", noting)
     assert gallery.token_grids(encoder, (198, 128))["keys"].tolist()[1:] == seen
 
 
