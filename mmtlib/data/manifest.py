@@ -62,12 +62,12 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
         raise ManifestError(f"{path}, line {line}: a NUL character; the file is damaged or not a CSV, write it again.")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        table = [(reader.line_num, row) for row in reader if row]
+        lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise ManifestError(f"{path}, line {reader.line_num}: not a CSV ({error}); correct the quoting.") from error
-    if not table:
+    if not lines:
         raise ManifestError(f"{path} is empty; it needs a header line ({','.join(COLUMNS)}) and one line a clip.")
-    header, rows = table[0][1], table[1:]
+    header, rows = lines[0][1], lines[1:]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ManifestError(f"{path}: no column {', '.join(missing)}; the header must name {','.join(COLUMNS)}.")
@@ -76,83 +76,73 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
         raise ManifestError(f"{path}: column {', '.join(double)} occurs twice; rename or drop one.")
     if not rows:
         raise ManifestError(f"{path} lists no clips; add one line a clip below the header.")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ManifestError(
-                f"{path}, line {line}: {len(row)} fields where the header has {len(header)}; "
-                "correct the line, quoting any field with a comma."
-            )
 
-    lines = [line for line, _ in rows]
-    columns = dict(zip(header, map(list, zip(*(row for _, row in rows), strict=True)), strict=True))
-    _check_ids(path, lines, columns["clip_id"])
-    _check_paths(path, lines, columns["path"])
-    _check_labels(path, lines, columns["label"], columns["split"])
-    columns["start"], columns["end"] = _seconds(path, lines, columns["start"], columns["end"])
+    root = path.parent.resolve()
+    for line, row in rows:
+        if problem := _problem(header, row, root):
+            raise ManifestError(f"{path}, line {line}: {problem}")
+    table = pd.DataFrame([row for _, row in rows], columns=header, dtype=str)
+    first_line: dict[str, int] = {}
+    for (line, _), clip_id in zip(rows, table.clip_id, strict=True):
+        if clip_id in first_line:
+            earlier = first_line[clip_id]
+            raise ManifestError(
+                f"{path}, line {line}: clip_id {clip_id!r} already stands in line {earlier}; make it unique."
+            )
+        first_line[clip_id] = line
+    for name in ("start", "end"):
+        table[name] = table[name].map(_seconds).astype(float)
     extras = [name for name in header if name not in COLUMNS]
     for name in extras:
-        columns[name] = _typed(columns[name])
-    return pd.DataFrame({name: columns[name] for name in (*COLUMNS, *extras)})
+        table[name] = _typed(table[name])
+    return table[[*COLUMNS, *extras]]
 
 
-def _check_ids(path: Path, lines: list[int], ids: list[str]) -> None:
-    seen: dict[str, int] = {}
-    for line, clip_id in zip(lines, ids, strict=True):
-        if not clip_id.strip():
-            raise ManifestError(f"{path}, line {line}: clip_id is empty; give every clip a unique one.")
-        if clip_id in seen:
-            raise ManifestError(
-                f"{path}, line {line}: clip_id {clip_id!r} already stands in line {seen[clip_id]}; make it unique."
-            )
-        seen[clip_id] = line
+def _problem(header: list[str], row: list[str], root: Path) -> str:
+    """What is wrong with one line by itself, and the remedy; empty where nothing is."""
+    if len(row) != len(header):
+        return f"{len(row)} fields where the header has {len(header)}; correct the line, quoting fields with a comma."
+    fields = dict(zip(header, row, strict=True))
+    if not fields["clip_id"].strip():
+        return "clip_id is empty; give every clip a unique one."
+    if not _stays_below(root, fields["path"]):
+        return (
+            f"path {fields['path']!r} does not stay below the manifest's folder; "
+            "give a relative path to a file in it, without '..' or links that lead out."
+        )
+    if not fields["label"].strip():
+        return "label is empty; name the clip's class or drop the line."
+    if fields["split"] not in SPLITS:
+        return f"split is {fields['split']!r}; use one of {', '.join(SPLITS)}."
+    for name in ("start", "end"):
+        if _seconds(fields[name]) < 0:
+            return f"{name} is {fields[name]!r}; give seconds >= 0 or leave it empty."
+    start, end = _seconds(fields["start"]), _seconds(fields["end"])
+    if end <= (0.0 if math.isnan(start) else start):
+        return f"end {end:g} is not after start {start:g}; correct the two times."
+    return ""
 
 
-def _check_paths(path: Path, lines: list[int], paths: list[str]) -> None:
-    root = path.parent.resolve()
-    inside: dict[Path, bool] = {}  # folder -> whether it stays below root once links are followed
-    for line, name in zip(lines, paths, strict=True):
-        given = PurePosixPath(name)
-        bad = not name.strip() or given.is_absolute() or ".." in given.parts
-        if not bad:
-            file = root / given
-            if file.parent not in inside:
-                inside[file.parent] = file.parent.resolve().is_relative_to(root)
-            bad = not inside[file.parent] or (file.is_symlink() and not file.resolve().is_relative_to(root))
-        if bad:
-            raise ManifestError(
-                f"{path}, line {line}: path {name!r} does not stay below the manifest's folder; "
-                "give a relative path to a file in it, without '..' or links that lead out."
-            )
+def _stays_below(root: Path, name: str) -> bool:
+    """Whether a path leads to a place below `root`, links followed, and is not just a way to say so."""
+    given = PurePosixPath(name)
+    if not name.strip() or given.is_absolute() or ".." in given.parts:
+        return False
+    return (root / given).resolve().is_relative_to(root)
 
 
-def _check_labels(path: Path, lines: list[int], labels: list[str], splits: list[str]) -> None:
-    for line, label, split in zip(lines, labels, splits, strict=True):
-        if not label.strip():
-            raise ManifestError(f"{path}, line {line}: label is empty; name the clip's class or drop the line.")
-        if split not in SPLITS:
-            raise ManifestError(f"{path}, line {line}: split is {split!r}; use one of {', '.join(SPLITS)}.")
+def _seconds(text: str) -> float:
+    """A time; NaN where the text is empty, -1 where it is no finite number."""
+    try:
+        value = float(text) if text.strip() else math.nan
+    except ValueError:
+        return -1.0
+    return -1.0 if math.isinf(value) else value
 
 
-def _seconds(path: Path, lines: list[int], starts: list[str], ends: list[str]) -> tuple[list[float], list[float]]:
-    parsed: tuple[list[float], list[float]] = ([], [])
-    for line, *pair in zip(lines, starts, ends, strict=True):
-        for field, text, values in zip(("start", "end"), pair, parsed, strict=True):
-            try:
-                value = float(text) if text.strip() else math.nan
-            except ValueError:
-                value = -1.0
-            if value < 0 or math.isinf(value):
-                raise ManifestError(f"{path}, line {line}: {field} is {text!r}; give seconds >= 0 or leave it empty.")
-            values.append(value)
-        low, high = parsed[0][-1], parsed[1][-1]
-        if high <= (0.0 if math.isnan(low) else low):
-            raise ManifestError(f"{path}, line {line}: end {high:g} is not after start {low:g}; correct the two times.")
-    return parsed
-
-
-def _typed(values: list[str]) -> pd.Series:
-    column = pd.Series(values, dtype=str)
-    if set(values) <= {"True", "False"}:
+def _typed(column: pd.Series) -> pd.Series:
+    """Booleans or numbers where every filled value is one, else the text."""
+    if column.isin(["True", "False"]).all():
         return column == "True"
     try:
         return pd.to_numeric(column.mask(column == ""))
