@@ -125,12 +125,11 @@ def mixup(
             return None
         return torch.lerp(values[other], values, share.view(-1, *[1] * (values.ndim - 1)))
 
-    mixed = Batch(
-        mix(batch.audio),
-        mix(batch.video),
-        batch.labels,
-        batch.has_audio | batch.has_audio[other],
-        batch.has_video | batch.has_video[other],
+    mixed = batch._replace(
+        audio=mix(batch.audio),
+        video=mix(batch.video),
+        has_audio=batch.has_audio | batch.has_audio[other],
+        has_video=batch.has_video | batch.has_video[other],
     )
     return mixed, mix(one_hot)
 
@@ -158,12 +157,7 @@ class Augmenter:
         flip: bool = False,
         flip_except: Iterable[str] = (),
     ):
-        self.masks = {
-            "time_masks": time_masks,
-            "time_width": time_width,
-            "freq_masks": freq_masks,
-            "freq_width": freq_width,
-        }
+        self.masks = dict(time_masks=time_masks, time_width=time_width, freq_masks=freq_masks, freq_width=freq_width)
         self.gain, self.noise, self.crop_scale, self.flip = gain, noise, crop_scale, flip
         for name, value in {**self.masks, "gain": gain, "noise": noise}.items():
             if not value >= 0:

@@ -52,20 +52,14 @@ class FeatureDataset:
             index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
             self._log_mel = np.load(self.root / "log_mel.npy", mmap_mode="r")
             self._frames = np.load(self.root / "frames.npy", mmap_mode="r")
-            shapes = {"log_mel": self._log_mel.shape, "frames": self._frames.shape}
-            for name, shape in shapes.items():
-                if list(shape) != self.stats[name]["shape"] or shape[0] != len(index):
-                    raise DatasetError(
-                        f"{self.root}/{name}.npy has the shape {shape}, not the one in features.json; "
-                        "run the stage again: dvc repro --force features."
-                    )
+            for name, array in (("log_mel", self._log_mel), ("frames", self._frames)):
+                if list(array.shape) != self.stats[name]["shape"] or len(array) != len(index):
+                    raise ValueError(f"{name}.npy has the shape {array.shape}, not the one in features.json")
             self.classes: list[str] = self.stats["classes"]
             self.fingerprint: str = self.stats["fingerprint"]
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DatasetError):
-                raise
             raise DatasetError(
                 f"{self.root} is damaged ({error}); run the stage again: dvc repro --force features."
             ) from error
@@ -112,10 +106,9 @@ class FeatureDataset:
     def _read(self, array: np.ndarray, picked: Tensor) -> Tensor:
         """Rows of a memory-mapped array in the order asked for, read in the order they lie on disk."""
         rows = self._rows[picked.numpy()]
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows)
         out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-        for position in order:
-            out[position] = array[rows[position]]
+        out[order] = array[rows[order]]
         return torch.from_numpy(out)
 
 
