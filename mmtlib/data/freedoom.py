@@ -9,46 +9,41 @@ number of worker processes, and can be continued after an interruption.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import queue
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
 
+from mmtlib import files
 from mmtlib.data.freedoom_clip import CLASSES, ClipSpec, GenerationError, Studio
-from mmtlib.data.freedoom_engine import SAMPLE_RATE, TICS_PER_SECOND, EngineError
+from mmtlib.data.freedoom_engine import SAMPLE_RATE, TICS_PER_SECOND
+from mmtlib.data.manifest import COLUMNS as OWN_COLUMNS
+from mmtlib.data.manifest import SPLITS, write_manifest
 from mmtlib.data.media import write_clip
 
 NAME = "freedoom-sounds"
-SPLITS = ("train", "val", "test")
 MODULES = ("freedoom.py", "freedoom_clip.py", "freedoom_sound.py", "freedoom_engine.py")
 STALL_SECONDS = 60.0
 ATTEMPTS = 3  # engine processes that one clip may bring down
 RECORDS = "records.jsonl"  # one line a clip: how it was made
-COLUMNS = (
-    *("clip_id", "path", "start", "end", "label", "split", "scene", "audible", "visible", "snr_db"),
-    *("onset_s", "tries"),
-)
+COLUMNS = (*OWN_COLUMNS, "scene", "audible", "visible", "snr_db", "onset_s", "tries")
 
 
 def clip_specs(seed: int, clips_per_class: dict[str, int]) -> list[ClipSpec]:
     """All clips of a set: every class the same number of times in each split of `clips_per_class`.
 
-    Raises:
-        ValueError: a split is unknown or a number negative.
+    Raises ValueError if a split is unknown or a number negative.
     """
     specs = []
     for split, count in clips_per_class.items():
@@ -62,44 +57,33 @@ def clip_specs(seed: int, clips_per_class: dict[str, int]) -> list[ClipSpec]:
     return specs
 
 
-@functools.cache
 def recipe_hash() -> str:
     """Hash of the code that makes clips: clips of another recipe are not taken over."""
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in MODULES:
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return files.digest(b"".join(Path(__file__).with_name(name).read_bytes() for name in MODULES))
 
 
 def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: int = 0) -> pd.DataFrame:
     """Make the set in `out`: manifest.csv, dataset.json and clips/; returns the manifest.
 
-    clips_per_class: split -> clips of each class. workers: engine processes (0: one per core). A clip
-    that an earlier call with this seed and recipe finished is kept; the outcome does not depend on it.
+    clips_per_class: split -> clips of each class. workers: engine processes (0: one per core). A clip that an
+    earlier call with this seed and recipe finished is kept; the outcome does not depend on it.
 
-    Raises:
-        GenerationError: a clip could not be made, or an engine stalled or ended again and again on it.
-        EngineError: the engine is missing or has no sound; the text says what to install.
-        ValueError: see `clip_specs`.
+    Raises GenerationError if a clip could not be made, or an engine stalled or ended again and again on it;
+    EngineError if the engine is missing or has no sound (the text says what to install); ValueError like
+    `clip_specs`.
     """
     out = Path(out)
     specs = clip_specs(seed, clips_per_class)
-    parts = out / ".parts"
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    parts.mkdir(exist_ok=True)
-    begun, key = time.monotonic(), f"{recipe_hash()}-{seed}"
-    records = _known_records(out, key)
-    todo = [spec for spec in specs if spec.clip_id not in records]
-    pool = _Pool(out, key, todo, min(workers or os.cpu_count() or 1, max(len(todo), 1)))
-    with contextlib.closing(pool.run()) as finished:  # an interruption ends the engines, too
-        for done, record in enumerate(finished, 1):
-            records[record["clip_id"]] = record
-            pool.progress(done, len(todo))
+    (out / ".parts").mkdir(exist_ok=True)
+    begun, recipe = time.monotonic(), recipe_hash()
+    known = _known_records(out, f"{recipe}-{seed}")
+    todo = [spec for spec in specs if spec.clip_id not in known]
+    pool = _Pool(out, f"{recipe}-{seed}", workers or os.cpu_count() or 1)
+    known |= {record["clip_id"]: record for record in pool.run(todo)}
 
-    order = [spec.clip_id for spec in specs]
-    rows = [records[clip_id] | {"start": None, "end": None} for clip_id in order]
-    manifest = pd.DataFrame(rows, columns=list(COLUMNS))
+    records = [known[spec.clip_id] for spec in specs]
+    manifest = pd.DataFrame(records).reindex(columns=COLUMNS)
     description = {
         "name": NAME,
         "classes": list(CLASSES),
@@ -107,17 +91,17 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
         "ceilings": ceilings(manifest),
         "generation": {
             "seed": seed,
-            "recipe": recipe_hash(),
-            "clips": len(rows),
-            "retries": _retries([records[clip_id] for clip_id in order]),
+            "recipe": recipe,
+            "clips": len(records),
+            "retries": _retries(records),
             "engine_restarts": pool.restarts,
             "seconds": round(time.monotonic() - begun, 1),
         },
     }
-    _write_text(out / "manifest.csv", manifest.to_csv(index=False))
-    _write_text(out / "dataset.json", json.dumps(description, indent=1) + "\n")
-    _write_text(out / RECORDS, "".join(json.dumps(records[clip_id]) + "\n" for clip_id in order))
-    shutil.rmtree(parts)
+    write_manifest(manifest, out / "manifest.csv")
+    files.write_text(out / "dataset.json", json.dumps(description, indent=1) + "\n")
+    files.write_text(out / RECORDS, "".join(json.dumps(record) + "\n" for record in records))
+    shutil.rmtree(out / ".parts")
     for file in set((out / "clips").iterdir()) - {out / path for path in manifest["path"]}:
         file.unlink()  # of another seed or size
     return manifest
@@ -155,142 +139,106 @@ def _known_records(out: Path, key: str) -> dict[str, dict]:
     return {r["clip_id"]: r for r in records if r["key"] == key and (out / r["path"]).is_file()}
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 class _Pool:
-    """Engine processes, one thread each, that share a queue of clips.
+    """Engine processes that share the clips, and a thread for each that waits for it.
 
     An engine can stall inside a call or take its process down with it; both end the process (and with its
     session the engine itself), are counted, and give the clip to a new one, at most ATTEMPTS times.
     """
 
-    def __init__(self, out: Path, key: str, specs: list[ClipSpec], workers: int) -> None:
+    def __init__(self, out: Path, key: str, workers: int) -> None:
         self.restarts = 0
-        self._out, self._key, self._workers = out, key, workers if specs else 0
-        self._todo: queue.SimpleQueue[ClipSpec] = queue.SimpleQueue()
-        for spec in specs:
-            self._todo.put(spec)
-        self._done: queue.SimpleQueue[dict | Exception | None] = queue.SimpleQueue()
+        self._out, self._key, self._workers = out, key, workers
         self._stop = threading.Event()
-        self._begun = self._told = time.monotonic()
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # None: one that is yet to be started
+        for _ in range(workers):
+            self._idle.put(None)
 
-    def run(self) -> Iterator[dict]:
-        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self._workers)]
-        for thread in threads:
-            thread.start()
+    def run(self, specs: list[ClipSpec]) -> list[dict]:
+        """The clips' records in any order; prints a line of progress now and then."""
+        begun = told = time.monotonic()
+        records = []
+        with ThreadPoolExecutor(self._workers) as threads:
+            try:
+                for future in as_completed([threads.submit(self._make, spec) for spec in specs]):
+                    records.append(future.result())
+                    done, now = len(records), time.monotonic()
+                    if now - told >= 10 or done == len(specs):
+                        told = now
+                        print(f"{done}/{len(specs)} clips, {done / (now - begun):.1f} a second", flush=True)
+            finally:  # an error or an interruption ends the engines, too
+                self._stop.set()
+                threads.shutdown(cancel_futures=True)
+                for _ in range(self._workers):
+                    if worker := self._idle.get():
+                        worker.end()
+        return records
+
+    def _make(self, spec: ClipSpec) -> dict:
+        worker = self._idle.get()
         try:
-            running = len(threads)
-            while running:
-                item = self._done.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    yield item
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-    def progress(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._told >= 10 or done == total:
-            self._told = now
-            print(f"{done}/{total} clips, {done / (now - self._begun):.1f} a second", flush=True)
-
-    def _serve(self) -> None:
-        worker: _Worker | None = None
-        try:
-            while not self._stop.is_set():
-                try:
-                    spec = self._todo.get_nowait()
-                except queue.Empty:
-                    break
-                for _ in range(ATTEMPTS):
-                    worker = worker or _Worker(self._out, self._key)
-                    answer = worker.ask(spec, self._stop)
-                    if answer is not None:
-                        break
-                    worker.end()
-                    worker = None
-                    if self._stop.is_set():
-                        return
-                    self.restarts += 1
-                else:
-                    raise GenerationError(
-                        f"class {spec.label}, clip {spec.clip_id}, seed {spec.seed}: the engine stalled or "
-                        f"ended {ATTEMPTS} times; see its output above"
-                    )
-                if "error" in answer:
-                    kind = GenerationError if answer["kind"] == "GenerationError" else EngineError
-                    raise kind(answer["error"])
-                self.restarts += answer.pop("restarts")
-                self._done.put(answer)
-        except Exception as error:  # whatever it is, the thread that reads the results raises it
-            self._done.put(error)
-        finally:
-            if worker is not None:
+            for _ in range(ATTEMPTS):
+                worker = worker or _Worker(self._out, self._key)
+                answer = worker.ask(spec, self._stop)
+                if isinstance(answer, Exception):
+                    raise answer
+                if answer is not None:
+                    self.restarts += answer.pop("restarts")
+                    return answer
                 worker.end()
-            self._done.put(None)
+                worker = None
+                if self._stop.is_set():
+                    raise CancelledError
+                self.restarts += 1
+        finally:
+            self._idle.put(worker)
+        raise GenerationError(
+            f"class {spec.label}, clip {spec.clip_id}, seed {spec.seed}: the engine stalled or "
+            f"ended {ATTEMPTS} times; see its output above"
+        )
 
 
 class _Worker:
-    """A process that makes clips: one line of JSON in, one out (`_work`)."""
+    """A process that makes clips: takes a ClipSpec, gives the clip's record (`_work`)."""
 
     def __init__(self, out: Path, key: str) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        code = "from mmtlib.data.freedoom import _work; _work()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, str(out.resolve()), key],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # so that the engine, its child, can be ended with it
-        )
+        self._pipe, theirs = get_context("spawn").Pipe()
+        self._process = get_context("spawn").Process(target=_work, args=(theirs, out.resolve(), key))
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the process does
 
-    def ask(self, spec: ClipSpec, stop: threading.Event) -> dict | None:
+    def ask(self, spec: ClipSpec, stop: threading.Event) -> dict | Exception | None:
         """The record of the finished clip, or an error; None if the process ended, stalled or is to stop."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        try:
-            stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
-            stdin.flush()
-        except BrokenPipeError:
-            return None
         deadline = time.monotonic() + STALL_SECONDS
-        while time.monotonic() < deadline and not stop.is_set():
-            if select.select([stdout], [], [], 0.5)[0]:
-                line = stdout.readline()
-                return json.loads(line) if line.endswith(b"\n") else None
+        with contextlib.suppress(EOFError, OSError):
+            self._pipe.send(spec)
+            while time.monotonic() < deadline and not stop.is_set():
+                if self._pipe.poll(0.5):
+                    return self._pipe.recv()
         return None
 
     def end(self) -> None:
+        self._pipe.close()
+        self._process.join(timeout=5)  # an idle one ends by itself and removes its temporary files
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._process.kill()  # where it had not come to start its session
+        self._process.join()
 
 
-def _work() -> None:
-    """A worker's process: reads specs from standard input until it closes, writes clips and records."""
-    out, key = Path(sys.argv[1]), sys.argv[2]
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever the engine prints must not mix with the answers
+def _work(pipe: Connection, out: Path, key: str) -> None:
+    """A worker's process: takes specs until the pipe is closed, writes clips and records."""
+    os.setsid()  # so that the engine, its child, can be ended with it
     try:
         with Studio() as studio:
-            before = 0
-            for line in sys.stdin:
-                record = _make(out, ClipSpec(**json.loads(line)), key, studio)
-                print(json.dumps(record | {"restarts": studio.restarts - before}), file=answers)
+            while True:
                 before = studio.restarts
+                record = _make(out, pipe.recv(), key, studio)
+                pipe.send(record | {"restarts": studio.restarts - before})
+    except (EOFError, BrokenPipeError):  # the pipe was closed
+        return
     except Exception as error:
-        print(json.dumps({"error": str(error), "kind": type(error).__name__}), file=answers)
+        pipe.send(error)
 
 
 def _make(out: Path, spec: ClipSpec, key: str, studio: Studio) -> dict:
@@ -299,5 +247,5 @@ def _make(out: Path, spec: ClipSpec, key: str, studio: Studio) -> dict:
     write_clip(out / path, frames, TICS_PER_SECOND, pcm, SAMPLE_RATE)
     record = {"clip_id": spec.clip_id, "path": path, "label": spec.label, "split": spec.split, "key": key}
     record |= facts
-    _write_text(out / ".parts" / f"{spec.clip_id}.json", json.dumps(record))
+    files.write_text(out / ".parts" / f"{spec.clip_id}.json", json.dumps(record))
     return record

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmtlib.data import freedoom_sound as sound
 from mmtlib.data.freedoom_engine import (
     ACTOR_ANGLES,
     ACTOR_DISTANCES,
@@ -29,16 +30,6 @@ from mmtlib.data.freedoom_engine import (
     addon_text,
     read_level,
     sound_item,
-)
-from mmtlib.data.freedoom_sound import (
-    AUDIBLE_SNR,
-    HIDDEN_SNR,
-    LOUD,
-    ONSET_TICS,
-    QUIET,
-    distractor_noises,
-    mix,
-    record_bank,
 )
 
 GAME = "freedoom2"
@@ -209,13 +200,9 @@ class Script:
 
 
 def plan(label: str, visible: bool, level_name: str, level: Level, rng: np.random.Generator) -> Script:
-    """Draw one clip's script.
-
-    Raises:
-        _Failed: the level has no place for it (another draw may find one).
-    """
+    """Draw one clip's script; raises _Failed where the level has no place for it (another draw may find one)."""
     event = CLASSES[label]
-    script = Script(level_name, hand=str(rng.choice(HANDS)), onset=int(rng.integers(*ONSET_TICS)))
+    script = Script(level_name, hand=str(rng.choice(HANDS)), onset=int(rng.integers(*sound.ONSET_TICS)))
     if event.script not in ("walk", "turn"):
         _sway(script, rng)
     if not visible:
@@ -223,16 +210,12 @@ def plan(label: str, visible: bool, level_name: str, level: Level, rng: np.rando
         item = sound_item(label, int(rng.choice(SOUND_ANGLES)), int(rng.choice(SOUND_DISTANCES)))
         script.commands[script.onset] = f"give {item}"
     else:
-        _PLANNERS[event.script](script, event.what, level, rng)
+        _PLANNERS[event.script](script, event, level, rng)
     if rng.random() < DECOY:
         for _ in range(int(rng.integers(1, 3))):
             distance = int(rng.choice(ACTOR_DISTANCES[2:]))
-            script.put.append(f"give {actor_item(str(rng.choice(DECOYS)), _actor_angle(rng), distance)}")
+            script.put.append(f"give {actor_item(str(rng.choice(DECOYS)), int(rng.choice(ACTOR_ANGLES)), distance)}")
     return script
-
-
-def _actor_angle(rng: np.random.Generator) -> int:
-    return int(rng.choice(ACTOR_ANGLES))
 
 
 def _stand(
@@ -275,45 +258,34 @@ def _sway(script: Script, rng: np.random.Generator) -> None:
         axis[start : start + length] += rng.uniform(6, 16) * rng.choice((-1, 1))
 
 
-def _plan_fire(script: Script, weapon: str, level: Level, rng: np.random.Generator) -> None:
+def _plan_fire(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
     _stand(script, level, rng, (0.0, 160.0), doors=False)
-    script.hand = weapon
-    longest = 5 if weapon in ("RocketLauncher", "Shotgun") else TICS - script.onset
-    shortest = 3 if weapon in ("RocketLauncher", "Shotgun", "Pistol") else 16
+    script.hand = event.what
+    longest = 5 if event.what in ("RocketLauncher", "Shotgun") else TICS - script.onset
+    shortest = 3 if event.what in ("RocketLauncher", "Shotgun", "Pistol") else 16
     script.attack[script.onset : script.onset + int(rng.integers(shortest, longest + 1))] = True
 
 
-def _plan_barrel(script: Script, actor: str, level: Level, rng: np.random.Generator) -> None:
-    _put_in_view(script, actor, level, rng, now=True)
-    script.commands[script.onset] = f"kill {actor}"
-
-
-def _plan_wake(script: Script, actor: str, level: Level, rng: np.random.Generator) -> None:
-    _put_in_view(script, actor, level, rng, now=True)
-    script.commands[script.onset] = "notarget"  # it was on from the start
-
-
-def _plan_teleport(script: Script, actor: str, level: Level, rng: np.random.Generator) -> None:
-    _put_in_view(script, actor, level, rng, now=False)
-
-
-def _put_in_view(script: Script, actor: str, level: Level, rng: np.random.Generator, *, now: bool) -> None:
+def _plan_actor(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+    """A barrel that explodes or a monster that wakes, there from the start, or a teleport's fog."""
     near, far = MONSTER_DISTANCE
-    angle = _actor_angle(rng)
+    angle = int(rng.choice(ACTOR_ANGLES))
     distance = int(rng.choice([d for d in ACTOR_DISTANCES if near <= d <= far]))
     _stand(script, level, rng, (float(angle), distance + 48.0), doors=False)
-    script.watch = actor
-    command = f"give {actor_item(actor, angle, distance)}"
-    if now:
-        script.put.append(command)
+    script.watch = event.what
+    put = f"give {actor_item(event.what, angle, distance)}"
+    if event.script == "teleport":
+        script.commands[script.onset] = put
     else:
-        script.commands[script.onset] = command
+        script.put.append(put)
+        # "notarget" was on from the start and is now switched off.
+        script.commands[script.onset] = f"kill {event.what}" if event.script == "barrel" else "notarget"
 
 
-def _plan_pickup(script: Script, actor: str, level: Level, rng: np.random.Generator) -> None:
+def _plan_pickup(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
     distance = int(rng.choice(ACTOR_DISTANCES[:3]))
     _stand(script, level, rng, (0.0, distance + 64.0), doors=False)
-    script.watch = actor + str(rng.choice(list(_ITEMS)))
+    script.watch = event.what + str(rng.choice(list(_ITEMS)))
     script.put.append(f"give {actor_item(script.watch, 0, distance)}")
     speed = rng.uniform(14, 25)
     walk = int((distance - 36) * 3 / speed) + 10  # touching is 36 away; reaching the speed takes some tics
@@ -323,25 +295,25 @@ def _plan_pickup(script: Script, actor: str, level: Level, rng: np.random.Genera
     script.forward[start : start + walk] = speed
 
 
-def _plan_door(script: Script, _: str, level: Level, rng: np.random.Generator) -> None:
+def _plan_door(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
     _before_door(script, level, rng)
     script.use[script.onset] = True
     for axis in (script.turn, script.forward, script.left):
         axis[: script.onset + 36] = 0  # so that only the door moves the picture
 
 
-def _plan_walk(script: Script, direction: str, level: Level, rng: np.random.Generator) -> None:
+def _plan_walk(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
     units = rng.uniform(*WALK_UNITS)
-    ahead, back = (units + 48, 48.0) if direction == "forward" else (64.0, units + 48)
+    ahead, back = (units + 48, 48.0) if event.what == "forward" else (64.0, units + 48)
     _stand(script, level, rng, (0.0, ahead), (180.0, back), doors=False)
-    sign = 1 if direction == "forward" else -1
+    sign = 1 if event.what == "forward" else -1
     script.forward[:] = sign * units * 3 / (TICS - 9)
     script.turn[:] = rng.uniform(-6, 6) / TICS
 
 
-def _plan_turn(script: Script, direction: str, level: Level, rng: np.random.Generator) -> None:
+def _plan_turn(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
     _stand(script, level, rng, (0.0, 96.0))
-    sign = 1 if direction == "left" else -1
+    sign = 1 if event.what == "left" else -1
     phase, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5)
     speed = 1 + depth * np.sin(np.linspace(0, 2 * np.pi, TICS) + phase)
     script.turn[:] = sign * rng.uniform(*TURN_DEGREES) * speed / speed.sum()
@@ -353,9 +325,9 @@ def _plan_turn(script: Script, direction: str, level: Level, rng: np.random.Gene
 
 _PLANNERS = {
     "fire": _plan_fire,
-    "barrel": _plan_barrel,
-    "wake": _plan_wake,
-    "teleport": _plan_teleport,
+    "barrel": _plan_actor,
+    "wake": _plan_actor,
+    "teleport": _plan_actor,
     "pickup": _plan_pickup,
     "door": _plan_door,
     "walk": _plan_walk,
@@ -366,8 +338,7 @@ _PLANNERS = {
 def play(engine: Engine, script: Script, seed: int) -> list[Tic]:
     """Play a script from a fresh start of its level; TICS tics.
 
-    Raises:
-        _Failed: the player is not where the script wants it, or the level ended.
+    Raises _Failed if the player is not where the script wants it, or the level ended.
     """
     engine.begin(script.level, seed)
     for command in ("god", "notarget", f"give {script.hand}", "give ammo"):
@@ -407,19 +378,16 @@ def play(engine: Engine, script: Script, seed: int) -> list[Tic]:
 def verify(label: str, visible: bool, script: Script, tics: list[Tic]) -> int | None:
     """Check that the event happened, was heard by the engine and, if `visible`, is on screen.
 
-    Returns its first tic (None for the silent motions).
-
-    Raises:
-        _Failed: it did not; the text says what is missing.
+    Returns its first tic (None for the silent motions). Raises _Failed with what is missing.
     """
     event = CLASSES[label]
     loudness = np.array([np.sqrt(np.mean(tic.pcm.astype(np.float32) ** 2)) for tic in tics])
     if event.kind == "mostly_seen":
         _verify_motion(event, tics, loudness)
         return None
-    if loudness[: max(script.onset - 4, 1)].max() > QUIET:
+    if loudness[: max(script.onset - 4, 1)].max() > sound.QUIET:
         raise _Failed("a sound before the event")
-    heard = np.flatnonzero(loudness[: script.onset + 16] > LOUD)
+    heard = np.flatnonzero(loudness[: script.onset + 16] > sound.LOUD)
     if not len(heard):
         raise _Failed("the event was not heard")
     onset = int(heard[0])
@@ -429,7 +397,7 @@ def verify(label: str, visible: bool, script: Script, tics: list[Tic]) -> int | 
 
 
 def _verify_motion(event: EventClass, tics: list[Tic], loudness: np.ndarray) -> None:
-    if loudness.max() > QUIET:
+    if loudness.max() > sound.QUIET:
         raise _Failed("a motion made a sound")
     first, last = tics[0], tics[-1]
     if event.script == "turn":
@@ -449,12 +417,10 @@ def _is_seen(event: EventClass, script: Script, tics: list[Tic], onset: int) -> 
     on_screen = np.array([tic.pixels for tic in tics]) >= MIN_PIXELS
     if event.script == "fire":
         return event.what == "EvSaw" or tics[-1].ammo < tics[0].ammo
-    if event.script == "wake":
-        return int(on_screen[onset:].sum()) >= 12
+    if event.script in ("wake", "teleport"):
+        return int(on_screen[onset:].sum()) >= (12 if event.script == "wake" else 8)
     if event.script == "barrel":
         return bool(on_screen[max(onset - 3, 0)] and on_screen[onset : onset + 8].sum() >= 3)
-    if event.script == "teleport":
-        return int(on_screen[onset:].sum()) >= 8
     if event.script == "pickup":
         return bool(on_screen[:onset].sum() >= 3 and tics[-1].pixels == 0)
     before, after = (tics[t].frame.astype(np.int16) for t in (script.onset - 1, script.onset + 34))
@@ -476,12 +442,8 @@ class ClipSpec:
 
 def split_levels(split: str) -> list[str]:
     """Levels of a split; no two splits share one."""
-    names = []
-    for number in range(1, 33):
-        home = "test" if number % 4 == 0 else "val" if number % 8 == 1 else "train"
-        if home == split:
-            names.append(f"map{number:02d}")
-    return names
+    home = {number: "test" if number % 4 == 0 else "val" if number % 8 == 1 else "train" for number in range(1, 33)}
+    return [f"map{number:02d}" for number in home if home[number] == split]
 
 
 class Studio:
@@ -493,11 +455,9 @@ class Studio:
     clips_per_engine = 200  # bounded, so that nothing an engine process collects matters
 
     def __init__(self) -> None:
-        self._addon = addon_text(ACTORS, EVENT_SOUNDS | distractor_noises())
-        self._engine = Engine(GAME, self._addon)
-        self._clips = 0
         self.restarts = 0
-        self.bank = record_bank(self._engine)
+        self._start()
+        self.bank = sound.record_bank(self._engine)
 
     def __enter__(self) -> Studio:
         return self
@@ -505,17 +465,18 @@ class Studio:
     def __exit__(self, *_) -> None:
         self._engine.close()
 
+    def _start(self) -> None:
+        self._engine = Engine(GAME, addon_text(ACTORS, EVENT_SOUNDS | sound.distractor_noises()))
+        self._clips = 0
+
     def _restart(self) -> None:
         self._engine.close()
-        self._engine = Engine(GAME, self._addon)
-        self._clips = 0
+        self._start()
 
     def render(self, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray, dict]:
         """Make one clip: frames uint8 (T, H, W, 3), PCM int16 (samples, 2), and what is true of it.
 
-        Raises:
-            GenerationError: no try worked.
-            EngineError: the engine ended three times.
+        Raises GenerationError if no try worked, EngineError if the engine ended three times.
         """
         if self._clips >= self.clips_per_engine:
             self._restart()
@@ -524,7 +485,7 @@ class Studio:
         kind = KINDS[CLASSES[spec.label].kind]
         visible = bool(rng.random() < kind.visible)
         audible = bool(rng.random() < kind.audible) or not visible
-        snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*HIDDEN_SNR))
+        snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*sound.HIDDEN_SNR))
         reasons: list[str] = []
         crashes = 0
         while len(reasons) < TRIES:
@@ -540,10 +501,10 @@ class Studio:
                 self.restarts += 1
                 self._restart()
                 continue
-            pcm, ratio = mix(raw, onset, snr, self.bank, rng, hidden=None if audible else hidden)
+            pcm, ratio = sound.mix(raw, onset, snr, self.bank, rng, hidden=None if audible else hidden)
             facts = {
                 "scene": f"{GAME}/{level}",
-                "audible": onset is not None and ratio > AUDIBLE_SNR,
+                "audible": onset is not None and ratio > sound.AUDIBLE_SNR,
                 "visible": visible,
                 "snr_db": None if onset is None else round(ratio, 2),
                 "onset_s": None if onset is None else round(onset / TICS_PER_SECOND, 3),
@@ -565,9 +526,3 @@ class Studio:
         onset = verify(spec.label, visible, script, tics)
         frames = np.stack([tic.frame for tic in tics])
         return frames, np.concatenate([tic.pcm for tic in tics]), onset, name
-
-
-def render_clip(spec: ClipSpec) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Make one clip with an engine of its own (`Studio.render`); for many, keep a Studio."""
-    with Studio() as studio:
-        return studio.render(spec)

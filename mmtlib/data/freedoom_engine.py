@@ -9,12 +9,15 @@ player when they are given), and how sound is switched on without a system packa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import functools
 import importlib.util
+import itertools
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,40 +86,25 @@ def game_path(game: str) -> Path:
     return Path(found.origin).parent / f"{game}.wad"
 
 
-def _lumps(wad: Path) -> list[tuple[str, int, int]]:
-    with wad.open("rb") as file:
-        _, count, directory = struct.unpack("<4sii", file.read(12))
-        file.seek(directory)
-        entries = file.read(16 * count)
-    return [
-        (name.rstrip(b"\0").decode("ascii", "replace"), offset, size)
-        for offset, size, name in struct.iter_unpack("<ii8s", entries)
-    ]
-
-
 @functools.lru_cache(maxsize=64)
 def read_level(game: str, level: str) -> Level:
-    """Read things, walls and doors of a level (Doom's binary map format).
+    """Read things, walls and doors of a level (Doom's binary map format); ValueError if the game has no such level.
 
     A wall is a line without a back, one flagged impassable, a step of more than 24, or an opening lower
     than the player's 56. A door is a closed sector behind a line of special 1, 31, 117 or 118: those open
     on "use" without a key.
-
-    Raises:
-        ValueError: the game has no such level.
     """
     wad = game_path(game)
-    lumps = _lumps(wad)
-    names = [name for name, _, _ in lumps]
-    if level.upper() not in names:
+    data = wad.read_bytes()
+    _, count, directory = struct.unpack_from("<4sii", data)
+    lumps = np.frombuffer(data, [("start", "<i4"), ("size", "<i4"), ("name", "S8")], count, directory)
+    (found,) = np.nonzero(lumps["name"] == level.upper().encode())
+    if not len(found):
         raise ValueError(f"{wad}: no level {level.upper()}; choose one the game has, such as MAP01")
-    first = names.index(level.upper())
 
     def table(offset: int, layout: list[tuple[str, str]]) -> np.ndarray:
-        _, start, size = lumps[first + offset]
-        with wad.open("rb") as file:
-            file.seek(start)
-            return np.frombuffer(file.read(size), dtype=np.dtype(layout))
+        lump, dtype = lumps[found[0] + offset], np.dtype(layout)
+        return np.frombuffer(data, dtype, lump["size"] // dtype.itemsize, lump["start"])
 
     things = table(1, [(n, "<i2") for n in ("x", "y", "angle", "kind", "flags")])
     lines = table(2, [(n, "<u2") for n in ("a", "b", "flags", "special", "tag", "right", "left")])
@@ -165,25 +153,23 @@ def addon_text(actors: dict[str, str], sounds: dict[str, tuple[str, int, int]]) 
     actors: name -> its DECORATE definition ("" for one the game has). sounds: name -> (the engine's name
     of the sound, tics between repetitions, number of repetitions).
     """
-    item = "actor {name} : CustomInventory {{ States {{ Pickup: TNT1 A 0 {action} Stop }} }}"
     text = [definition for definition in actors.values() if definition]
-    for actor in actors:
-        for angle in ACTOR_ANGLES:
-            for distance in ACTOR_DISTANCES:
-                x, y = distance * np.cos(np.deg2rad(angle)), distance * np.sin(np.deg2rad(angle))
-                # The last angle turns the offset, too: hence the minus signs.
-                action = f'A_SpawnItemEx("{actor}", {-x:.1f}, {-y:.1f}, 0, 0, 0, 0, 180)'
-                text.append(item.format(name=actor_item(actor, angle, distance), action=action))
+
+    def add_item(name: str, spawn: str) -> None:
+        text.append(f"actor {name} : CustomInventory {{ States {{ Pickup: TNT1 A 0 A_SpawnItemEx({spawn}) Stop }} }}")
+
+    for actor, angle, distance in itertools.product(actors, ACTOR_ANGLES, ACTOR_DISTANCES):
+        x, y = distance * np.cos(np.deg2rad(angle)), distance * np.sin(np.deg2rad(angle))
+        # The last angle turns the offset, too: hence the minus signs.
+        add_item(actor_item(actor, angle, distance), f'"{actor}", {-x:.1f}, {-y:.1f}, 0, 0, 0, 0, 180')
     for name, (sound, period, times) in sounds.items():
         shots = f'TNT1 A {period} A_PlaySound("{sound}", CHAN_BODY)\n' * times
         states = f"Spawn: TNT1 A 1\n{shots}TNT1 A 70\nStop"
         text.append(f"actor Noise_{name} {{ +NOINTERACTION States {{ {states} }} }}")
-        for angle in SOUND_ANGLES:
-            for distance in SOUND_DISTANCES:
-                x, y = distance * np.cos(np.deg2rad(angle)), distance * np.sin(np.deg2rad(angle))
-                place = f"{x:.1f}, {y:.1f}, 32, 0, 0, 0, 0, SXF_NOCHECKPOSITION"
-                action = f'A_SpawnItemEx("Noise_{name}", {place})'
-                text.append(item.format(name=sound_item(name, angle, distance), action=action))
+        for angle, distance in itertools.product(SOUND_ANGLES, SOUND_DISTANCES):
+            x, y = distance * np.cos(np.deg2rad(angle)), distance * np.sin(np.deg2rad(angle))
+            spawn = f'"Noise_{name}", {x:.1f}, {y:.1f}, 32, 0, 0, 0, 0, SXF_NOCHECKPOSITION'
+            add_item(sound_item(name, angle, distance), spawn)
     return "\n".join(text)
 
 
@@ -197,16 +183,29 @@ def _write_addon(path: Path, text: str) -> None:
     path.write_bytes(b"PWAD" + struct.pack("<ii", len(lumps), 12 + len(body)) + body + directory)
 
 
-def _openal_folder(scratch: Path) -> Path | None:
-    """A folder with `libopenal.so.1`: cyal's own library under the name that the engine looks for."""
-    found = importlib.util.find_spec("cyal")
-    if found is None or found.origin is None:
-        return None
-    libraries = sorted(Path(found.origin).parent.glob("libopenal*"))
-    if not libraries:
-        return None
-    (scratch / "libopenal.so.1").symlink_to(libraries[0].resolve())
-    return scratch
+@contextlib.contextmanager
+def _started_in(scratch: Path) -> Iterator[None]:
+    """Child processes start in the folder `scratch` and find cyal's OpenAL there, under the name they look for.
+
+    Raises EngineError where there is no OpenAL. An engine makes files in its working directory, and two that
+    start at once in the same one get in each other's way.
+    """
+    cyal = importlib.util.find_spec("cyal")
+    libraries = sorted(Path(cyal.origin).parent.glob("libopenal*")) if cyal and cyal.origin else []
+    if libraries:
+        (scratch / "libopenal.so.1").symlink_to(libraries[0].resolve())
+    elif ctypes.util.find_library("openal") is None:
+        raise EngineError(INSTALL_SOUND)
+    before = os.environ.get("LD_LIBRARY_PATH")
+    os.environ["LD_LIBRARY_PATH"] = f"{scratch}:{before}" if before else str(scratch)
+    try:
+        with contextlib.chdir(scratch):
+            yield
+    finally:
+        if before is None:
+            del os.environ["LD_LIBRARY_PATH"]
+        else:
+            os.environ["LD_LIBRARY_PATH"] = before
 
 
 # --------------------------------------------------------------------------------------------- engine
@@ -229,14 +228,13 @@ class Tic:
 
 
 class Engine:
-    """A running engine with our add-on; a context manager.
+    """A running engine with our add-on; `close` ends it.
 
-    Raises:
-        EngineError: ViZDoom is not installed or the engine does not start.
+    Raises EngineError if ViZDoom is not installed or the engine does not start.
     """
 
     def __init__(self, game: str, addon: str) -> None:
-        self._game_file = game_path(game)
+        game_file = game_path(game)
         import vizdoom
 
         self._failures = (
@@ -247,23 +245,17 @@ class Engine:
         self._scratch = tempfile.TemporaryDirectory(prefix="freedoom-")
         scratch = Path(self._scratch.name)
         _write_addon(scratch / "addon.wad", addon)
-        folder = _openal_folder(scratch)
-        if folder is None and ctypes.util.find_library("openal") is None:
-            raise EngineError(INSTALL_SOUND)
-        before = os.environ.get("LD_LIBRARY_PATH")
-        if folder is not None:
-            os.environ["LD_LIBRARY_PATH"] = f"{folder}:{before}" if before else str(folder)
+        self._game = self._configured(vizdoom, game_file, scratch)
         try:
-            self._game = self._start(vizdoom, scratch)
-        finally:  # only the engine, a child process that has started by now, needs it
-            if before is None:
-                os.environ.pop("LD_LIBRARY_PATH", None)
-            else:
-                os.environ["LD_LIBRARY_PATH"] = before
+            with _started_in(scratch):
+                self._game.init()
+        except self._failures as error:
+            raise EngineError(f"the game engine did not start: {error}") from error
 
-    def _start(self, vizdoom, scratch: Path):
+    @staticmethod
+    def _configured(vizdoom, game_file: Path, scratch: Path):
         game = vizdoom.DoomGame()
-        game.set_doom_game_path(str(self._game_file))
+        game.set_doom_game_path(str(game_file))
         game.set_doom_scenario_path(str(scratch / "addon.wad"))
         game.set_doom_config_path(str(scratch / "engine.ini"))
         game.set_doom_map("map01")
@@ -295,17 +287,7 @@ class Engine:
         game.add_game_args("-nomonsters +sv_cheats 1 +neverswitchonpickup 1")
         # r_visibility 64: light reaches far, so that small pictures of dark levels show something.
         game.add_game_args("+snd_efx 0 +snd_musicvolume 0 +r_visibility 64")
-        try:
-            game.init()
-        except self._failures as error:
-            raise EngineError(f"the game engine did not start: {error}") from error
         return game
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the engine's process and remove its files."""
