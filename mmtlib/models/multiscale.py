@@ -13,7 +13,7 @@ CPU, attention and MLP take a slice of the tokens at a time, so that what is in 
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from math import prod
 from typing import NamedTuple
 
@@ -94,7 +94,19 @@ def depthwise_conv(
         return sum(parts[1:], parts[0])[:, :: stride[0]].movedim(1, 2).to(dtype)
 
 
-@lru_cache(maxsize=256)
+def cached(function: Callable) -> Callable:
+    """lru_cache, but not in a graph that is compiled or exported: its tensors are no real ones."""
+    kept = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*args):
+        return (function if torch.compiler.is_compiling() else kept)(*args)
+
+    call.cache_clear = kept.cache_clear
+    return call
+
+
+@cached
 def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
     """Row of the relative-position table for each pair (query, key) along one axis, (q_len, k_len).
 
@@ -107,7 +119,7 @@ def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
         return (q * longer // q_len + (k_len - 1 - k) * longer // k_len).to(device)
 
 
-@lru_cache(maxsize=256)
+@cached
 def key_places(grid: Grid, num_prefix: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """For each key token its place along every axis, one-hot, (num_prefix + tokens + spare, sum(grid) + (spare > 0)).
 
@@ -192,7 +204,7 @@ class MultiscaleAttention(nn.Module):
         """
         # Products with an odd number of columns run at half speed on a CPU: spare keys make it a multiple of 4.
         spare = -(self.num_prefix + k.shape[1]) % 4 if in_slices(q) else 0
-        blank = k.new_zeros(len(k), spare, *k.shape[2:])
+        blank = k.new_zeros(k.shape[0], spare, *k.shape[2:])
         k, v = torch.cat((k_prefix, k, blank), dim=1), torch.cat((v_prefix, v, blank), dim=1)
         if self.pool_q is not None:
             q, q_prefix = self.pool_q.norm(q), self.pool_q.norm(q_prefix)
@@ -203,7 +215,7 @@ class MultiscaleAttention(nn.Module):
         queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
         prefix = F.pad(q_prefix.transpose(1, 2), (0, sum(grids[1])))
         prefix = F.pad(prefix, (0, int(spare > 0)), value=1.0)
-        keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(len(k), self.num_heads, -1, -1)), dim=-1)
+        keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(k.shape[0], self.num_heads, -1, -1)), dim=-1)
         return q, queries, prefix, keys, v.transpose(1, 2)
 
     def relative_logits(
@@ -216,7 +228,7 @@ class MultiscaleAttention(nn.Module):
             table = table[relative_index(q_len, k_len, q.device)].to(q.dtype)  # (q_len, k_len, head_dim)
             before, after = prod(q_grid[:axis]), prod(q_grid[axis + 1 :])
             if after * self.num_heads >= k_len:  # a copy of the table each costs less than one of q
-                rows = q.reshape(len(q) * before, q_len, after * self.num_heads, -1)
+                rows = q.reshape(q.shape[0] * before, q_len, after * self.num_heads, -1)
                 logits.append((rows @ table.transpose(1, 2)).reshape(*q.shape[:3], k_len))
             else:
                 rows = q.unflatten(1, (before, q_len, after))
@@ -298,7 +310,7 @@ class MultiscaleBlock(nn.Module):
             return narrow(activate(hidden))
 
         tokens = x.flatten(0, 1)
-        rows = SLICE // (4 * tokens[0].nbytes) if in_slices(x) else len(tokens)
+        rows = SLICE // (4 * tokens[0].nbytes) if in_slices(x) else tokens.shape[0]
         parts = [self.keep(activated, self.keep(normed, part)) for part in tokens.split(max(rows, 1))]
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).view(x.shape)
 
@@ -406,7 +418,7 @@ class MultiscaleEncoder(nn.Module):
             tables = [resize_table(table, n) for table, n in zip(self.positions, grid, strict=True)]
             x = x + sum_over_grid(tables).to(x.dtype)
         if self.class_token is not None:
-            x = torch.cat((self.class_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+            x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
         for block in self.blocks:
             x, grid = block(x, grid)
         return self.norm(x), grid
