@@ -37,32 +37,36 @@ TICS = 70
 
 
 class EventClass(NamedTuple):
-    """kind: a key of KINDS. script: the function that plans it. what: its weapon, actor or direction."""
+    """kind: a key of KINDS. script: a key of _PLANNERS. what: its weapon, actor or direction.
+
+    sound: how it sounds out of view, as (the engine's sound, tics between repetitions, repetitions).
+    """
 
     kind: str
     script: str
     what: str
+    sound: tuple[str, int, int] | None = None
 
 
 CLASSES: dict[str, EventClass] = {
-    "fire_pistol": EventClass("seen_and_heard", "fire", "Pistol"),
-    "fire_shotgun": EventClass("seen_and_heard", "fire", "Shotgun"),
-    "fire_chaingun": EventClass("seen_and_heard", "fire", "Chaingun"),
-    "fire_rocket": EventClass("seen_and_heard", "fire", "RocketLauncher"),
-    "fire_plasma": EventClass("seen_and_heard", "fire", "PlasmaRifle"),
-    "run_chainsaw": EventClass("seen_and_heard", "fire", "EvSaw"),
-    "barrel_explodes": EventClass("seen_and_heard", "barrel", "EvBarrel"),
+    "fire_pistol": EventClass("seen_and_heard", "fire", "Pistol", ("weapons/pistol", 19, 2)),
+    "fire_shotgun": EventClass("seen_and_heard", "fire", "Shotgun", ("weapons/shotgf", 37, 1)),
+    "fire_chaingun": EventClass("seen_and_heard", "fire", "Chaingun", ("weapons/chngun", 4, 6)),
+    "fire_rocket": EventClass("seen_and_heard", "fire", "RocketLauncher", ("weapons/rocklf", 20, 1)),
+    "fire_plasma": EventClass("seen_and_heard", "fire", "PlasmaRifle", ("weapons/plasmaf", 3, 8)),
+    "run_chainsaw": EventClass("seen_and_heard", "fire", "EvSaw", ("weapons/sawfull", 4, 7)),
+    "barrel_explodes": EventClass("seen_and_heard", "barrel", "EvBarrel", ("world/barrelx", 70, 1)),
     "walk_forward": EventClass("mostly_seen", "walk", "forward"),
     "walk_backward": EventClass("mostly_seen", "walk", "backward"),
     "turn_left": EventClass("mostly_seen", "turn", "left"),
     "turn_right": EventClass("mostly_seen", "turn", "right"),
-    "imp_wakes": EventClass("mostly_heard", "wake", "EvImp"),
-    "demon_wakes": EventClass("mostly_heard", "wake", "EvDemon"),
-    "zombieman_wakes": EventClass("mostly_heard", "wake", "EvZombie"),
-    "cacodemon_wakes": EventClass("mostly_heard", "wake", "EvCaco"),
-    "picks_up_item": EventClass("mostly_heard", "pickup", "EvItem"),
-    "teleport": EventClass("mostly_heard", "teleport", "TeleportFog"),
-    "door_opens": EventClass("mostly_heard", "door", ""),
+    "imp_wakes": EventClass("mostly_heard", "wake", "EvImp", ("imp/sight", 70, 1)),
+    "demon_wakes": EventClass("mostly_heard", "wake", "EvDemon", ("demon/sight", 70, 1)),
+    "zombieman_wakes": EventClass("mostly_heard", "wake", "EvZombie", ("grunt/sight", 70, 1)),
+    "cacodemon_wakes": EventClass("mostly_heard", "wake", "EvCaco", ("caco/sight", 70, 1)),
+    "picks_up_item": EventClass("mostly_heard", "pickup", "EvItem", ("misc/i_pkup", 70, 1)),
+    "teleport": EventClass("mostly_heard", "teleport", "TeleportFog", ("misc/teleport", 70, 1)),
+    "door_opens": EventClass("mostly_heard", "door", "", ("doors/dr1_open", 70, 1)),
 }
 
 # ------------------------------------------------------------------------------- what sets the difficulty
@@ -148,24 +152,6 @@ ACTORS = (
     }
 )
 DECOYS = tuple(name for name in ACTORS if name.startswith("Dc"))
-
-# An event out of view: (the engine's sound, tics between repetitions, repetitions), in its own rhythm.
-EVENT_SOUNDS = {
-    "fire_pistol": ("weapons/pistol", 19, 2),
-    "fire_shotgun": ("weapons/shotgf", 37, 1),
-    "fire_chaingun": ("weapons/chngun", 4, 6),
-    "fire_rocket": ("weapons/rocklf", 20, 1),
-    "fire_plasma": ("weapons/plasmaf", 3, 8),
-    "run_chainsaw": ("weapons/sawfull", 4, 7),
-    "barrel_explodes": ("world/barrelx", 70, 1),
-    "imp_wakes": ("imp/sight", 70, 1),
-    "demon_wakes": ("demon/sight", 70, 1),
-    "zombieman_wakes": ("grunt/sight", 70, 1),
-    "cacodemon_wakes": ("caco/sight", 70, 1),
-    "picks_up_item": ("misc/i_pkup", 70, 1),
-    "teleport": ("misc/teleport", 70, 1),
-    "door_opens": ("doors/dr1_open", 70, 1),
-}
 
 
 class GenerationError(RuntimeError):
@@ -466,7 +452,8 @@ class Studio:
         self._engine.close()
 
     def _start(self) -> None:
-        self._engine = Engine(GAME, addon_text(ACTORS, EVENT_SOUNDS | sound.distractor_noises()))
+        events = {label: event.sound for label, event in CLASSES.items() if event.sound}
+        self._engine = Engine(GAME, addon_text(ACTORS, events | sound.distractor_noises()))
         self._clips = 0
 
     def _restart(self) -> None:
