@@ -206,9 +206,9 @@ def _extract(manifest: pd.DataFrame, root: Path, dataset: dict, settings: Settin
     tasks = list(zip([root / path for path in manifest.path], times.start, times.end, strict=True))
     sound_shape = (settings.log_mel().num_frames(settings.samples), settings.mel_bins)
     picture_shape = (settings.frames, settings.size, settings.size, 3)
-    # Room for every clip listed (it takes none on disk until it is written); shortened to the used ones below.
-    log_mel = open_memmap(folder / "log_mel.npy", "w+", np.float16, (len(tasks), *sound_shape))
-    frames = open_memmap(folder / "frames.npy", "w+", np.uint8, (len(tasks), *picture_shape))
+    # Room for every clip listed; shortened to the used ones below.
+    log_mel = _reserve(folder / "log_mel.npy", np.float16, (len(tasks), *sound_shape))
+    frames = _reserve(folder / "frames.npy", np.uint8, (len(tasks), *picture_shape))
     facts = []
     used = 0
     for made in _reported(_run(tasks, settings, workers), len(tasks)):
@@ -341,6 +341,21 @@ def _mean_and_std(array: np.ndarray, rows: np.ndarray) -> tuple[list[float], lis
     mean = total / max(count, 1)
     std = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
     return mean.tolist(), np.where(std < 1e-4, 1.0, std).tolist()
+
+
+def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file to write into. A full disk is met here: later, in a mapped file, it would kill the process."""
+    array = open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            size = path.stat().st_size / 2**30
+            raise FeatureError(
+                f"No room for {path.name} of {size:.1f} GiB ({error.strerror}); free some disk."
+            ) from error
+    return array
 
 
 def _shorten(array: np.memmap, rows: int) -> None:

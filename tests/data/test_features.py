@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -200,6 +202,16 @@ def test_an_older_folder_is_replaced_whole_and_a_foreign_one_is_left(mixed, tmp_
         extract_features(mixed, tmp_path / "mine", **SETTINGS)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_met_before_any_work_and_leaves_no_folder(mixed, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(FeatureError, match=r"No room for log_mel.npy of .* GiB .No space left on device.; free some"):
+        extract_features(mixed, tmp_path / "features", **SETTINGS)
+    assert not (tmp_path / "features").exists()
 
 
 def test_classes_come_in_the_order_of_dataset_json(mixed, tmp_path):
