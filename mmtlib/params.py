@@ -133,6 +133,49 @@ class Report(Section):
     confidence: float = Field(gt=0.5, lt=1, description="level of the intervals")
 
 
+class Pair(Section):
+    """One row of the table `efficiency.pairs`, named by our model: what it is measured against, and on what."""
+
+    peer: Slug = Field(description="name known to build_model, or torchvision: its MViT of the same size")
+    batch: int = Field(ge=1, description="clips in a step")
+    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
+    video: list[int] | None = Field(
+        default=None, min_length=3, max_length=3, description="frames, height, width; none = reads no picture"
+    )
+    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
+
+    @model_validator(mode="after")
+    def _input(self) -> "Pair":
+        if self.seconds is None and self.video is None:
+            raise ValueError("neither seconds nor video is given, so the model reads nothing; give one or both")
+        return self
+
+
+class Length(Section):
+    """One point of the curve of cost against length."""
+
+    seconds: float = Field(ge=0.2, le=120, description="s of sound")
+    rounds: int = Field(ge=1, description="timed steps of each; 1 = no warm-up at the full batch either")
+
+
+class Curve(Section):
+    """A training step against the length of the sound, in fp32."""
+
+    model: Slug = Field(description="name known to build_model")
+    peer: Slug = Field(description="name known to build_model")
+    batch: int = Field(ge=1, description="clips in a step")
+    lengths: list[Length] = Field(min_length=1)
+
+
+class Efficiency(Section):
+    """Stage `efficiency`: what the models cost, measured beside their peers (`make bench`)."""
+
+    precisions: list[Literal["fp32", "bf16"]] = Field(min_length=1, description="bf16 = under autocast")
+    pairs: dict[Slug, Pair] = Field(min_length=1)
+    curve: Curve
+    stages: list[Slug] = Field(min_length=1, description="models whose operations are told apart by stage")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -145,6 +188,7 @@ class Params(Section):
     train_mmt: Run
     ablations: dict[Slug, Ablation] = Field(min_length=1)
     report: Report
+    efficiency: Efficiency
 
     @model_validator(mode="after")
     def _across(self) -> "Params":
@@ -240,8 +284,8 @@ def _fields(model: type[Section], path: list[str]) -> list[str]:
     path = list(path)
     while path:
         annotation: Any = model.model_fields[path.pop(0)].annotation
-        if not isinstance(annotation, type):  # dict[name, section]: step over the name
+        if not isinstance(annotation, type):  # dict[name, section], list[section]: step over the name
             path.pop(0)
-            annotation = annotation.__args__[1]
+            annotation = annotation.__args__[-1]
         model = annotation
     return list(model.model_fields)

@@ -23,8 +23,11 @@ from mmtlib.files import write_text
 from mmtlib.params import Params, ParamsError, load
 from mmtlib.paths import ROOT
 
-STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations", "report")
-"""The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml."""
+STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations", "report", "efficiency")
+"""The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml.
+
+All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.
+"""
 
 SHARED = {
     "pretrain_mat": ("seeds", "training"),

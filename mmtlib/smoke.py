@@ -21,6 +21,7 @@ NEEDS = {
     "train_mmt": ("features", "pretrain_mat", "pretrain_mvit"),
     "ablations": ("features", "pretrain_mat", "pretrain_mvit"),
     "report": ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"),
+    "efficiency": (),
 }
 """Stage -> the stages whose files it reads, in their order."""
 

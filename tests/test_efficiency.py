@@ -4,8 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from mmtlib import params
-from mmtlib.efficiency import count_macs, count_parameters
+from mmtlib import efficiency, params
+from mmtlib.efficiency import (
+    Timing,
+    available_memory,
+    count_macs,
+    count_parameters,
+    counting,
+    interleaved,
+    macs,
+    matmul_rate,
+    step_memory,
+)
 from mmtlib.models import build_model
 from mmtlib.models.fusion import transformer_block
 from mmtlib.models.multiscale import MultiscaleAttention
@@ -28,11 +38,70 @@ def test_a_transformer_block_attention_products_included():
     products = 2 * tokens * tokens * dim  # q k' and the weights times v, over all heads
     mlp = 2 * tokens * dim * 4 * dim
     x = torch.randn(batch, tokens, dim)
-    assert count_macs(transformer_block(dim, 4), x) == batch * (projections + products + mlp)
+    assert macs(transformer_block(dim, 4), x) == (batch * (projections + products + mlp), batch * products)
+
+
+def test_a_layer_of_ast_whose_attention_is_fused():
+    from transformers import ASTConfig
+    from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTLayer
+
+    tokens, dim, batch = 10, 16, 2
+    config = ASTConfig(hidden_size=dim, num_attention_heads=4, intermediate_size=4 * dim, attn_implementation="sdpa")
+    products = 2 * tokens * tokens * dim
+    found = macs(ASTLayer(config), torch.randn(batch, tokens, dim))
+    assert found == (batch * (tokens * dim * dim * (4 + 8) + products), batch * products)
+
+
+def test_attention_of_torchvision_whose_relative_positions_are_products_with_a_table():
+    from torchvision.models.video.mvit import MultiscaleAttention as Theirs
+
+    attention = Theirs([2, 4, 6], 8, 16, 2, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 2, 2], True, False, True)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, (2, 4, 6))[0]
+
+    tokens, queries, keys, dim = 1 + 48, 1 + 2 * 2 * 3, 1 + 2 * 2 * 3, 16
+    products = 2 * queries * keys * dim
+    linear = tokens * 8 * 3 * dim + queries * dim * dim
+    positions = (queries - 1) * dim * (2 + 2 + 3)
+    pooling = 3 * (queries - 1) * dim * 27
+    assert macs(Wrapped(), torch.randn(3, tokens, 8)) == (3 * (products + linear + positions + pooling), 3 * products)
+
+
+def test_memory_that_is_used_again_is_not_taken_for_what_it_held():
+    class Reuse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(2, 64, 64))
+
+        def forward(self, x):
+            for _ in range(5):
+                y = x * 2  # its memory is free when the table's copy asks for as much
+                del y
+                table = self.table * 2
+                x = x @ table  # a weight
+                del table
+            return x @ x  # tokens with tokens
+
+    assert macs(Reuse(), torch.randn(2, 64, 64)) == (6 * 2 * 64**3, 2 * 64**3)
+
+
+def test_what_is_counted_can_be_told_apart_by_place_and_kind():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4, 5))
+    x = torch.randn(1, 2, 6)
+    with counting(model, x) as counter:
+        counter.where = "here"
+        model(x)
+    assert counter.macs == {("here", "convolution"): 3 * 4 * 2 * 3, ("here", "linear"): 3 * 4 * 5}
 
 
 def test_a_multiscale_attention_layer():
-    grid, dim_in, dim, heads = (6, 4), 6, 8, 2
+    grid, dim_in, dim, heads = (8, 4), 6, 8, 2
     attention = MultiscaleAttention(
         dim_in, dim, heads, grid=grid, kernel=(3, 3), stride_q=(2, 1), stride_kv=(2, 2), num_prefix=0
     )
@@ -45,14 +114,15 @@ def test_a_multiscale_attention_layer():
         def forward(self, x):
             return self.attention(x, grid)[0]
 
-    tokens, queries, keys, places = 24, 3 * 4, 3 * 2, 3 + 2
+    tokens, queries, keys, places = 32, 4 * 4, 4 * 2, 4 + 2  # 8 keys: a multiple of 4, so none is spare
     want = tokens * dim_in * 3 * dim  # q, k, v
     want += (queries + 2 * keys) * dim * 9  # pooling, one kernel of 3 x 3 for each channel
     want += queries * dim * places  # q R of both axes: all heads' channels, for each place
-    width = dim // heads + places  # a head's channels and the positions that ride along in q, k and (padded) v
-    want += 2 * heads * queries * keys * width
+    # A head's channels twice, in q k' and in weights times v, and the positions that ride along in q and k.
+    products = heads * queries * keys * (2 * dim // heads + places)
+    want += products
     want += queries * dim * dim  # projection
-    assert count_macs(Wrapped(), torch.randn(1, tokens, dim_in)) == want
+    assert macs(Wrapped(), torch.randn(1, tokens, dim_in)) == (want, products)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -115,3 +185,58 @@ def cost(name: str) -> int:
 def test_a_peer_costs_about_what_our_model_costs(ours, peer):
     """A comparison at equal cost: within 15 %, or a starved baseline would flatter us."""
     assert cost(peer) == pytest.approx(cost(ours), rel=0.15)
+
+
+# ------------------------------------------------------------------------------- measured
+
+
+def test_two_models_take_turns_after_an_untimed_call_of_each(monkeypatch):
+    calls, clock = [], iter(map(float, range(100)))
+    monkeypatch.setattr(efficiency.time, "perf_counter", lambda: next(clock))
+    timing = interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 3)
+    assert calls == ["ours", "peer"] * 4
+    assert timing == ([1, 1, 1], [1, 1, 1])
+    calls.clear()
+    interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 1, warm_up=False)
+    assert calls == ["ours", "peer"]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_above_1_where_ours_is_faster():
+    timing = Timing(ours=[1.0, 2.0, 1.0], peer=[3.0, 2.0, 20.0])
+    assert timing.ratios == [3.0, 1.0, 20.0]
+    assert timing.ratio == 3.0
+
+
+def test_memory_of_a_step_is_what_it_holds_at_most():
+    def step():
+        first = torch.zeros(1_000_000)  # 4 MB
+        del first
+        second, third = torch.zeros(500_000), torch.zeros(750_000)  # 5 MB together
+        return len(second) + len(third)
+
+    held = torch.zeros(2_000_000)
+    assert step_memory(step, torch.device("cpu")) == pytest.approx(5_000_000, rel=0.001)
+    assert step_memory(held.sum, torch.device("cpu")) < 1000
+    assert step_memory(lambda: None, torch.device("cpu")) == 0
+
+
+def test_memory_is_the_same_in_two_runs():
+    model, x = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)), torch.randn(32, 64)
+
+    def step():
+        model(x).square().mean().backward()
+        model.zero_grad()
+
+    step()
+    first, second = (step_memory(step, torch.device("cpu")) for _ in range(2))
+    assert first == second > 4 * count_parameters(model)
+
+
+def test_the_rate_of_a_matrix_product_is_that_of_the_best_one(monkeypatch):
+    seconds = iter([0.5, 0.25, 1.0])
+    monkeypatch.setattr(efficiency, "_seconds", lambda call: next(seconds))
+    assert matmul_rate(torch.float32, torch.device("cpu"), 8) == pytest.approx(2 * 8**3 / 0.25 / 1e9)
+
+
+def test_free_memory_is_some_and_not_all_of_it():
+    assert 2**20 < available_memory(torch.device("cpu")) < 2**60

@@ -19,12 +19,18 @@ from mmtlib.paths import ROOT
 # others again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a
 # smoke workspace, and that alone; what only draws in notebooks.
 PLUMBING = {f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")}
-PIPELINE = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+PIPELINE, BENCH = (YAML(typ="safe", pure=True).load(ROOT / name)["stages"] for name in ("dvc.yaml", "bench/dvc.yaml"))
 
 
 def stage(name: str) -> dict:
     """Return a stage of dvc.yaml; of a table, the template of its rows."""
-    return PIPELINE[name].get("do", PIPELINE[name])
+    found = (PIPELINE | BENCH)[name]
+    return found.get("do", found)
+
+
+def outputs(name: str) -> list[str]:
+    """Return the paths that a stage writes."""
+    return [next(iter(out)) if isinstance(out, dict) else out for out in stage(name)["outs"]]
 
 
 def file_of(module: str, root: Path) -> Path | None:
@@ -86,7 +92,8 @@ def test_the_closure_follows_re_exports_submodules_and_imports_in_functions(tmp_
 
 
 def test_stages_are_those_of_the_runner_in_order():
-    assert list(PIPELINE) == ["sources", *run.STAGES]
+    assert [*PIPELINE, *BENCH] == ["sources", *run.STAGES]
+    assert BENCH["efficiency"]["wdir"] == ".."  # its paths are read here as those of the repository
 
 
 @pytest.mark.parametrize("name", run.STAGES)
@@ -108,7 +115,7 @@ def test_a_stage_tracks_exactly_the_sections_its_notebook_is_given(name):
 
 @pytest.mark.parametrize("name", run.STAGES)
 def test_a_stage_neither_depends_on_a_notebook_nor_leaves_without_outputs(name):
-    outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage(name)["outs"]]
+    outs = outputs(name)
     assert outs
     assert not [path for path in [*stage(name)["deps"], *outs] if path.endswith(".ipynb") or path == "mmtlib"]
     assert not [path for path in [*stage(name)["deps"], *outs] if path.startswith("runs")]
@@ -121,7 +128,7 @@ def checkout(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "build", "_vizdoom*")
     for name in ("mmtlib", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("dvc.yaml", ".dvcignore", ".dvc/config"):
+    for name in ("dvc.yaml", "bench/dvc.yaml", ".dvcignore", ".dvc/config"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
@@ -152,10 +159,15 @@ def ran(output: str) -> list[str]:
 
 def test_the_pipeline_runs_once_and_then_has_nothing_to_do(checkout):
     rows = YAML(typ="safe", pure=True).load(checkout / "params.yaml")["ablations"]
-    wanted = {"sources", *run.STAGES} - {"ablations"} | {f"ablations@{row}" for row in rows}
+    wanted = set(PIPELINE) - {"ablations"} | {f"ablations@{row}" for row in rows}
     assert set(ran(dvc(checkout, "repro"))) == wanted
     copies = {path.stem for path in (checkout / "reports" / "notebooks").glob("*.ipynb")}
-    assert copies == set(run.STAGES) - {"ablations"} | {f"ablations-{row}" for row in rows}
+    assert copies == set(run.STAGES) - {"ablations", "efficiency"} | {f"ablations-{row}" for row in rows}
+
+    # DVC removes what it lists before a run, and the benchmark's files lie in the same folders: file by file.
+    written = {path for path in (checkout / "reports").rglob("*.*") if path.suffix != ".ipynb"}
+    assert {path.relative_to(checkout).as_posix() for path in written} == set(outputs("report"))
+    assert ran(dvc(checkout, "repro", "--dry", "bench/dvc.yaml")) == ["bench/dvc.yaml:efficiency"]
 
     lock = (checkout / "dvc.lock").read_bytes()
     assert ran(dvc(checkout, "repro")) == []
