@@ -28,20 +28,20 @@ def build_model(
     Audio models: forward(audio (B, 1, time, mel)) -> logits (B, K); video models: forward(video (B, 3, T, H, W))
     -> logits; models of both: forward(audio, video) -> AVOutput. `audio_size` (time, mel) and `video_size` (T, H, W)
     are the input sizes it is made for (one that it does not read is ignored); `overrides` replace other settings of
-    that size of model.
-    Raises ValueError for an unknown name or setting.
+    that size of model. An input of any other size works too, if it holds a patch: positions are interpolated.
+    Raises ValueError for an unknown name or setting, and for a size that is smaller than a patch.
     """
     audio = {} if audio_size is None else {"size": tuple(audio_size)}
     video = {} if video_size is None else {"size": tuple(video_size)}
     try:
         if name in MAT:
-            return build_mat(name, num_classes, **audio | overrides)
+            return build_mat(name, num_classes, **overrides | audio)
         if name in AST:
-            return ASTClassifier(num_classes, **AST[name] | audio | overrides)
+            return ASTClassifier(num_classes, **AST[name] | overrides | audio)
         if name in MVIT:
-            return build_mvit(name, num_classes, **video | overrides)
+            return build_mvit(name, num_classes, **overrides | video)
         if name in MMT_SIZES:
-            parts = {"audio": audio | overrides.pop("audio", {}), "video": video | overrides.pop("video", {})}
+            parts = {"audio": overrides.pop("audio", {}) | audio, "video": overrides.pop("video", {}) | video}
             return build_mmt(name, num_classes, **parts, **overrides)
         if name in MBT_SIZES:
             sizes = {"audio_size": audio_size, "video_size": video_size}

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmtlib.models.fusion import AVOutput, BottleneckFusion, StreamHeads, audio_shares, transformer_block
-from mmtlib.models.mmt import ProjectionHead
+from mmtlib.models.fusion import BottleneckFusion, StreamHeads, transformer_block
+from mmtlib.models.mmt import ProjectionHead, TwoStreams
+from mmtlib.models.multiscale import PATCH_CONV, Grid, MultiscaleEncoder
 
 AST = {
     "ast_t": dict(dim=96, depth=2, num_heads=3, size=(198, 128)),
@@ -36,8 +38,32 @@ MBT_SIZES = {
 }
 
 
+def resize_positions(
+    table: Float[Tensor, "1 tokens dim"], grid: Grid, new_grid: Grid
+) -> Float[Tensor, "1 new_tokens dim"]:
+    """Learned positions of `grid` for another grid, by linear interpolation along every axis at once.
+
+    Rows before those of the grid belong to class tokens and stay.
+    """
+    if new_grid == grid:
+        return table
+    prefix, places = table.tensor_split([table.shape[1] - prod(grid)], dim=1)
+    places = places.unflatten(1, grid).movedim(-1, 1)  # (1, dim, *grid)
+    places = F.interpolate(places, new_grid, mode={2: "bilinear", 3: "trilinear"}[len(grid)])
+    return torch.cat((prefix, places.flatten(2).transpose(1, 2)), dim=1)
+
+
 class ASTClassifier(nn.Module):
-    """AST (Gong et al., 2021): forward(audio (B, 1, time, mel)) -> logits (B, K), for the one size it is built for."""
+    """AST (Gong et al., 2021): forward(audio (B, 1, time, mel)) -> logits (B, K).
+
+    `size` is the input size its positions are made for; any other one of at least a patch works too, with the
+    positions interpolated over mel and time, as AST's authors do between data sets.
+    """
+
+    POSITIONS = "embeddings.position_embeddings"
+    position_tables = (f"encoder.{POSITIONS}",)
+    patch_kernel, patch_padding = (16, 16), (0, 0)
+    grid = MultiscaleEncoder.grid
 
     def __init__(
         self,
@@ -53,6 +79,8 @@ class ASTClassifier(nn.Module):
         super().__init__()
         from transformers import ASTConfig, ASTModel  # takes seconds, which no other model needs
 
+        self.patch_stride = (patch_stride, patch_stride)
+        self.positions_grid = self.grid(tuple(size))[::-1]  # mel first, as transformers lays the patches out
         self.encoder = ASTModel(
             ASTConfig(
                 hidden_size=dim,
@@ -73,42 +101,54 @@ class ASTClassifier(nn.Module):
         nn.init.trunc_normal_(self.encoder.embeddings.distillation_token, std=0.02)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, num_classes)
-        self.size = tuple(size)
 
     def forward(self, audio: Float[Tensor, "batch 1 time mel"]) -> Float[Tensor, "batch classes"]:
-        if tuple(audio.shape[2:]) != self.size:
-            raise ValueError(f"this AST was built for sound of {self.size} (time, mel); got {tuple(audio.shape[2:])}")
-        return self.head(self.dropout(self.encoder(audio[:, 0]).pooler_output))
+        table = self.encoder.get_parameter(self.POSITIONS)
+        table = resize_positions(table, self.positions_grid, self.grid(tuple(audio.shape[2:]))[::-1])
+        out = torch.func.functional_call(self.encoder, {self.POSITIONS: table}, (audio[:, 0],))
+        return self.head(self.dropout(out.pooler_output))
 
 
 class ViTStream(nn.Module):
-    """Patch embedding, class token, learned positions and plain blocks: one modality of MBT before its fusion."""
+    """Patch embedding, class token, learned positions and plain blocks: one modality of MBT before its fusion.
 
-    def __init__(self, in_channels: int, size: Sequence[int], patch: Sequence[int], dim: int, heads: int, depth: int):
+    (B, C, *size) -> tokens (B, 1 + N, dim), the class token first, and their grid. `size` is the input size the
+    positions are made for; any other one of at least a patch works too, with the positions interpolated.
+    """
+
+    position_tables = ("position",)
+    grid = MultiscaleEncoder.grid
+
+    def __init__(self, in_channels: int, size: Grid, patch: Grid, dim: int, heads: int, depth: int):
         super().__init__()
-        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
-        self.patch_embed = conv(in_channels, dim, patch, patch)
-        tokens = prod(n // p for n, p in zip(size, patch, strict=True))
+        self.patch_kernel = self.patch_stride = patch
+        self.patch_padding = (0,) * len(patch)
+        self.patch_embed = PATCH_CONV[len(size)](in_channels, dim, patch, patch)
+        self.positions_grid = self.grid(size)
         self.class_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        self.position = nn.Parameter(torch.randn(1, 1 + tokens, dim) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, 1 + prod(self.positions_grid), dim) * 0.02)
         self.blocks = nn.ModuleList(transformer_block(dim, heads) for _ in range(depth))
-        self.size = tuple(size)
 
-    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        if tuple(x.shape[2:]) != self.size:
-            raise ValueError(f"this MBT was built for an input of {self.size}; got {tuple(x.shape[2:])}")
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
+        grid = self.grid(tuple(x.shape[2:]))
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), dim=1) + self.position
+        x = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = x + resize_positions(self.position, self.positions_grid, grid)
         for block in self.blocks:
             x = block(x)
-        return x
+        return x, grid
+
+    def features(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """One vector for a clip: the class token."""
+        return tokens[:, 0]
 
 
-class MBT(nn.Module):
+class MBT(TwoStreams):
     """Multimodal bottleneck Transformer (Nagrani et al., 2021): two ViTs that share bottleneck tokens late.
 
-    forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput. Layers from `fusion_layer` on are fusion
-    layers, by the same rule as MMT's; patches do not overlap, a class token reads each stream (as in its code).
+    Layers from `fusion_layer` on are fusion layers, by the same rule as MMT's; patches do not overlap, a class token
+    reads each stream (as in its code). `audio_size` (time, mel) and `video_size` (T, H, W) are the input sizes the
+    positions are made for; other ones work too.
     """
 
     def __init__(
@@ -127,29 +167,10 @@ class MBT(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.audio = ViTStream(1, tuple(audio_size), (16, 16), dim, num_heads, fusion_layer)
-        self.video = ViTStream(3, tuple(video_size), tuple(patch), dim, num_heads, fusion_layer)
+        self.audio_encoder = ViTStream(1, tuple(audio_size), (16, 16), dim, num_heads, fusion_layer)
+        self.video_encoder = ViTStream(3, tuple(video_size), tuple(patch), dim, num_heads, fusion_layer)
+        self.audio_project, self.video_project = nn.Identity(), nn.Identity()  # all is of one width
         self.fusion = BottleneckFusion(dim, num_heads, num_layers=depth - fusion_layer, num_bottleneck=num_bottleneck)
         self.heads = StreamHeads(dim, dim, num_classes, dropout)
         self.audio_embed = ProjectionHead(dim, embedding_dim)
         self.video_embed = ProjectionHead(dim, embedding_dim)
-
-    def forward(
-        self,
-        audio: Float[Tensor, "batch 1 time mel"] | None,
-        video: Float[Tensor, "batch 3 frames height width"] | None,
-        has_audio: Bool[Tensor, " batch"] | None = None,
-        has_video: Bool[Tensor, " batch"] | None = None,
-    ) -> AVOutput:
-        share = audio_shares(audio, video, has_audio, has_video)
-        audio_embedding = video_embedding = None
-        if audio is not None:
-            audio = self.audio(audio)
-            audio_embedding = self.audio_embed(audio[:, 0])
-        if video is not None:
-            video = self.video(video)
-            video_embedding = self.video_embed(video[:, 0])
-        audio, video = self.fusion(audio, video, share)
-        audio = None if audio is None else audio[:, 0]
-        video = None if video is None else video[:, 0]
-        return AVOutput(*self.heads(audio, video, share), audio_embedding, video_embedding)

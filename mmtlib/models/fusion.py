@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 class AVOutput(NamedTuple):
@@ -21,6 +22,9 @@ class AVOutput(NamedTuple):
     video_logits: Float[Tensor, "batch classes"] | None
     audio_embedding: Float[Tensor, "batch embedding"] | None  # unit norm, from before the fusion
     video_embedding: Float[Tensor, "batch embedding"] | None
+
+
+pytree._register_namedtuple(AVOutput, serialized_type_name="mmtlib.AVOutput")  # else torch.export cannot save it
 
 
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
@@ -56,7 +60,7 @@ class BottleneckFusion(nn.Module):
         audio_share: Float[Tensor, " batch"],
     ) -> tuple[Tensor | None, Tensor | None]:
         """`audio_share`: the weight of the audio update in the average, 0.5 where both are there, else 1 or 0."""
-        bottleneck = self.bottleneck.expand(len(audio_share), -1, -1)
+        bottleneck = self.bottleneck.expand(audio_share.shape[0], -1, -1)
         share = audio_share[:, None, None]
         for audio_block, video_block in zip(self.audio_blocks, self.video_blocks, strict=True):
             update = 0.0
@@ -119,7 +123,7 @@ def audio_shares(
         raise ValueError("give audio, video or both; both are None")
 
     def present(tokens: Tensor | None, flags: Tensor | None) -> Tensor:
-        flags = torch.ones(len(given), device=given.device) if flags is None else flags.to(given.device).float()
+        flags = torch.ones(given.shape[0], device=given.device) if flags is None else flags.to(given.device).float()
         return flags if tokens is not None else torch.zeros_like(flags)
 
     sound, picture = present(audio, has_audio), present(video, has_video)

@@ -27,13 +27,47 @@ class ProjectionHead(nn.Sequential):
         return F.normalize(super().forward(features).float(), dim=-1)
 
 
-class MMT(nn.Module):
-    """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput.
+class TwoStreams(nn.Module):
+    """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput, for MMT and MBT alike.
 
     Either may be None, and `has_audio`, `has_video` may say per clip that a modality is absent: such a clip is
-    classified from the other one. `fusion`: "bottleneck" (the method), "concat" (full attention over both
-    modalities' tokens) or "late" (none: the average of the logits). The embeddings are taken before the
-    fusion, so that each is of one modality alone (our reading).
+    classified from the other one. The embeddings are taken before the fusion, so that each is of one modality
+    alone (our reading).
+
+    A subclass sets `audio_encoder` and `video_encoder`, which give (tokens (B, N, width), their grid) and have
+    `features(tokens)`, the vector (B, width) of a clip; `audio_project`, `video_project` (to the width of the fusion);
+    `audio_embed`, `video_embed` (ProjectionHead); `fusion` (or None); `heads` (StreamHeads).
+    """
+
+    def forward(
+        self,
+        audio: Float[Tensor, "batch 1 time mel"] | None,
+        video: Float[Tensor, "batch 3 frames height width"] | None,
+        has_audio: Bool[Tensor, " batch"] | None = None,
+        has_video: Bool[Tensor, " batch"] | None = None,
+    ) -> AVOutput:
+        share = audio_shares(audio, video, has_audio, has_video)
+        audio_embedding = video_embedding = None
+        if audio is not None:
+            audio, _ = self.audio_encoder(audio)  # (B, Na, Da)
+            audio_embedding = self.audio_embed(self.audio_encoder.features(audio))
+            audio = self.audio_project(audio)
+        if video is not None:
+            video, _ = self.video_encoder(video)  # (B, Nv, Dv)
+            video_embedding = self.video_embed(self.video_encoder.features(video))
+            video = self.video_project(video)
+        if self.fusion is not None:
+            audio, video = self.fusion(audio, video, share)
+        pooled_audio = None if audio is None else self.audio_encoder.features(audio)
+        pooled_video = None if video is None else self.video_encoder.features(video)
+        return AVOutput(*self.heads(pooled_audio, pooled_video, share), audio_embedding, video_embedding)
+
+
+class MMT(TwoStreams):
+    """The multiscale audio-video Transformer, of two multiscale encoders.
+
+    `fusion`: "bottleneck" (the method), "concat" (full attention over both modalities' tokens) or "late" (none: the
+    average of the logits).
     """
 
     def __init__(
@@ -66,29 +100,6 @@ class MMT(nn.Module):
         self.heads = StreamHeads(dim, dim, num_classes, dropout)
         self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
         self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
-
-    def forward(
-        self,
-        audio: Float[Tensor, "batch 1 time mel"] | None,
-        video: Float[Tensor, "batch 3 frames height width"] | None,
-        has_audio: Bool[Tensor, " batch"] | None = None,
-        has_video: Bool[Tensor, " batch"] | None = None,
-    ) -> AVOutput:
-        share = audio_shares(audio, video, has_audio, has_video)
-        audio_embedding = video_embedding = None
-        if audio is not None:
-            audio, _ = self.audio_encoder(audio)  # (B, Na, Da)
-            audio_embedding = self.audio_embed(self.audio_encoder.features(audio))
-            audio = self.audio_project(audio)
-        if video is not None:
-            video, _ = self.video_encoder(video)  # (B, Nv, Dv)
-            video_embedding = self.video_embed(self.video_encoder.features(video))
-            video = self.video_project(video)
-        if self.fusion is not None:
-            audio, video = self.fusion(audio, video, share)
-        pooled_audio = None if audio is None else self.audio_encoder.features(audio)
-        pooled_video = None if video is None else self.video_encoder.features(video)
-        return AVOutput(*self.heads(pooled_audio, pooled_video, share), audio_embedding, video_embedding)
 
 
 def build_mmt(name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides) -> MMT:

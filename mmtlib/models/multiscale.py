@@ -310,8 +310,8 @@ class MultiscaleBlock(nn.Module):
             return narrow(activate(hidden))
 
         tokens = x.flatten(0, 1)
-        rows = SLICE // (4 * tokens[0].nbytes) if in_slices(x) else tokens.shape[0]
-        parts = [self.keep(activated, self.keep(normed, part)) for part in tokens.split(max(rows, 1))]
+        slices = tokens.split(max(SLICE // (4 * tokens[0].nbytes), 1)) if in_slices(x) else [tokens]
+        parts = [self.keep(activated, self.keep(normed, part)) for part in slices]
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).view(x.shape)
 
     def pool_skip(self, x: Tensor, grid: Grid) -> Tensor:

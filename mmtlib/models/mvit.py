@@ -66,6 +66,20 @@ def build_mvit(name: str, num_classes: int, *, dropout: float = 0.0, **overrides
     return MultiscaleClassifier(mvit_encoder(**MVIT[name] | overrides), num_classes, dropout)
 
 
+def fit_tables(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of multiscale encoders trained at another input size, their position tables resized as in `own`.
+
+    `own` is the state_dict that they shall go into. A table is what an encoder calls `rel_pos` or `positions`, (rows,
+    width), interpolated if the rows alone differ. All else stays as it is, for `load_state_dict` to judge.
+    """
+    fitted = dict(tensors)
+    for name in fitted.keys() & own.keys():
+        like = own[name]
+        if {"rel_pos", "positions"} & set(name.split(".")) and fitted[name].shape[1:] == like.shape[1:]:
+            fitted[name] = resize_table(fitted[name], len(like))
+    return fitted
+
+
 def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, Tensor]) -> None:
     """Load the weights of torchvision's `mvit_v2_s` into `mvitv2_s`, in place.
 
@@ -73,15 +87,15 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     as it was built. Raises ValueError if the weights are not of that model.
     """
     own = model.state_dict()
+    fitted = fit_tables({_our_name(key): value for key, value in state_dict.items()}, own)
     loaded = {}
-    for key, value in state_dict.items():
+    for key in state_dict:
         name = _our_name(key)
         if name not in own:
             raise ValueError(f"{key!r} has no place in this model; give the state_dict of torchvision's mvit_v2_s")
+        value = fitted[name]
         if name.startswith("head.") and value.shape != own[name].shape:
             continue
-        if ".rel_pos." in name:
-            value = resize_table(value, len(own[name]))
         value = value.reshape(own[name].shape) if value.numel() == own[name].numel() else value
         if value.shape != own[name].shape:
             raise ValueError(f"{key!r} has shape {tuple(value.shape)} where this model has {tuple(own[name].shape)}")

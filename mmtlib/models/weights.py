@@ -1,6 +1,7 @@
 """Save and load a trained model: safetensors that carry how to build it and all that its use needs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from mmtlib.files import write_bytes
 from mmtlib.models import build_model
+from mmtlib.models.baselines import resize_positions
+from mmtlib.models.mvit import fit_tables
 
 
 class WeightsError(ValueError):
@@ -43,10 +46,14 @@ def load_weights(path: Path) -> tuple[dict, dict]:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
 
-def load_model(path: Path) -> tuple[nn.Module, dict]:
+def load_model(
+    path: Path, *, audio_size: Sequence[int] | None = None, video_size: Sequence[int] | None = None
+) -> tuple[nn.Module, dict]:
     """Build the model that `path` describes, in evaluation mode with its weights, and return it with the header.
 
-    Raises WeightsError if the file is missing, damaged or not of this project.
+    `audio_size` (time, mel) and `video_size` (T, H, W) build it for inputs of another size, with its position tables
+    interpolated once, here, rather than whenever it is called.
+    Raises WeightsError if the file is missing, damaged or not of this project, ValueError for a size too small.
     """
     tensors, header = load_weights(path)
     try:
@@ -54,4 +61,14 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} was written by another version of the models; train it again") from error
+    sizes = {"audio_size": audio_size, "video_size": video_size}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    if sizes:
+        trained, model = model, build_model(header["name"], header["num_classes"], **header["overrides"] | sizes)
+        tensors = fit_tables(tensors, model.state_dict())
+        for (prefix, module), new in zip(trained.named_modules(), model.modules(), strict=True):
+            for table in getattr(module, "position_tables", ()):  # of the baselines: one for the whole grid
+                name = f"{prefix}.{table}".removeprefix(".")
+                tensors[name] = resize_positions(tensors[name], module.positions_grid, new.positions_grid)
+        model.load_state_dict(tensors)
     return model.eval(), header

@@ -5,7 +5,7 @@ import torch
 from transformers import ASTConfig, ASTModel
 
 from mmtlib.models import build_model, fusion
-from mmtlib.models.baselines import AST, MBT_SIZES
+from mmtlib.models.baselines import AST, MBT_SIZES, resize_positions
 
 MBT_TINY = {
     "dim": 16,
@@ -75,20 +75,75 @@ def test_ast_starts_with_positions_and_tokens_that_differ(word):
     assert all(0.005 < table.std().item() < 0.05 for table in tables)
 
 
-def test_ast_refuses_another_input_size():
-    with pytest.raises(ValueError, match=r"built for sound of \(198, 128\).*got \(100, 128\)"):
-        build_model("ast_t", 5, size=(198, 128))(torch.randn(1, 1, 100, 128))
+def ast(**overrides):
+    """A tiny AST with positions large enough that they show: 5 places of time by 2 of mel."""
+    settings = {"dim": 24, "depth": 2, "num_heads": 3, "size": (60, 32), "patch_stride": 10} | overrides
+    model = build_model("ast_t", 5, **settings)
+    torch.nn.init.normal_(model.encoder.embeddings.position_embeddings)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_ast_at_its_size_is_exactly_the_plain_call():
+    model, audio = ast(), torch.randn(2, 1, 60, 32)
+    assert torch.equal(model(audio), model.head(model.encoder(audio[:, 0]).pooler_output))
+
+
+def interpolation(n: int, m: int) -> torch.Tensor:
+    """(m, n): the weights of n values in each of m, by the distance between their centres, ends held."""
+    weights = torch.zeros(m, n)
+    for row in range(m):
+        place = min(max((row + 0.5) * n / m - 0.5, 0.0), n - 1.0)
+        low = min(int(place), n - 1)
+        weights[row, low] += 1 - (place - low)
+        weights[row, min(low + 1, n - 1)] += place - low
+    return weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(100, 48), (40, 70), (16, 16)])
+def test_ast_at_another_size_interpolates_its_positions_over_mel_and_time(size):
+    model = ast()
+    other = ast(size=size)
+    time, mel = ((n - 16) // 10 + 1 for n in size)
+    state = model.state_dict()
+    table = state["encoder.embeddings.position_embeddings"]
+    places = table[0, 2:].view(2, 5, 24)  # mel first, as transformers lays the patches out
+    places = torch.einsum("mi, tj, ijd -> mtd", interpolation(2, mel), interpolation(5, time), places)
+    table = torch.cat((table[:, :2], places.flatten(0, 1)[None]), dim=1)
+    other.load_state_dict(state | {"encoder.embeddings.position_embeddings": table})
+    audio = torch.randn(2, 1, *size)
+    torch.testing.assert_close(model(audio), other(audio), rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.encoder.embeddings.position_embeddings, state["encoder.embeddings.position_embeddings"])
+
+
+@torch.no_grad()
+def test_positions_of_a_video_are_interpolated_over_three_axes_and_the_class_token_keeps_its_own():
+    table = torch.randn(1, 1 + 2 * 3 * 4, 8)
+    got = resize_positions(table, (2, 3, 4), (5, 2, 4))
+    weights = [interpolation(n, m) for n, m in ((2, 5), (3, 2), (4, 4))]
+    want = torch.einsum("ti, hj, wk, ijkd -> thwd", *weights, table[0, 1:].view(2, 3, 4, 8))
+    assert torch.equal(got[:, 0], table[:, 0])
+    torch.testing.assert_close(got[0, 1:].view(5, 2, 4, 8), want)
+    assert resize_positions(table, (2, 3, 4), (2, 3, 4)) is table
+
+
+def test_interpolated_positions_are_trained():
+    """Clips of another size than the model was built for teach the table it has."""
+    model = ast().train()
+    model(torch.randn(1, 1, 90, 48)).sum().backward()
+    assert (model.encoder.embeddings.position_embeddings.grad.abs().sum(-1) > 0).all()
 
 
 def test_mbt_fuses_in_its_last_layers_only():
     model = mbt()
-    assert (len(model.audio.blocks), len(model.video.blocks)) == (2, 2)
+    assert (len(model.audio_encoder.blocks), len(model.video_encoder.blocks)) == (2, 2)
     assert (len(model.fusion.audio_blocks), len(model.fusion.video_blocks)) == (2, 2)
     assert MBT_SIZES["mbt_b"]["depth"] == 12
     assert MBT_SIZES["mbt_b"]["fusion_layer"] == 8
     assert model.fusion.bottleneck.shape[1] == 4
-    assert model.audio.position.shape[1] == 1 + 3 * 2
-    assert model.video.position.shape[1] == 1 + 2 * 2 * 3
+    assert model.audio_encoder.position.shape[1] == 1 + 3 * 2
+    assert model.video_encoder.position.shape[1] == 1 + 2 * 2 * 3
 
 
 @torch.no_grad()
@@ -120,10 +175,19 @@ def test_mbt_classifies_a_clip_from_what_it_has():
         model(audio, video, torch.tensor([False] * 3), torch.tensor([True, False, True]))
 
 
-def test_mbt_refuses_another_input_size():
-    audio, video = clips()
-    with pytest.raises(ValueError, match=r"built for an input of \(4, 16, 24\).*got \(2, 16, 24\)"):
-        mbt()(audio, video[:, :, :2])
+@torch.no_grad()
+@pytest.mark.parametrize(("audio_size", "video_size"), [((100, 40), (6, 32, 16)), ((16, 16), (2, 8, 8))])
+def test_mbt_takes_other_sizes_and_interpolates_its_positions(audio_size, video_size):
+    model = mbt()
+    other = mbt(audio_size=audio_size, video_size=video_size)
+    state = model.state_dict()
+    for part, grid in (("audio", (3, 2)), ("video", (2, 2, 3))):
+        name = f"{part}_encoder.position"
+        state[name] = resize_positions(state[name], grid, getattr(other, f"{part}_encoder").positions_grid)
+    other.load_state_dict(state)
+    audio, video = torch.randn(2, 1, *audio_size), torch.randn(2, 3, *video_size)
+    for got, want in zip(model(audio, video), other(audio, video), strict=True):
+        assert torch.equal(got, want)
 
 
 @torch.no_grad()
@@ -131,6 +195,6 @@ def test_mbt_knows_where_a_patch_is():
     model = mbt()
     audio, _ = clips()
     assert not close(model(audio, None).logits, model(audio.flip(2), None).logits)
-    model.audio.position.zero_()
+    model.audio_encoder.position.zero_()
     moved = torch.cat((audio[:, :, 16:], audio[:, :, :16]), dim=2)  # by whole patches
     assert close(model(audio, None).logits, model(moved, None).logits)

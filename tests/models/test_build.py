@@ -1,5 +1,7 @@
 """Every model by its name: shapes, gradients, sizes, and that each row of params.yaml builds and runs."""
 
+import re
+
 import pytest
 import torch
 
@@ -92,11 +94,30 @@ def test_fresh_logits_are_of_a_sane_size(name):
     assert loss.item() == pytest.approx(2.3026, abs=0.7)
 
 
-@pytest.mark.parametrize("name", ["mat_t", "mvitv2_t", "mmt_t"])
-def test_multiscale_models_take_other_input_sizes_than_they_were_built_for(name):
+@pytest.mark.parametrize("name", TINY)
+def test_models_take_other_input_sizes_than_they_were_built_for(name):
     model = build_model(name, 5, **sizes(name)).eval()
-    other = inputs(name, 2, audio_size=(100, 64), video_size=(4, 48, 80))
-    assert logits(model(*other)).isfinite().all()
+    for other in ({"audio_size": (100, 64), "video_size": (4, 48, 80)}, {"audio_size": (301, 131)}):
+        assert logits(model(*inputs(name, 2, **other))).isfinite().all()
+
+
+LEAST = {name: ((16, 16), (4, 8, 8) if name.startswith("mbt") else (1, 1, 1)) for name in TINY}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_least_size_works_and_a_smaller_one_is_refused_with_it(name):
+    model = build_model(name, 5, **sizes(name)).eval()
+    least = dict(zip(("audio_size", "video_size"), LEAST[name], strict=True))
+    assert logits(model(*inputs(name, 2, **least))).isfinite().all()
+    for part, size in sizes(name, **least).items():
+        for axis, n in enumerate(size):
+            small = (*size[:axis], n - 1, *size[axis + 1 :])
+            sentence = rf"size {re.escape(str(small))} is smaller.*at least {re.escape(str(size))} along each axis"
+            with pytest.raises(ValueError, match=sentence):
+                build_model(name, 5, **{part: small})
+            if n > 1:
+                with pytest.raises(ValueError, match=sentence):
+                    model(*inputs(name, 1, **least | {part: small}))
 
 
 @pytest.mark.parametrize(("name", "small"), [("mat_t", (1, 1, 8, 128)), ("mmt_t", (1, 1, 8, 128))])
@@ -123,6 +144,14 @@ def test_lists_from_yaml_build_what_tuples_build():
     from_code = build_model("mmt_t", 3, audio_size=(64, 48), audio={"pooling": ("time",) * 3}, fusion="late")
     states = from_yaml.state_dict(), from_code.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+def test_the_size_of_the_input_goes_before_one_among_the_overrides():
+    table = build_model("mat_t", 3, audio_size=(64, 48), size=(198, 128)).encoder.positions[0]
+    assert len(table) == (64 - 16) // 10 + 1
+    both = build_model("mmt_t", 3, video_size=(8, 32, 32), audio={"size": (64, 48)}, video={"size": (16, 64, 64)})
+    assert len(both.audio_encoder.positions[0]) == 5
+    assert len(both.video_encoder.positions[1]) == 4
 
 
 def test_overrides_reach_the_part_they_name():
