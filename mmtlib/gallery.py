@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,22 +30,22 @@ from mmtlib.data.media import read_clip, write_clip
 from mmtlib.efficiency import count_macs, count_parameters
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, build_model
-from mmtlib.models.multiscale import MultiscaleEncoder
+from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
 
 PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 8, 96, 16_000
 _DPI, _COLOURS, _WIDEST = 72, 32, 800
 _HEAT = {"origin": "lower", "aspect": "auto", "cmap": "magma", "interpolation": "nearest"}
 
+# Model -> spectrogram frames, video size, published parameters in millions, where they are published.
 PUBLISHED = {
     "mat_b": (1024, None, 51.1, "42 % fewer than AST's 88.1 M (MAT's abstract)"),
     "ast_b": (1024, None, 86.6, "transformers' ASTModel, 527 classes"),
     "mvitv2_s": (None, (16, 224, 224), 34.5, "MViTv2-S 16x4 (its model zoo)"),
     "mvitv2_b": (None, (32, 224, 224), 51.2, "MViTv2-B 32x3 (its model zoo)"),
 }
-"""Model -> spectrogram frames, video size, published parameters in millions, where they are published."""
 
+# Modality -> the stage that trains our model of it, beside which an ablation row is shown.
 DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
-"""Modality -> the stage that trains our model of it, beside which an ablation row is shown."""
 
 _preview_clip = partial(read_clip, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None)
 
@@ -76,7 +76,7 @@ def clip_sheet(clips: Mapping[str, Path]) -> Picture:
     for title, path in clips.items():
         clip = _preview_clip(path, num_frames=4)
         log_mel = None if clip.waveform is None else LogMel(PREVIEW_HZ, 64)(torch.from_numpy(clip.waveform))
-        rows.append(_Row(title, clip.frames, log_mel, clip.duration))
+        rows.append((title, clip.frames, log_mel, clip.duration))
     text = f"{len(clips)} clips, 4 frames and a log-mel spectrogram each"
     return _sheet(rows, text, height=1.15 * len(clips) + 0.3, ratios=(4, 1.9))
 
@@ -116,8 +116,7 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     middle.imshow(decibel, extent=(0, seconds, 0, sample_rate / 2000), **_HEAT)
     middle.set_ylabel("frequency (kHz)")
     _show_log_mel(bottom, log_mel(samples), seconds)
-    bottom.set_ylabel("mel band")
-    bottom.set_xlabel("time (s)")
+    bottom.set(xlabel="time (s)", ylabel="mel band")
     return _picture(figure, "waveform, spectrum and log-mel of one clip")
 
 
@@ -155,8 +154,7 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], st
         corner = [start[index] - 0.5 for start, index in zip(places, at, strict=True) if index < len(start)]
         if len(corner) == 2:
             ax.add_patch(_rectangle(corner, kernel, colour))
-    ax.set_xlabel("spectrogram frame (one each hop)")
-    ax.set_ylabel("mel band")
+    ax.set(xlabel="spectrogram frame (one each hop)", ylabel="mel band")
     return _picture(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
 
 
@@ -166,12 +164,9 @@ def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFra
     The grids are those a forward pass went through; `expected` is worked out from the strides alone (a grid
     of n shrinks to ceil(n / stride) along each axis), `ok` says that the two agree.
     """
-    grids: list[tuple[int, ...]] = []
-    keys: list[int] = []
-    hooks = [block.register_forward_hook(lambda *args: grids.append(args[2][1])) for block in encoder.blocks]
-    hooks += [
-        block.attention.register_forward_pre_hook(lambda module, args: keys.append(_keys(module, *args)))
-        for block in encoder.blocks
+    grids: list[tuple] = []  # of each block: the grid that it is given, the grid that it gives
+    hooks = [
+        block.register_forward_hook(lambda _, given, out: grids.append((given[1], out[1]))) for block in encoder.blocks
     ]
     training = encoder.training
     encoder.eval()
@@ -186,10 +181,11 @@ def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFra
         for n, k, s, p in zip(size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True)
     )
     rows: list[tuple] = [("patches", encoder.patch_embed.out_channels, "", "", grid, "", expected)]
-    for index, (block, grid, keys_here) in enumerate(zip(encoder.blocks, grids, keys, strict=True), start=1):
+    for index, (block, (before, after)) in enumerate(zip(encoder.blocks, grids, strict=True), start=1):
         expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
         width, heads = block.attention.project.out_features, block.attention.num_heads
-        rows.append((f"block {index}", width, heads, _times(block.stride_q), tuple(grid), keys_here, expected))
+        keys = math.prod(pooled_grid(before, block.attention.stride_kv))
+        rows.append((f"block {index}", width, heads, _times(block.stride_q), after, keys, expected))
     table = pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "keys", "expected"])
     table.insert(5, "tokens", table["grid"].map(math.prod))
     table["ok"] = table["grid"] == table["expected"]
@@ -223,12 +219,10 @@ def published_sizes(names: Sequence[str]) -> pd.DataFrame:
     for name in names:
         frames, size, published, source = PUBLISHED[name]
         with torch.device("meta"):
-            model = build_model(name, 527 if frames else 400)
-            shape = (1, 1, frames, 128) if frames else (1, 3, *size)
-            gmacs = count_macs(model, torch.zeros(shape)) / 1e9
-        counted = count_parameters(model) / 1e6
+            cost = costs([name], 527 if frames else 400, (frames or 1024, 128), size or (16, 224, 224)).iloc[0]
+        counted = float(cost.params_m)
         agrees = abs(counted - published) < 0.01 * published
-        rows.append((name, f"{counted:.1f}", published, agrees, f"{gmacs:.1f}", source))
+        rows.append((name, f"{counted:.1f}", published, agrees, f"{float(cost.mmacs) / 1000:.1f}", source))
     return pd.DataFrame(rows, columns=["model", "params_m", "published", "ok", "gmacs", "source"])
 
 
@@ -245,20 +239,15 @@ def positives_figure(labels: Sequence[str]) -> Picture:
     """Which pairs of clips AVC and IMC pull together (dark), push apart (light), leave out (hatched)."""
     same = np.array([[a == b for b in labels] for a in labels])
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    for ax, title, left_out in zip(
-        figure.subplots(1, 2),
-        ("AVC: sound against picture", "IMC: sound against sound"),
-        (np.zeros_like(same), np.eye(len(labels), dtype=bool)),
-        strict=True,
-    ):
+    panels = {"AVC: sound against picture": 0 * same, "IMC: sound against sound": np.eye(len(labels))}
+    for ax, (title, left_out) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)
         for index in np.flatnonzero(left_out.any(axis=1)):
             ax.add_patch(_rectangle((index - 0.5, index - 0.5), (1, 1), "#999999", hatch="///"))
         ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
         ax.set_yticks(range(len(labels)), labels, fontsize=8)
-        ax.set_xlabel("candidate")
         ax.set_title(title, fontsize=9)
-        ax.set_ylabel("anchor")
+        ax.set(xlabel="candidate", ylabel="anchor")
     return _picture(figure, f"positives of AVC and IMC among {len(labels)} clips")
 
 
@@ -317,40 +306,17 @@ def claims(rows: Sequence[tuple]) -> str:
 
 def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
     """Fields in which a run differs from its default: field, default, row. Nested fields are written a.b."""
-    mine, theirs = _flat(row), _flat(default)
-    fields = dict.fromkeys([*theirs, *mine])
-    rows = [(field, theirs.get(field, "-"), mine.get(field, "-")) for field in fields]
-    return pd.DataFrame([row for row in rows if row[1] != row[2]], columns=["field", "default", "row"])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    sides = [pd.json_normalize(dict(values)).T[0] for values in (default, row)]
+    table = pd.concat(sides, axis=1, keys=["default", "row"]).fillna("-").rename_axis("field")
+    return table[table["default"] != table["row"]].reset_index()
 
 
 def _far(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _keys(attention: nn.Module, _: Tensor, grid: tuple[int, ...]) -> int:
-    if attention.pool_k is None:
-        return math.prod(grid)
-    return math.prod((n - 1) // s + 1 for n, s in zip(grid, attention.pool_k.stride, strict=True))
-
-
 def _times(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
-
-
-class _Row(NamedTuple):
-    """A row of a sheet; what a clip lacks is None."""
-
-    title: str
-    frames: np.ndarray | None  # uint8 (n, height, width, 3)
-    log_mel: Tensor | None  # (time, mel)
-    seconds: float | int
 
 
 def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
@@ -362,27 +328,29 @@ def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, te
     for title, batch, at in rows:
         frames = ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
         chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
-        shown.append(_Row(title, frames[chosen], batch.audio[at, 0] * sound["std"] + sound["mean"], seconds))
-    sounds = torch.stack([row.log_mel for row in shown])
+        shown.append((title, frames[chosen], batch.audio[at, 0] * sound["std"] + sound["mean"], seconds))
+    sounds = torch.stack([log_mel for _, _, log_mel, _ in shown])
     limits = {"vmin": sounds.min().item(), "vmax": sounds.max().item()}
     return _sheet(shown, text, height=1.05 * len(rows) + 0.4, ratios=(6, 2.4), **limits)
 
 
-def _sheet(rows: Sequence[_Row], text: str, *, height: float, ratios: tuple[float | int, ...], **limits) -> Picture:
-    """A row for each clip: its frames side by side, then its log-mel, or a word on what it lacks."""
+def _sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[float | int, ...], **limits) -> Picture:
+    """A row for each clip: its frames side by side, then its log-mel, or a word on what it lacks.
+
+    rows: title, frames (uint8, n x height x width x 3) or None, log-mel (time x mel) or None, seconds.
+    """
     figure = Figure(figsize=(8.4, height), layout="constrained")
     axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=ratios)
-    for (left, right), row in zip(axes, rows, strict=True):
-        left.set_ylabel(row.title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-        if row.frames is not None:
-            left.imshow(np.concatenate(list(row.frames), axis=1), interpolation="nearest")
-        if row.log_mel is not None:
-            _show_log_mel(right, row.log_mel, row.seconds, **limits)
-        for name, ax, content in (("picture", left, row.frames), ("sound", right, row.log_mel)):
+    for (left, right), (title, frames, log_mel, seconds) in zip(axes, rows, strict=True):
+        left.set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
+        if frames is not None:
+            left.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
+        if log_mel is not None:
+            _show_log_mel(right, log_mel, seconds, **limits)
+        for name, ax, content in (("picture", left, frames), ("sound", right, log_mel)):
             if content is None:
                 ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
-            ax.set_xticks([])
-            ax.set_yticks([])
+            ax.set(xticks=[], yticks=[])
     axes[0, 0].set_title("frames, first to last", fontsize=9)
     axes[0, 1].set_title("log-mel (s)", fontsize=9)
     return _picture(figure, text)

@@ -22,8 +22,8 @@ class ParamsError(ValueError):
     """A parameter is missing, unknown or out of range; the message is one sentence that says what to do."""
 
 
+# A name that is safe in file names and on command lines: lower-case letters, digits, `_` and `-`.
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
-"""A name that is safe in file names and on command lines: lower-case letters, digits, `_` and `-`."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -115,9 +115,7 @@ class Run(Section):
     lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
-    init: Literal["scratch", "pretrained"] = Field(
-        default="scratch", description="pretrained = encoders from pretrain_mat and pretrain_mvit"
-    )
+    init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = encoders of the stages")
 
 
 class Ablation(Run):
@@ -136,12 +134,10 @@ class Report(Section):
 class Pair(Section):
     """One row of the table `efficiency.pairs`, named by our model: what it is measured against, and on what."""
 
-    peer: Slug = Field(description="name known to build_model, or torchvision: its MViT of the same size")
+    peer: Slug = Field(description="name known to build_model, or torchvision: its mvit_v2_s")
     batch: int = Field(ge=1, description="clips in a step")
     seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
-    video: list[int] | None = Field(
-        default=None, min_length=3, max_length=3, description="frames, height, width; none = reads no picture"
-    )
+    video: list[int] | None = Field(default=None, min_length=3, max_length=3, description="frames, height, width")
     rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
 
     @model_validator(mode="after")
@@ -151,20 +147,14 @@ class Pair(Section):
         return self
 
 
-class Length(Section):
-    """One point of the curve of cost against length."""
-
-    seconds: float = Field(ge=0.2, le=120, description="s of sound")
-    rounds: int = Field(ge=1, description="timed steps of each; 1 = no warm-up at the full batch either")
-
-
 class Curve(Section):
     """A training step against the length of the sound, in fp32."""
 
     model: Slug = Field(description="name known to build_model")
     peer: Slug = Field(description="name known to build_model")
     batch: int = Field(ge=1, description="clips in a step")
-    lengths: list[Length] = Field(min_length=1)
+    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
+    lengths: list[Annotated[float, Field(ge=0.2, le=120)]] = Field(min_length=1, description="s of sound")
 
 
 class Efficiency(Section):
@@ -196,12 +186,11 @@ class Params(Section):
             raise ValueError(f"seeds {self.seeds} names a seed twice; keep each once")
         runs = {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
         runs |= {f"ablations.{name}": row for name, row in self.ablations.items()}
+        warm_up = self.training.warmup_epochs
         for name, run in runs.items():
-            if run.epochs <= self.training.warmup_epochs:
-                raise ValueError(
-                    f"{name}.epochs {run.epochs} ends within training.warmup_epochs "
-                    f"{self.training.warmup_epochs}; raise the one or lower the other"
-                )
+            if run.epochs <= warm_up:
+                problem = f"{name}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
+                raise ValueError(f"{problem}; raise the one or lower the other")
         return self
 
 
@@ -232,6 +221,7 @@ def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:
     return check(Params, values, str(path))
 
 
+# What is wanted, by pydantic's name of the error, where its own words do not fit the sentence.
 _WANTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping of names to values",
@@ -245,7 +235,6 @@ _WANTED = {
     "string_type": "text",
     "too_short": "given at least one entry",
 }
-"""What is wanted, by pydantic's name of the error, where its own words do not fit the sentence."""
 
 
 def check(model: type[S], values: Any, where: str) -> S:

@@ -23,22 +23,13 @@ from mmtlib.files import write_text
 from mmtlib.params import Params, ParamsError, load
 from mmtlib.paths import ROOT
 
+# The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml.
+# All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.
 STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations", "report", "efficiency")
-"""The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml.
 
-All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.
-"""
-
-SHARED = {
-    "pretrain_mat": ("seeds", "training"),
-    "pretrain_mvit": ("seeds", "training"),
-    "train_mmt": ("seeds", "training"),
-    "ablations": ("seeds", "training"),
-}
-"""Sections that a stage gets whole, each as one parameter, beside the fields of its own section.
-
-The report gets the name of the parameter file instead: it shows every stage's values.
-"""
+# Sections that a training stage gets whole, each as one parameter, beside the fields of its own section.
+# The report gets the name of the parameter file instead: it shows every stage's values.
+SHARED = dict.fromkeys(("pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"), ("seeds", "training"))
 
 
 class NotebookError(RuntimeError):
@@ -102,9 +93,7 @@ def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = R
     if absent := sorted(values.keys() - known.keys()):
         raise NotebookError(f"{source.name}: its parameters cell lacks {', '.join(absent)}; add it.")
     if extra := sorted(known.keys() - values.keys()):
-        raise NotebookError(
-            f"{source.name}: parameters cell: no field of params.yaml is named {', '.join(extra)}; remove or rename it."
-        )
+        raise NotebookError(f"{source.name}: no field of params.yaml is named {', '.join(extra)}; remove or rename it.")
     name = stage if row is None else f"{stage}-{row}"
     target = root / workspace / "reports" / "notebooks" / f"{name}.ipynb"
     execute(source, target, values, root)
@@ -146,23 +135,15 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning
+    # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
+    config = Config({"KernelManager": {"transport_encryption": "auto"}})
+    kernel = {"kernel_name": "python3", "language": "python", "config": config}
+    shown = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr}
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "executed.ipynb"
         failure = None
         try:
-            papermill.execute_notebook(
-                source,
-                draft,
-                dict(values),
-                kernel_name="python3",
-                language="python",
-                cwd=source.parent,
-                progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-                # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-            )
+            papermill.execute_notebook(source, draft, dict(values), cwd=source.parent, **kernel, **shown)
         except papermill.PapermillExecutionError as error:
             message = next(iter(error.evalue.strip().splitlines()), "(no message)")
             failure = f"code cell [{error.exec_count}]: {error.ename}: {message}"
@@ -173,22 +154,17 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
         if kept:
             write_text(target, nbformat.writes(scrub(nbformat.read(draft, as_version=4))) + "\n")
     if failure is not None:
-        raise NotebookError(
-            f"{source.relative_to(root)} failed in {failure}\n"
-            + (f"The executed copy is {os.path.relpath(target, root)}." if kept else "No copy was written.")
-        )
+        copy = f"The executed copy is {os.path.relpath(target, root)}." if kept else "No copy was written."
+        raise NotebookError(f"{source.relative_to(root)} failed in {failure}\n{copy}")
 
 
 def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out what differs from run to run: times, random ids, versions, how a stream was cut in pieces."""
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
-        }
-    )
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    language = {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
     for index, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})

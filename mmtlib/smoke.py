@@ -13,6 +13,7 @@ from mmtlib.data.features import extract_features
 from mmtlib.params import Params, Run, load
 from mmtlib.training import train_runs
 
+# Stage -> the stages whose files it reads, in their order.
 NEEDS = {
     "download": (),
     "features": ("download",),
@@ -23,7 +24,6 @@ NEEDS = {
     "report": ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"),
     "efficiency": (),
 }
-"""Stage -> the stages whose files it reads, in their order."""
 
 
 class MissingStage(RuntimeError):  # noqa: N818 (it says what is missing)
