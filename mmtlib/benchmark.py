@@ -40,7 +40,6 @@ CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Floating-point operations for each multiply-accumulate of the forward pass; the backward pass does two more.
 OPERATIONS = {"train": 6, "inference": 2}
-MODES = tuple(OPERATIONS)
 Pairs = Collection[tuple[str, Pair]]  # our model's name, and what it is measured against
 TORCHVISION = [16, 224, 224]  # the only input of torchvision's mvit_v2_s, the peer called torchvision
 
@@ -192,7 +191,7 @@ def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
 
 
 def pairs_table(
-    pairs: Pairs, precisions: Sequence[str], modes: Sequence[str] = MODES, measure: Callable = in_fresh_process
+    pairs: Pairs, precisions: Sequence[str], modes: Collection[str] = OPERATIONS, measure: Callable = in_fresh_process
 ) -> pd.DataFrame:
     """Measure each pair: a row for each of them and precision, as efficiency.csv has it."""
     rows = []

@@ -50,12 +50,11 @@ def efficiency_length(table: pd.DataFrame) -> Figure:
         "peak_memory_gib": "peak memory of\nthe step (GiB)",
         "train_step_ratio": "training step:\npeer's seconds / ours",
     }
-    ours, peer = COLOURS["audio"], _lighter(COLOURS["audio"])
     with rc_context(_STYLE):
         figure, axes = _figure(len(panels), 3.6)
         for ax, (column, title) in zip(axes, panels.items(), strict=True):
             lines = table.reindex(columns=[column, f"peer_{column}"])  # a ratio has no second line
-            for name, colour in zip(lines, (ours, peer), strict=True):
+            for name, colour in zip(lines, (COLOURS["audio"], _lighter(COLOURS["audio"])), strict=True):
                 ax.plot(table["seconds"], lines[name], "o-", color=colour)
             ax.set(title=title, xlabel="seconds of sound", ylim=(0, None))
         axes[2].axhline(1, color="#222222", linewidth=1, linestyle=":")
