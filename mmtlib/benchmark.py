@@ -318,7 +318,7 @@ def write_efficiency(workspace: Path, *tables: pd.DataFrame) -> dict[str, Path]:
         write_text(written[f"{name}.csv"], table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
         written[f"{name}.png"] = reports / "figures" / f"{name}.png"
         write_bytes(written[f"{name}.png"], png(getattr(efficiency_figures, name)(table)))
-        parts += [f"## {title}", _markdown(table.set_index("model").T.reset_index(names="model"))]
+        parts += [f"## {title}", _markdown(table.set_index("model").astype(object).T.reset_index(names="model"))]
         parts += [f"![{title}](figures/{name}.png)", f"Table: [{name}.csv](tables/{name}.csv)."]
     write_text(written["efficiency.md"], "\n\n".join(parts) + "\n")
     return written
