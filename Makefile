@@ -53,7 +53,7 @@ reproduce: $(STAMP) ## run the pipeline (dvc repro); PROFILE=smoke takes params/
 	@$(NO_SCM)
 	dvc repro
 
-bench: $(STAMP) ## measure speed and memory beside the peers, in about a quarter of an hour
+bench: $(STAMP) ## measure speed and memory beside the peers
 	@$(NO_SCM)
 	dvc repro bench/dvc.yaml
 

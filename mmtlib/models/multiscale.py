@@ -28,7 +28,7 @@ Grid = tuple[int, ...]  # tokens along each axis, time first
 CONV = {2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-SLICE = 2**24  # bytes of the largest intermediate result of a slice: the fastest of 2**20 to 2**26 on two CPUs
+SLICE = 2**24  # bytes of the largest intermediate result of a slice: 2**20 was slower, and so was no slicing
 
 
 class Stage(NamedTuple):
@@ -73,7 +73,8 @@ def depthwise_conv(
     """Depth-wise convolution over 2 or 3 axes.
 
     On a CPU, one over 3 axes is the sum of one over 2 axes for each step of its kernel in time, since only over 2
-    axes the gradients have a fast kernel there (15 times faster); and a strided one leaves bf16, for the same reason.
+    axes the gradients have a fast kernel there (6 to 9 times faster, measured); and a strided one leaves bf16, for
+    the same reason.
     """
     channels = x.shape[1]
     if x.device.type != "cpu":
@@ -202,7 +203,7 @@ class MultiscaleAttention(nn.Module):
         Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C) and those of the
         prefix, keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
         """
-        # Products with an odd number of columns run at half speed on a CPU: spare keys make it a multiple of 4.
+        # Products with an odd number of columns run slower on a CPU: spare keys make it a multiple of 4.
         spare = -(self.num_prefix + k.shape[1]) % 4 if in_slices(q) else 0
         blank = k.new_zeros(k.shape[0], spare, *k.shape[2:])
         k, v = torch.cat((k_prefix, k, blank), dim=1), torch.cat((v_prefix, v, blank), dim=1)
