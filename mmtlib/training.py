@@ -26,6 +26,7 @@ from mmtlib.files import digest, write_bytes
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, AVOutput, build_model
 from mmtlib.models.mmt import MMT
+from mmtlib.models.mvit import fit_tables
 from mmtlib.models.weights import load_weights, save_model
 from mmtlib.params import Objective, Recipe, Run
 
@@ -341,10 +342,14 @@ def modality_of(model: str) -> str:
 
 
 def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Start an encoder of MMT from a trained MAT or MViTv2: all of its `encoder.` weights, head left out."""
+    """Start an encoder of MMT from a trained MAT or MViTv2: all of its `encoder.` weights, head left out.
+
+    One that was trained at another input size has its position tables interpolated. Raises ValueError for one of
+    another shape.
+    """
     own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     try:
-        encoder.load_state_dict(own)
+        encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
     except RuntimeError as error:
         raise ValueError(
             "the pretrained encoder does not fit this model; give pretrain_mat, pretrain_mvit and this run the "
