@@ -45,12 +45,36 @@ class ClipsPerClass(Section):
 
 
 class Download(Section):
-    """Stage `download`: write the clips and their manifest."""
+    """Stage `download`: the clips and their manifest, generated or from files that are there already."""
 
-    source: Slug = Field(description="name of the data set")
-    seed: Seed = Field(description="seed of the generated set; the same seed gives the same clips")
-    clips_per_class: ClipsPerClass
+    source: Literal["freedoom-sounds", "vggsound", "kinetics-sounds", "epic-kitchens-100", "folder"] = Field(
+        description="name of the data set"
+    )
+    seed: Seed | None = Field(default=None, description="of the generated set; the same seed gives the same clips")
+    clips_per_class: ClipsPerClass | None = Field(default=None, description="of the generated set")
+    annotations: str | None = Field(default=None, description="a real set's official CSV file, or their folder")
+    media: str | None = Field(default=None, description="folder of a real set's files; relative: to the repository")
+    class_list: Literal["kinetics-sounds-31", "kinetics-sounds-32"] | None = Field(
+        default=None, description="which Kinetics-Sounds"
+    )
+    val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
     workers: int = Field(ge=0, description="processes; 0 = one for each core")
+
+    @model_validator(mode="after")
+    def _settings_of_the_source(self) -> "Download":
+        needed = {
+            "freedoom-sounds": ["seed", "clips_per_class"],
+            "kinetics-sounds": ["annotations", "media", "class_list"],
+            "folder": ["media"],
+        }.get(self.source, ["annotations", "media"])
+        may = needed if self.source == "freedoom-sounds" else [*needed, "annotations", "val_share"]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing, which {self.source} needs; add it")
+        for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share"):
+            if name not in may and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} means nothing to {self.source}; remove it")
+        return self
 
 
 class Features(Section):
@@ -63,6 +87,9 @@ class Features(Section):
     frames: int = Field(ge=1, le=256, description="RGB frames for each clip, evenly spaced")
     size: int = Field(ge=16, le=512, description="pixels, height and width of a frame")
     seconds: float = Field(gt=0, le=60, description="s of a clip that are used")
+    clips: int = Field(default=1, ge=1, le=100, description="windows of a test clip, evenly spaced")
+    crops: Literal[1, 3] = Field(default=1, description="crops of each window of a test clip")
+    cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
     workers: int = Field(ge=0, description="processes; 0 = one for each core")
 
     @model_validator(mode="after")
@@ -85,6 +112,8 @@ class Recipe(Section):
     """Section `training`: what every run shares, ours and the baselines alike."""
 
     batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
+    nproc: int = Field(default=1, ge=1, le=64, description="processes on this machine; torchrun overrides it")
+    accumulate: int = Field(default=1, ge=1, description="parts of a batch, one after the other")
     weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
     warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
     label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")

@@ -1,6 +1,7 @@
 """Run a stage: check params.yaml, execute the stage's notebook with papermill, keep a clean executed copy.
 
 - `python -m mmtlib.run STAGE [--row NAME] [--workspace .]`: what dvc.yaml calls
+- `python -m mmtlib.run features --shard I/N`, then `--merge`: that stage by hand, split over machines that share data/
 - `python -m mmtlib.run sources`: writes the code cells alone, which dvc.yaml's stages depend on
 - `python -m mmtlib.run notebooks [--only STAGE]`: re-executes notebooks/ in place, at their defaults
 """
@@ -10,6 +11,7 @@ import ast
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -121,6 +123,24 @@ def sources(root: Path = ROOT) -> None:
         write_text(folder / f"{stage}.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
+def split_features(shard: str | None, workspace: str = ".", root: Path = ROOT) -> None:
+    """Extract one part ("I/N", counted from 0) of the features, or join all parts (None); `dvc commit features` then.
+
+    Raises ParamsError, and NotebookError where the work fails.
+    """
+    from mmtlib.data.features import extract_features, merge_features
+
+    values, data = load(root=root).features.model_dump(), root / workspace / "data"
+    try:
+        if shard is None:
+            merge_features(data.glob("features.part-*"), data / "features", workers=values["workers"])
+        else:
+            number, count = map(int, shard.split("/"))
+            extract_features(data / "clips/manifest.csv", data / "features", **values, shard=(number, count))
+    except ValueError as error:  # FeatureError, ManifestError
+        raise NotebookError(str(error)) from error
+
+
 def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = ROOT) -> None:
     """Execute a notebook in its own folder, its standard output shown live, and write the scrubbed result.
 
@@ -137,7 +157,9 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning
     # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
     config = Config({"KernelManager": {"transport_encryption": "auto"}})
-    kernel = {"kernel_name": "python3", "language": "python", "config": config}
+    # The kernel would otherwise log an error when it is shut down before it is quite done with the last request.
+    quiet = ["--log-level=CRITICAL"]
+    kernel = {"kernel_name": "python3", "language": "python", "config": config, "extra_arguments": quiet}
     shown = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr}
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "executed.ipynb"
@@ -210,13 +232,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--row", help="row of the table ablations in params.yaml")
     parser.add_argument("--workspace", default=".", help="folder of data/, models/, reports/ (the root)")
     parser.add_argument("--only", choices=STAGES, help="with notebooks: this one alone")
+    parser.add_argument("--shard", metavar="I/N", help="with features: this part of the clips alone, 0/4 to 3/4")
+    parser.add_argument("--merge", action="store_true", help="with features: join the parts")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the kernel is shut down, none is left behind
+    if (given.shard or given.merge) and given.stage != "features":
+        parser.error("--shard and --merge go with the stage features")
+    if given.shard and not re.fullmatch(r"\d{1,6}/\d{1,6}", given.shard):
+        parser.error(f"--shard {given.shard}: write I/N, as in 0/4")
+    # Either ends the stage and its kernel; SIGINT too, which a background job of a shell is started to ignore.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         if given.stage == "sources":
             sources()
         elif given.stage == "notebooks":
             refresh(given.only)
+        elif given.shard or given.merge:
+            split_features(given.shard, given.workspace)
         else:
             run(given.stage, given.row, given.workspace)
     except (ParamsError, NotebookError) as error:

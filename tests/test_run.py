@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import pytest
@@ -122,8 +123,20 @@ def command(checkout, *arguments, **options):
     return subprocess.Popen([sys.executable, "-m", "mmtlib.run", *arguments], cwd=checkout, **pipes, **options)
 
 
+# The kernel's part of papermill's last request, drawn out: the kernel is interrupted, to end it, while it is at it.
+SLOW = """
+import time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]
+async def slowly(*request):
+    await answer(*request)
+    time.sleep(1)
+handlers["kernel_info_request"] = slowly
+"""
+
+
 def test_a_failing_notebook_gives_two_lines_status_1_and_a_copy(checkout):
-    toy(checkout, "download", "print('so far')", "raise ValueError('bad clip\\nsecond line')")
+    toy(checkout, "download", SLOW + "print('so far')", "raise ValueError('bad clip\\nsecond line')")
     process = command(checkout, "download")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "so far\n")
@@ -149,12 +162,17 @@ def test_a_bad_parameter_gives_one_line_and_status_1(checkout):
 def test_an_interrupted_stage_leaves_no_kernel_and_runs_its_own_checkout(checkout, number):
     show = "import os, time, mmtlib\nprint(os.getpid(), mmtlib.__file__, flush=True)\ntime.sleep(60)"
     toy(checkout, "download", show)
-    process = command(checkout, "download", start_new_session=True)
+    # A shell starts its background jobs with SIGINT ignored, the tests perhaps among them.
+    ignoring = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    process = command(checkout, "download", start_new_session=True, preexec_fn=ignoring)
     kernel, file = process.stdout.readline().split()
     assert file == str(checkout / "mmtlib" / "__init__.py")
     os.killpg(process.pid, number)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # not even a failed test leaves it, or its kernel, which watches it, behind
+    assert (process.returncode, err) == (130, "download: interrupted\n")
     with pytest.raises(ProcessLookupError):
         os.kill(int(kernel), 0)
 

@@ -1,11 +1,20 @@
-"""Batches from a feature folder, and an order of clips that a resumed run repeats exactly."""
+"""Batches from a feature folder, and an order of clips that a resumed run repeats exactly.
+
+A batch comes from the arrays on disk, or, where the folder has none (features.cache: false), is decoded by worker
+processes; the numbers are the same.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode, decoders, share_of_cores
+from mmtlib.data.manifest import media_root
+
 MODALITIES = ("audio", "video", "av")
+_AHEAD = 2  # batches that are read or decoded while the caller computes
 
 
 class DatasetError(ValueError):
@@ -36,27 +49,37 @@ class Batch(NamedTuple):
 
 
 class FeatureDataset:
-    """One split of a feature folder, memory-mapped: a batch reads its own rows and no more.
+    """One split of a feature folder, an item a row of index.csv: a batch reads, or decodes, its own and no more.
 
-    Attributes: index (the split's rows of index.csv), clip_ids, classes, labels (int64), has_audio, has_video
-    (bool), stats (features.json as read: settings, normalisation, coverage) and fingerprint.
-    Raises DatasetError if the folder is missing, incomplete or has no clip of the split.
+    Attributes: index (the split's rows of index.csv), clip_ids, heads (name -> classes; an ordinary set has the one
+    head "label"), num_logits (classes of all heads), classes (what labels count: with several heads their
+    combinations, the last head fastest), labels (int64), has_audio, has_video (bool), stats (features.json as read:
+    settings, normalisation, coverage) and fingerprint. Raises DatasetError if the folder is missing, incomplete or
+    has no clip of the split.
     """
 
     def __init__(self, root: str | os.PathLike, split: str):
         self.root, self.split = Path(root), split
         try:
             self.stats = json.loads((self.root / "features.json").read_text(encoding="utf-8"))
-            # Text stays text: a clip may be called 007 and a class NA.
-            text = dict.fromkeys(("clip_id", "path", "label", "split"), str)
-            index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
-            self._log_mel = np.load(self.root / "log_mel.npy", mmap_mode="r")
-            self._frames = np.load(self.root / "frames.npy", mmap_mode="r")
-            for name, array in (("log_mel", self._log_mel), ("frames", self._frames)):
-                if list(array.shape) != self.stats[name]["shape"] or len(array) != len(index):
-                    raise ValueError(f"{name}.npy has the shape {array.shape}, not the one in features.json")
-            self.classes: list[str] = self.stats["classes"]
+            self.heads: dict[str, list[str]] = self.stats.get("heads") or {"label": self.stats["classes"]}
+            self.num_logits = sum(len(names) for names in self.heads.values())
+            self.classes = [" ".join(names) for names in itertools.product(*self.heads.values())]
             self.fingerprint: str = self.stats["fingerprint"]
+            # Text stays text: a clip may be called 007 and a class NA.
+            text = dict.fromkeys(("clip_id", "path", "label", "split", *self.heads), str)
+            index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
+            self._decoders: ProcessPoolExecutor | None = None
+            if "manifest" in self.stats:
+                self._settings = Settings(**self.stats["settings"])
+                self._media = media_root(self.root / self.stats["manifest"])
+                self._decoders = _shared_decoders()
+            else:
+                self._log_mel = np.load(self.root / "log_mel.npy", mmap_mode="r")
+                self._frames = np.load(self.root / "frames.npy", mmap_mode="r")
+                for name, array in (("log_mel", self._log_mel), ("frames", self._frames)):
+                    if list(array.shape) != self.stats[name]["shape"] or len(array) != len(index):
+                        raise ValueError(f"{name}.npy has the shape {array.shape}, not the one in features.json")
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -69,8 +92,9 @@ class FeatureDataset:
             raise DatasetError(f"{self.root} has no clip of split {split!r}; use one of {known}.")
         self.index = index.iloc[self._rows].reset_index(drop=True)
         self.clip_ids: list[str] = self.index["clip_id"].tolist()
-        number = {name: position for position, name in enumerate(self.classes)}
-        self.labels = torch.tensor([number[label] for label in self.index["label"]])
+        numbers = [pd.Index(names).get_indexer(self.index[head]) for head, names in self.heads.items()]
+        sizes = [len(names) for names in self.heads.values()]
+        self.labels = torch.from_numpy(np.ravel_multi_index(numbers, sizes))
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
 
@@ -81,19 +105,50 @@ class FeatureDataset:
         """The clips at these positions of the split, in this order; only what `modality` needs is read.
 
         `modality` is "audio", "video" or "av". The stored 8- and 16-bit values go to `device` and become
-        float32 there. Raises DatasetError for another modality.
+        float32 there. Raises DatasetError for another modality, and for a clip that no longer decodes.
         """
+        picked = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        return self._normalised(picked, *self._stored(picked, modality), device)
+
+    def stream(
+        self, orders: Iterable[Tensor], modality: str = "av", device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """`batch` of each tensor of positions in turn; the next two are read or decoded meanwhile."""
+        with ThreadPoolExecutor(_AHEAD) as readers:
+            ahead = deque()
+            try:
+                for picked in orders:
+                    ahead.append((picked, readers.submit(self._stored, picked, modality)))
+                    if len(ahead) > _AHEAD:
+                        picked, stored = ahead.popleft()
+                        yield self._normalised(picked, *stored.result(), device)
+                for picked, stored in ahead:
+                    yield self._normalised(picked, *stored.result(), device)
+            finally:
+                readers.shutdown(cancel_futures=True)  # the caller may stop early
+
+    def _stored(self, picked: Tensor, modality: str) -> tuple[Tensor | None, Tensor | None]:
+        """Log-mel and frames of some positions as the arrays hold them, or would hold them."""
         if modality not in MODALITIES:
             raise DatasetError(f"modality is {modality!r}; use one of {', '.join(MODALITIES)}.")
-        picked = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if self._decoders:
+            return self._decode(picked, modality)
+        return (
+            None if modality == "video" else self._read(self._log_mel, picked),
+            None if modality == "audio" else self._read(self._frames, picked),
+        )
+
+    def _normalised(
+        self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: torch.device | str
+    ) -> Batch:
         has_audio, has_video = self.has_audio[picked].to(device), self.has_video[picked].to(device)
         audio = video = None
-        if modality != "video":
-            audio = self._read(self._log_mel, picked).to(device)[:, None].float()
+        if log_mel is not None:
+            audio = log_mel.to(device)[:, None].float()
             audio.sub_(self.stats["log_mel"]["mean"]).div_(self.stats["log_mel"]["std"])
             audio[~has_audio] = 0.0
-        if modality != "audio":
-            stored = self._read(self._frames, picked).to(device).permute(0, 4, 1, 2, 3)
+        if frames is not None:
+            stored = frames.to(device).permute(0, 4, 1, 2, 3)
             video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
             mean, std = (
                 255 * torch.tensor(self.stats["frames"][name], device=device).view(3, 1, 1, 1)
@@ -110,6 +165,43 @@ class FeatureDataset:
         out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
         out[order] = array[rows[order]]
         return torch.from_numpy(out)
+
+    def _decode(self, picked: Tensor, modality: str) -> tuple[Tensor | None, Tensor | None]:
+        """What `_read` would give, each clip decoded once."""
+        rows = self.index.iloc[picked.numpy()]
+        tasks = dict(zip(rows["clip_id"], clip_tasks(rows, self._media), strict=True))
+        try:
+            found = self._decoders.map(functools.partial(decode, self._settings, modality=modality), tasks.values())
+            made = dict(zip(tasks, found, strict=True))
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A decoding process died, of too little memory or of a file that crashes the decoder; "
+                "set features.cache to true to find the file."
+            ) from error
+        stored = []
+        for position, other in enumerate(("video", "audio")):
+            if modality == other:
+                stored.append(None)
+                continue
+            name, flag = (("log_mel", "has_audio"), ("frames", "has_video"))[position]
+            arrays = []
+            for row in rows.itertuples():
+                clip = made[row.clip_id]
+                array = clip.views[getattr(row, "view", 0)][position] if clip.views else None
+                if array is None and (getattr(row, flag) or not clip.views):
+                    raise DatasetError(
+                        f"{tasks[row.clip_id].path} was fine when the features were made and is not any more "
+                        f"({clip.reason or name + ' is gone'}); run the stage again: dvc repro --force features."
+                    )
+                arrays.append(np.zeros(self.stats[name]["shape"][1:], DTYPES[name]) if array is None else array)
+            stored.append(torch.from_numpy(np.stack(arrays)))
+        return tuple(stored)
+
+
+@functools.cache
+def _shared_decoders() -> ProcessPoolExecutor:
+    """One pool for all splits; its processes start with the first batch."""
+    return decoders(share_of_cores())
 
 
 def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:

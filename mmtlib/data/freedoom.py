@@ -87,7 +87,7 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
     description = {
         "name": NAME,
         "classes": list(CLASSES),
-        "class_list": "mmtlib.data.freedoom.CLASSES",
+        "class_list": NAME,
         "ceilings": ceilings(manifest),
         "generation": {
             "seed": seed,

@@ -1,62 +1,115 @@
 """Read and write manifests: the CSV table that says which clips a data set has.
 
-Columns: clip_id (unique), path (relative to the manifest's folder), start and end (seconds, may be empty: the
-whole file), label, split (train, val or test); further columns are kept as they are. Whether the files exist
-is not checked here: the features stage counts those that are missing.
+Columns: clip_id (unique), path (relative to the media root), start and end (seconds, may be empty: the whole
+file), label, split (train, val or test); further columns are kept as they are. The media root is the folder
+that dataset.json beside the manifest names as `media`, else the manifest's own. Whether the files exist is not
+checked here: the features stage counts those that are missing.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
-from mmtlib import files
+from mmtlib import files, paths
 
 COLUMNS = ("clip_id", "path", "start", "end", "label", "split")
 SPLITS = ("train", "val", "test")
+_LARGEST = 512 * 2**20  # bytes; the largest public annotation file has some 100 MB
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the text is one sentence that names file, field and remedy."""
+    """A manifest or annotation file that cannot be used; one sentence that names file, field and remedy."""
+
+
+def media_root(path: str | os.PathLike) -> Path:
+    """The folder that a manifest's paths start from, absolute, links followed.
+
+    `media` of dataset.json beside the manifest (relative: to the repository root), else the manifest's folder.
+    Raises ManifestError for a dataset.json that is no JSON object or whose media is no text.
+    """
+    path = Path(path)
+    described = path.with_name("dataset.json")
+    if not described.exists():
+        return path.parent.resolve()
+    try:
+        media = json.loads(described.read_text(encoding="utf-8")).get("media")
+        return path.parent.resolve() if media is None else paths.workspace(media)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ManifestError(f"{described} is damaged ({error}); run the download stage again.") from error
 
 
 def read_manifest(path: str | os.PathLike) -> pd.DataFrame:
     """Read a manifest; its own columns come first, further ones after them in the file's order.
 
-    `path` stays relative to the manifest's folder and is known to stay below it; start and end are float
-    seconds, NaN where empty. Further columns become numbers or booleans where every filled value is one.
-    Raises ManifestError for a file that is missing, not UTF-8 CSV or empty, and for any row that breaks a
-    rule.
+    `path` stays relative to the media root and is known to stay below it; start and end are float seconds, NaN
+    where empty. Further columns become numbers or booleans where every filled value is one. Raises
+    ManifestError for a file that is missing, not UTF-8 CSV or empty, and for any row that breaks a rule.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(f"{path} does not exist; run the download stage or write a manifest there.") from None
-    except IsADirectoryError:
-        raise ManifestError(f"{path} is a folder; pass the path of the manifest file in it.") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ManifestError(f"{path}, line {line}: not UTF-8 text; save the manifest as UTF-8.") from error
-    return _parse(path, text)
+    if not path.exists():
+        raise ManifestError(f"{path} does not exist; run the download stage or write a manifest there.")
+    return _check(path, read_table(path, COLUMNS))
 
 
 def write_manifest(manifest: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write a manifest in one atomic step; raises ManifestError, writing nothing, where reading it would."""
     path = Path(path)
-    text = manifest.to_csv(index=False, lineterminator="\n")
-    _parse(path, text)
-    files.write_text(path, text)
+    data = manifest.to_csv(index=False, lineterminator="\n").encode()
+    _check(path, _parse(path, data, COLUMNS))
+    files.write_bytes(path, data)
 
 
-def _parse(path: Path, text: str) -> pd.DataFrame:
+def read_table(path: Path, columns: tuple[str, ...], *, header: bool = True) -> pd.DataFrame:
+    """Read any CSV that was written by others: a table of text, indexed by the line each row ends in.
+
+    The header must name `columns` and may name more; without a header the columns are exactly those. A byte
+    order mark and any line ending are accepted. Raises ManifestError for a file that is missing, larger than
+    512 MiB, not UTF-8 or no CSV, that holds a NUL or no row, and for a row with another number of fields.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ManifestError(f"{path} is larger than {_LARGEST >> 20} MiB; give the CSV file of the clips.")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist; put the file there or correct the path.") from None
+    except IsADirectoryError:
+        raise ManifestError(f"{path} is a folder; pass the path of the CSV file in it.") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}); correct the path or its rights.") from error
+    return _parse(path, data, columns, header)
+
+
+def require(path: Path, table: pd.DataFrame, good: pd.Series, column: str, wanted: str) -> None:
+    """Raise a ManifestError that shows the first row of a table read from `path` that is not `good`."""
+    if not good.all():
+        line = good.idxmin()
+        raise ManifestError(f"{path}, line {line}: {column} is {shown(table.at[line, column])}; {wanted}.")
+
+
+def shown(text: str) -> str:
+    """A text from a file as a message may show it: quoted, on one line, cut where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def climbs(names: pd.Series) -> pd.Series:
+    """Whether each path is empty, absolute or has a part `..`, by its text alone."""
+    return names.str.strip().eq("") | names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)")
+
+
+def _parse(path: Path, data: bytes, columns: tuple[str, ...], header: bool = True) -> pd.DataFrame:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ManifestError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ManifestError(f"{path}, line {line}: a NUL character; the file is damaged or not a CSV, write it again.")
@@ -65,73 +118,86 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
         lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise ManifestError(f"{path}, line {reader.line_num}: not a CSV ({error}); correct the quoting.") from error
+    names = list(columns)
+    if header:
+        if not lines:
+            raise ManifestError(f"{path} is empty; it needs a header line ({','.join(columns)}) and one line a clip.")
+        names = lines.pop(0)[1]
+        if missing := [name for name in columns if name not in names]:
+            raise ManifestError(f"{path}: no column {', '.join(missing)}; the header must name {','.join(columns)}.")
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise ManifestError(f"{path}: column {shown(', '.join(double))} occurs twice; rename or drop one.")
     if not lines:
-        raise ManifestError(f"{path} is empty; it needs a header line ({','.join(COLUMNS)}) and one line a clip.")
-    header, rows = lines[0][1], lines[1:]
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise ManifestError(f"{path}: no column {', '.join(missing)}; the header must name {','.join(COLUMNS)}.")
-    double = sorted({name for name in header if header.count(name) > 1})
-    if double:
-        raise ManifestError(f"{path}: column {', '.join(double)} occurs twice; rename or drop one.")
-    if not rows:
-        raise ManifestError(f"{path} lists no clips; add one line a clip below the header.")
-
-    root = path.parent.resolve()
-    for line, row in rows:
-        if problem := _problem(header, row, root):
-            raise ManifestError(f"{path}, line {line}: {problem}")
-    table = pd.DataFrame([row for _, row in rows], columns=header, dtype=str)
-    first_line: dict[str, int] = {}
-    for (line, _), clip_id in zip(rows, table.clip_id, strict=True):
-        if clip_id in first_line:
-            earlier = first_line[clip_id]
+        raise ManifestError(f"{path} lists no clips; add one line a clip.")
+    for line, row in lines:
+        if len(row) != len(names):
             raise ManifestError(
-                f"{path}, line {line}: clip_id {clip_id!r} already stands in line {earlier}; make it unique."
+                f"{path}, line {line}: {len(row)} fields where there must be {len(names)}; "
+                "correct the line, quoting fields with a comma."
             )
-        first_line[clip_id] = line
-    for name in ("start", "end"):
-        table[name] = table[name].map(_seconds).astype(float)
-    extras = [name for name in header if name not in COLUMNS]
-    for name in extras:
-        table[name] = _typed(table[name])
-    return table[[*COLUMNS, *extras]]
+    return pd.DataFrame([row for _, row in lines], index=[line for line, _ in lines], columns=names, dtype=str)
 
 
-def _problem(header: list[str], row: list[str], root: Path) -> str:
-    """What is wrong with one line by itself, and the remedy; empty where nothing is."""
-    if len(row) != len(header):
-        return f"{len(row)} fields where the header has {len(header)}; correct the line, quoting fields with a comma."
-    fields = dict(zip(header, row, strict=True))
-    if not fields["clip_id"].strip():
-        return "clip_id is empty; give every clip a unique one."
-    if not _stays_below(root, fields["path"]):
-        return (
-            f"path {fields['path']!r} does not stay below the manifest's folder; "
-            "give a relative path to a file in it, without '..' or links that lead out."
+def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The typed manifest of a table of text."""
+    require(path, table, table.clip_id.str.strip() != "", "clip_id", "give every clip a unique one")
+    root = media_root(path)
+    require(
+        path,
+        table,
+        stays_below(root, table.path),
+        "path",
+        f"it does not stay below {root}, so give a relative path to a file in it, without '..' or links that lead out",
+    )
+    require(path, table, table.label.str.strip() != "", "label", "name the clip's class or drop the line")
+    require(path, table, table.split.isin(SPLITS), "split", f"use one of {', '.join(SPLITS)}")
+    times = {name: table[name].map(seconds).astype(float) for name in ("start", "end")}
+    for name, column in times.items():
+        require(path, table, ~(column < 0), name, "give seconds >= 0 or leave it empty")
+    late = ~(times["end"] <= times["start"].fillna(0.0))
+    require(path, table, late, "end", "that is not after the line's start, so correct the two times")
+    if table.clip_id.duplicated().any():
+        line = table.clip_id.duplicated().idxmax()
+        earlier = (table.clip_id == table.clip_id[line]).idxmax()
+        raise ManifestError(
+            f"{path}, line {line}: clip_id {shown(table.clip_id[line])} already stands in line {earlier}; "
+            "make it unique."
         )
-    if not fields["label"].strip():
-        return "label is empty; name the clip's class or drop the line."
-    if fields["split"] not in SPLITS:
-        return f"split is {fields['split']!r}; use one of {', '.join(SPLITS)}."
-    for name in ("start", "end"):
-        if _seconds(fields[name]) < 0:
-            return f"{name} is {fields[name]!r}; give seconds >= 0 or leave it empty."
-    start, end = _seconds(fields["start"]), _seconds(fields["end"])
-    if end <= (0.0 if math.isnan(start) else start):
-        return f"end {end:g} is not after start {start:g}; correct the two times."
-    return ""
+    extras = [name for name in table if name not in COLUMNS]
+    table = table.assign(**times, **{name: _typed(table[name]) for name in extras})
+    return table[[*COLUMNS, *extras]].reset_index(drop=True)
 
 
-def _stays_below(root: Path, name: str) -> bool:
-    """Whether a path leads to a place below `root`, links followed, and is not just a way to say so."""
-    given = PurePosixPath(name)
-    if not name.strip() or given.is_absolute() or ".." in given.parts:
-        return False
-    return (root / given).resolve().is_relative_to(root)
+def stays_below(root: Path, names: pd.Series) -> pd.Series:
+    """Whether paths lead to places below `root` (absolute), links followed.
+
+    Each folder is listed once and only what is a link is followed: 200,000 files take a second.
+    """
+    inside = ~climbs(names)
+    folders: dict[str, set[str] | None] = {}  # folder -> names of the links in it; None: it lies outside itself
+    safe = []
+    for name in names.where(inside, ""):
+        folder, _, file = name.rstrip("/").rpartition("/")
+        if folder not in folders:
+            folders[folder] = _links(root / folder) if _within(root, root / folder) else None
+        links = folders[folder]
+        safe.append(links is not None and (file not in links or _within(root, root / name)))
+    return inside & pd.Series(safe, names.index)
 
 
-def _seconds(text: str) -> float:
+def _within(root: Path, path: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
+def _links(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:  # no such folder: its clips are missing
+        return set()
+
+
+def seconds(text: str) -> float:
     """A time; NaN where the text is empty, -1 where it is no finite number."""
     try:
         value = float(text) if text.strip() else math.nan

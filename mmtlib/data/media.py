@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left, bisect_right
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 # A declared stream length and the decoded one differ by a frame or a codec's padding in sound files; by more
 # than this many seconds only where the file is cut off.
-_CUT_OFF_S = 0.25
+CUT_OFF_S = 0.25
 # A lossy sound decoder needs a few packets before its output is exact, so a seek lands this much early.
 _PREROLL_S = 0.1
 
@@ -113,15 +114,39 @@ def read_clip(
     MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for a
     window that is empty or lies outside the file.
     """
+    view = {"num_frames": num_frames, "size": size, "sample_rate": sample_rate, "seconds": seconds}
+    return read_views(path, start, end, **view)[0]
+
+
+def read_views(
+    path: str | os.PathLike,
+    start: float | int | None = None,
+    end: float | int | None = None,
+    *,
+    num_frames: int,
+    size: int,
+    sample_rate: int,
+    seconds: float | int | None,
+    clips: int = 1,
+    crops: int = 1,
+    modality: str = "av",
+) -> list[Clip]:
+    """Read `clips` x `crops` views of a window as `read_clip` reads its one, decoding the file once.
+
+    The windows of `seconds` are spaced evenly from the window's beginning to its end (one: the central one); each
+    has `crops` views one after the other: 1 is the centre, 3 are left, centre and right, or top, centre and bottom,
+    as in SlowFast and MViT. Of `modality` "audio" or "video" the other stream is not decoded, and None.
+    """
     path = Path(path)
     try:
-        with _open(path) as container:
-            return _read(path, container, start, end, num_frames, size, sample_rate, seconds)
+        with open_media(path) as container:
+            return _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality)
     except av.error.FFmpegError as error:
         raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
 
 
-def _open(path: Path):
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a file to read it; raises MediaError for one that is missing, empty, cut off or no media file."""
     if not path.is_file():
         raise MediaError(f"{path} does not exist; fetch it or drop its row from the manifest.")
     if path.stat().st_size == 0:
@@ -135,7 +160,7 @@ def _open(path: Path):
         raise MediaError(f"{path} {what}; fetch it again or drop its row.") from error
 
 
-def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -> Clip:
+def _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality) -> list[Clip]:
     cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is not video
     video = next((s for s in container.streams.video if not s.disposition & cover), None)
     audio = next(iter(container.streams.audio), None)
@@ -144,88 +169,142 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds) -
 
     # Times below are those of the file's clock, whose zero is `origin`, not always 0.
     origin = (container.start_time or 0) / av.time_base
-    ends = {stream: _declared_end(stream) for stream in (video, audio) if stream is not None}
+    ends = {stream: declared_end(stream) for stream in (video, audio) if stream is not None}
     whole = origin + (container.duration or 0) / av.time_base
     last = max((end for end in ends.values() if end < math.inf), default=whole)
-    low, high = _window(path, start, end, last - origin, seconds)
-    low, high = origin + low, origin + high
+    found = _windows(path, start, end, last - origin, seconds, clips)
+    windows = [(origin + low, origin + high) for low, high in found]
+    low, high = windows[0][0], windows[-1][1]
 
     # A stream that is over before the window begins has nothing to show in it.
     sinks: dict[av.stream.Stream, _FramePicker | _SoundCollector] = {}
-    if video is not None and ends[video] > low:
-        sinks[video] = _FramePicker(low, high, num_frames, size)
-    if audio is not None and ends[audio] > low:
-        # An encoder fills its last packet up; the declared end says where the sound stops.
-        sinks[audio] = _SoundCollector(low, min(high, ends[audio]), sample_rate)
+    if video is not None and ends[video] > low and modality != "audio":
+        sinks[video] = _FramePicker(windows, ends[video], num_frames, size, crops)
+    if audio is not None and ends[audio] > low and modality != "video":
+        sinks[audio] = _SoundCollector(windows, ends[audio], sample_rate)
     for stream in sinks:
+        if stream.codec_context is None:
+            raise MediaError(f"{path} has {stream.type} in a format that FFmpeg does not know; convert it.")
         stream.codec_context.thread_count = 1  # files are read side by side in processes, one core each
     if low - _PREROLL_S > origin:
         container.seek(int((low - _PREROLL_S) * av.time_base))
-    for packet in container.demux(list(sinks)):
+    held = []  # packets of the picture
+    waiting = set(sinks)
+    for packet in container.demux(list(sinks)) if sinks else ():  # of an empty list it would give all streams
         sink = sinks[packet.stream]
-        if not sink.done:
+        if packet.stream.type == "video":
+            held.append(packet)
+            if packet.dts is not None and packet.dts * packet.time_base > high:
+                waiting.discard(packet.stream)
+        elif not sink.done:
             for frame in packet.decode():
                 if frame.time is not None:
                     sink.add(frame)
-        if all(sink.done for sink in sinks.values()):
+            if sink.done:
+                waiting.discard(packet.stream)
+        if not waiting:
             break
+    if video in sinks:
+        _decode_shown(held, video, sinks[video])
 
     for stream, sink in sinks.items():
-        early = ends[stream] < math.inf and sink.reached < min(high, ends[stream]) - _CUT_OFF_S
+        early = ends[stream] < math.inf and sink.reached < min(high, ends[stream]) - CUT_OFF_S
         if not sink.done and (early or sink.reached == -math.inf):
             raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
-    return Clip(
-        waveform=sinks[audio].waveform() if audio in sinks else None,
-        frames=sinks[video].frames() if video in sinks else None,
-        duration=high - low,
-    )
+    # In mkv and webm only the file says how long it is, and one of its streams may well be shorter.
+    reached = max((math.inf if sink.done else sink.reached for sink in sinks.values()), default=math.inf)
+    if modality == "av" and min(ends.values()) == math.inf and reached < min(high, last) - CUT_OFF_S:
+        raise MediaError(f"{path} is cut off: its content ends early; fetch it again or drop its row.")
+    waveforms = sinks[audio].waveforms() if audio in sinks else [None] * clips
+    frames = sinks[video].frames() if video in sinks else [[None] * crops] * clips
+    return [
+        Clip(waveform, images, high - low)
+        for waveform, cropped, (low, high) in zip(waveforms, frames, windows, strict=True)
+        for images in cropped
+    ]
 
 
-def _declared_end(stream: av.stream.Stream) -> float:
+def _decode_shown(packets: list[av.Packet], stream: av.VideoStream, picker: _FramePicker) -> None:
+    """Give the picker the frames that it wants; of h264, those that no other frame needs are not decoded otherwise."""
+    packets = [packet for packet in packets if packet.size]
+    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+    times = [float(stamp * stream.time_base) for stamp in stamps]
+    near = [time + slack for time in picker.times for slack in (-1e-6, 1e-6)]  # against rounding
+    wanted = {stamps[max(bisect_right(times, time) - 1, 0)] for time in near if stamps} | set(stamps[-1:])
+    context = stream.codec_context
+    can_skip = context.name == "h264" and len(stamps) == len(packets)
+    for packet in [*packets, None]:
+        if can_skip and packet is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        for frame in context.decode(packet):
+            frame.time_base = stream.time_base  # PyAV leaves it out of the last ones
+            if frame.time is not None and not picker.done:
+                picker.add(frame)
+
+
+def declared_end(stream: av.stream.Stream) -> float:
     """Seconds on the file's clock; infinite where the file does not say."""
     if stream.duration is None:
         return math.inf
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
-def _window(path: Path, start, end, length: float | int, seconds: float | int | None) -> tuple[float, float]:
-    """Bounds of the window in seconds from the file's beginning."""
+def _windows(
+    path: Path, start, end, length: float | int, seconds: float | int | None, clips: int
+) -> list[tuple[float, float]]:
+    """Bounds of the windows in seconds from the file's beginning."""
     low = 0.0 if start is None else float(start)
     high = length if end is None else min(float(end), length)
     if low < 0 or low >= length:
         raise MediaError(f"{path} lasts {length:.2f} s but its row starts at {low:.2f} s; correct start and end.")
     if high <= low:
         raise MediaError(f"{path}: the window {low:.2f}-{high:.2f} s is empty; correct start and end.")
-    if seconds is not None and high - low > seconds:
-        low += (high - low - seconds) / 2
-        high = low + seconds
-    return low, high
+    if seconds is None or high - low <= seconds:
+        return [(low, high)] * clips
+    firsts = np.linspace(low, high - seconds, clips).tolist() if clips > 1 else [low + (high - low - seconds) / 2]
+    return [(first, first + seconds) for first in firsts]
 
 
 class _FramePicker:
-    """Keeps, of the frames that pass in order, those on screen at the centres of equal parts of a window."""
+    """Keeps, of the frames that pass in order, those on screen at the centres of equal parts of each window."""
 
-    def __init__(self, low: float | int, high: float | int, num_frames: int, size: int):
-        self._times = low + (np.arange(num_frames) + 0.5) * (high - low) / num_frames
+    def __init__(self, windows: list[tuple[float, float]], end: float, num_frames: int, size: int, crops: int):
+        parts = np.arange(num_frames) + 0.5
+        times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])
+        self._seen = [end > low for low, _ in windows]  # a window after the stream's end has no picture
+        self._places = times.argsort(axis=None).argsort().reshape(times.shape)  # windows may overlap
+        self.times = sorted(times.ravel().tolist())
         self._size = size
+        self._shares = (0.5,) if crops == 1 else (0.0, 0.5, 1.0)  # of what the long side has too much
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
         self._newest: av.VideoFrame | None = None  # on screen until the next one comes
-        self._images: list[np.ndarray] = []
-        self.reached = -math.inf  # where the frames seen so far end
+        self._images: list[list[np.ndarray]] = []  # the crops of each time
 
     @property
     def done(self) -> bool:
-        return len(self._images) == len(self._times)
+        return len(self._images) == len(self.times)
+
+    @property
+    def reached(self) -> float:
+        """Where the frames seen so far end."""
+        newest = self._newest
+        return newest.time + float((newest.duration or 0) * newest.time_base) if newest else -math.inf
 
     def add(self, frame: av.VideoFrame) -> None:
         if self._newest is not None:
-            self._keep_newest(int(np.searchsorted(self._times, frame.time)))
+            self._keep_newest(bisect_left(self.times, frame.time))
         self._newest = frame
-        self.reached = frame.time + float((frame.duration or 0) * frame.time_base)
 
-    def frames(self) -> np.ndarray:
-        self._keep_newest(len(self._times))
-        return np.stack(self._images)
+    def frames(self) -> list[list[np.ndarray | None]]:
+        """For each window its crops."""
+        self._keep_newest(len(self.times))
+        return [
+            [
+                np.stack([self._images[place][crop] for place in places]) if seen else None
+                for crop in range(len(self._shares))
+            ]
+            for places, seen in zip(self._places, self._seen, strict=True)
+        ]
 
     def _keep_newest(self, count: int) -> None:
         """Repeat the newest frame's picture until there are `count` images."""
@@ -236,15 +315,17 @@ class _FramePicker:
         scale = size / min(frame.width, frame.height)
         width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
         image = self._scale(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
-        top, left = (height - size) // 2, (width - size) // 2
-        self._images += [image[top : top + size, left : left + size]] * missing
+        corners = [(int((height - size) * share), int((width - size) * share)) for share in self._shares]
+        self._images += [[image[top : top + size, left : left + size] for top, left in corners]] * missing
 
 
 class _SoundCollector:
-    """Joins the sound frames that touch a window, resamples them to mono in one go and cuts them to it."""
+    """Joins the sound frames that touch the windows, resamples them to mono in one go and cuts them up."""
 
-    def __init__(self, low: float | int, high: float | int, sample_rate: int):
-        self._low, self._high, self._rate = low, high, sample_rate
+    def __init__(self, windows: list[tuple[float, float]], end: float, sample_rate: int):
+        # An encoder fills its last packet up; the declared end says where the sound stops.
+        self._windows = [(low, min(high, end)) for low, high in windows]
+        self._low, self._high, self._rate = self._windows[0][0], self._windows[-1][1], sample_rate
         self._fifo = av.AudioFifo()  # one large frame resamples and converts far faster than many small ones
         self._first: float | None = None
         self.reached = -math.inf  # where the frames kept so far end
@@ -262,10 +343,14 @@ class _SoundCollector:
         frame.pts = None  # frames are joined end to end; the queue refuses stamps that are a sample off
         self._fifo.write(frame)
 
-    def waveform(self) -> np.ndarray:
+    def waveforms(self) -> list[np.ndarray | None]:
+        """The sound of each window; None where it begins after the sound's end."""
         resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
         parts = [*resampler.resample(self._fifo.read()), *resampler.resample(None)]
         sound = np.concatenate([part.to_ndarray().reshape(-1) for part in parts])
-        offset = round((self._low - self._first) * self._rate)
+        return [self._cut(sound, low, high) if high > low else None for low, high in self._windows]
+
+    def _cut(self, sound: np.ndarray, low: float, high: float) -> np.ndarray:
+        offset = round((low - self._first) * self._rate)
         sound = sound[offset:] if offset >= 0 else np.concatenate([np.zeros(-offset, np.float32), sound])
-        return np.ascontiguousarray(sound[: round((self._high - self._low) * self._rate)], dtype=np.float32)
+        return np.ascontiguousarray(sound[: round((high - low) * self._rate)], dtype=np.float32)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmtlib.data.dataset import DatasetError, FeatureDataset, epoch_batches, epoch_generator
+from mmtlib.data.features import extract_features
 
 LABELS = ["NA", "b", "c"]
 
@@ -92,6 +93,76 @@ def test_video_alone_does_not_read_sound(folder):
     batch = train.batch([0, 1], "video")
     assert batch.audio is None
     assert batch.video.shape == (2, 3, 2, 6, 8)
+
+
+def test_several_heads_count_through_all_combinations(folder):
+    index = pd.read_csv(folder / "index.csv", keep_default_na=False)
+    rows = np.arange(9)
+    verbs, nouns = ["put", "NA"], ["tree", "cup", "001"]
+    index.assign(verb=np.take(verbs, rows % 2), noun=np.take(nouns, rows % 3)).to_csv(folder / "index.csv", index=False)
+    described = json.loads((folder / "features.json").read_text())
+    assert FeatureDataset(folder, "train").heads == {"label": LABELS}
+    (folder / "features.json").write_text(json.dumps(described | {"heads": {"verb": verbs, "noun": nouns}}))
+    train = FeatureDataset(folder, "train")
+    rows = torch.tensor([0, 2, 3, 4, 5, 8])
+    assert train.heads == {"verb": verbs, "noun": nouns}
+    verb, noun = torch.unravel_index(train.labels, (2, 3))
+    assert (verb.tolist(), noun.tolist()) == ((rows % 2).tolist(), (rows % 3).tolist())
+
+
+def equal(ours, theirs) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("modality", ["audio", "video", "av"])
+def test_a_stream_is_the_batches_in_their_order(folder, modality):
+    train = FeatureDataset(folder, "train")
+    orders = [torch.tensor(order) for order in ([5, 0], [1], [2, 3, 4], [0, 0], [4])]
+    batches = list(train.stream(iter(orders), modality))
+    assert len(batches) == 5
+    assert all(equal(ours, train.batch(order, modality)) for ours, order in zip(batches, orders, strict=True))
+
+
+def test_a_stream_reads_two_batches_ahead_and_may_be_left(folder):
+    asked = []
+    orders = (asked.append(number) or torch.tensor([number]) for number in range(6))
+    stream = FeatureDataset(folder, "train").stream(orders)
+    next(stream)
+    assert asked == [0, 1, 2]
+    stream.close()
+
+
+@pytest.fixture
+def both(make_clip, make_manifest, tmp_path):
+    """The same small set, some clips without sound or picture, kept and not kept as arrays."""
+    for number in range(5):
+        make_clip(f"{number}.mp4", seconds=1.5, hz=300.0 + 100 * number, sound=number != 1, picture=number != 3)
+    rows = [(f"{number}.mp4", "x", "test" if number == 4 else "train") for number in range(5)]
+    manifest = make_manifest(rows)
+    # An odd start, to see that times survive.
+    manifest.write_text(manifest.read_text().replace("2.mp4,,", f"2.mp4,{1 / 7!r},"))
+    settings = dict(sample_rate=16000, mel_bins=32, window_ms=25, hop_ms=10, frames=4, size=16, seconds=1.0)
+    for name, cache in (("kept", True), ("light", False)):
+        extract_features(manifest, tmp_path / name, **settings, clips=2, crops=3, cache=cache, workers=1)
+    return tmp_path
+
+
+def test_batches_decoded_on_the_fly_equal_those_of_the_arrays(both):
+    for split, orders in (("train", [[3, 0, 1], [2, 2]]), ("test", [[0, 1, 4, 5], [3, 2]])):
+        kept, light = FeatureDataset(both / "kept", split), FeatureDataset(both / "light", split)
+        assert len(light) == len(kept)
+        orders = [torch.tensor(order) for order in orders]
+        for modality in ("av", "audio"):
+            for ours, theirs in zip(light.stream(orders, modality), kept.stream(orders, modality), strict=True):
+                assert equal(ours, theirs)
+    (both / "0.mp4").write_bytes((both / "1.mp4").read_bytes())  # has no sound
+    train = FeatureDataset(both / "light", "train")
+    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .* \(log_mel is gone\); run the stage again"):
+        train.batch([2, 0])
+    (both / "0.mp4").unlink()
+    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .*does not exist.*run the stage again"):
+        next(train.stream([torch.tensor([0])]))
 
 
 def test_missing_or_damaged_features_say_which_stage_to_run(folder):

@@ -1,30 +1,103 @@
-"""The sources by their names."""
+"""The stage: the sources by their names, and what it writes."""
+
+import json
+import typing
 
 import pandas as pd
 import pytest
+from real_sets import clip_bytes, csv_text, put
 
 from mmtlib.data import download as module
-from mmtlib.data.download import SourceError, download
+from mmtlib.data import freedoom, media_root, read_manifest
+from mmtlib.data.annotations import SourceError
+from mmtlib.data.download import download
+from mmtlib.data.sources import SOURCES
+from mmtlib.params import Download, ParamsError, check
 
 
-def test_the_source_is_called_with_what_it_needs(tmp_path, monkeypatch):
+def test_the_generated_set_is_called_with_what_it_needs(tmp_path, monkeypatch):
     calls = []
-
-    def made(out, **values):
-        calls.append((out, values))
-        return pd.DataFrame({"clip_id": ["c0"]})
-
-    monkeypatch.setitem(module.SOURCES, "made-up", made)
+    monkeypatch.setattr(
+        module.freedoom, "generate", lambda *given, **more: calls.append((*given, more)) or pd.DataFrame()
+    )
     values = {"seed": 3, "clips_per_class": {"train": 1}, "workers": 2}
-    manifest = download(tmp_path, source="made-up", **values)
+    download(tmp_path, source="freedoom-sounds", **values)
     assert calls == [(tmp_path, values)]
-    assert list(manifest.clip_id) == ["c0"]
 
 
-def test_an_unknown_source_is_named_beside_the_known_ones(tmp_path):
-    with pytest.raises(SourceError, match=r"no data set is called 'vgg'; use freedoom-sounds\.$"):
-        download(tmp_path, source="vgg", seed=0, clips_per_class={})
+def test_a_real_set_is_written_where_the_next_stage_looks(tmp_path):
+    put(tmp_path / "media/abcdefghi_0_000030.mp4", clip_bytes(tmp_path, 10))
+    put(tmp_path / "media/abcdefghi_1_000030.mp4", b"")
+    rows = [(f"abcdefghi_{number}", 30, "hail", "test") for number in range(3)]
+    (tmp_path / "vggsound.csv").write_text(csv_text(rows))
+    out = tmp_path / "data/clips"
+    given = Download(
+        source="vggsound", annotations=str(tmp_path / "vggsound.csv"), media=str(tmp_path / "media"), workers=1
+    )
+    manifest = download(out, **given.model_dump())
+    pd.testing.assert_frame_equal(read_manifest(out / "manifest.csv"), manifest, check_dtype=False)
+    assert media_root(out / "manifest.csv") == tmp_path / "media"
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert (dataset["name"], dataset["class_list"], len(dataset["classes"])) == ("vggsound", "vggsound-309", 309)
+    coverage = pd.read_csv(out / "coverage.csv").set_index("split")
+    assert coverage.loc["test"].to_dict() == dict(listed=3, found=2, broken=1, silent=0, blind=0, too_short=0)
+    problems = pd.read_csv(out / "problems.csv")
+    assert problems.columns.tolist() == ["clip_id", "path", "status", "reason"]
+    assert problems.status.tolist() == ["broken", "missing"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "coverage.csv",
+        "dataset.json",
+        "manifest.csv",
+        "problems.csv",
+    ]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["clips", "probe"]  # DVC empties data/clips alone
 
 
-def test_the_embedded_set_is_there():
-    assert callable(module.SOURCES["freedoom-sounds"])
+def test_settings_that_cannot_be_are_named(tmp_path):
+    with pytest.raises(SourceError, match="no data set is called 'vgg'; use freedoom-sounds, vggsound, kinetics-sou"):
+        download(tmp_path, source="vgg")
+    with pytest.raises(SourceError, match=r"^download\.media: vggsound is not downloaded; give the folder"):
+        download(tmp_path, source="vggsound")
+    with pytest.raises(SourceError, match=r"^download\.annotations: vggsound needs them"):
+        download(tmp_path, source="vggsound", media=str(tmp_path))
+    with pytest.raises(SourceError, match=r"^download\.media: .*nowhere is no folder"):
+        download(tmp_path, source="folder", media=str(tmp_path / "nowhere"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parameters_know_the_same_sources():
+    assert set(typing.get_args(Download.model_fields["source"].annotation)) == {freedoom.NAME, *SOURCES}
+
+
+FREEDOOM = {"source": "freedoom-sounds", "seed": 1, "clips_per_class": {"train": 1, "val": 1, "test": 1}, "workers": 0}
+VGGSOUND = {"source": "vggsound", "annotations": "a.csv", "media": "m", "workers": 0}
+KINETICS = {**VGGSOUND, "source": "kinetics-sounds", "class_list": "kinetics-sounds-31"}
+FOLDER = {"source": "folder", "media": "m", "workers": 0}
+
+
+@pytest.mark.parametrize("values", [FREEDOOM, VGGSOUND, KINETICS, FOLDER, {**FOLDER, "annotations": "a.csv"}])
+def test_complete_settings_are_accepted_with_every_default_written_out(values):
+    given = check(Download, values, "x").model_dump()
+    assert check(Download, given, "x").model_dump() == given
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({**VGGSOUND, "seed": 0}, "seed means nothing to vggsound; remove it"),
+        ({**VGGSOUND, "clips_per_class": FREEDOOM["clips_per_class"]}, "clips_per_class means nothing to vggsound"),
+        ({**VGGSOUND, "class_list": "kinetics-sounds-31"}, "class_list means nothing to vggsound"),
+        ({**FREEDOOM, "media": "m"}, "media means nothing to freedoom-sounds"),
+        ({**FREEDOOM, "val_share": 0.1}, "val_share means nothing to freedoom-sounds"),
+        ({**FREEDOOM, "seed": None}, "seed is missing, which freedoom-sounds needs; add it"),
+        ({**VGGSOUND, "media": None}, "media is missing, which vggsound needs"),
+        ({**VGGSOUND, "annotations": None}, "annotations is missing, which vggsound needs"),
+        ({**KINETICS, "class_list": None}, "class_list is missing, which kinetics-sounds needs"),
+        ({**VGGSOUND, "source": "vgg-sound"}, 'source is "vgg-sound" but must be'),
+    ],
+)
+def test_settings_of_another_source_are_refused_in_one_sentence(values, words):
+    with pytest.raises(ParamsError) as error:
+        check(Download, values, "params.yaml")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

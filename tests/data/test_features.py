@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mmtlib.data.features import FeatureError, LogMel, extract_features
+from mmtlib.data.decode import FeatureError, LogMel
+from mmtlib.data.features import extract_features, merge_features
 from mmtlib.data.manifest import ManifestError
 from mmtlib.data.media import read_clip
 
@@ -25,48 +26,6 @@ SETTINGS = {
 FLOOR = math.log(1e-6)
 
 
-def plain_log_mel(waveform: np.ndarray, rate: int, mel_bins: int, window: int, hop: int, n_fft: int) -> np.ndarray:
-    """The definition, in loops: HTK triangles on the power spectrum of Hann-windowed slices."""
-    to_mel, to_hz = (lambda f: 2595 * np.log10(1 + f / 700)), (lambda m: 700 * (10 ** (m / 2595) - 1))
-    edges = to_hz(np.linspace(to_mel(20.0), to_mel(rate / 2), mel_bins + 2))
-    bins = np.arange(n_fft // 2 + 1) * rate / n_fft
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    rows = []
-    for first in range(0, len(waveform) - window + 1, hop):
-        power = np.abs(np.fft.rfft(waveform[first : first + window] * hann, n_fft)) ** 2
-        row = []
-        for low, top, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
-            weight = np.clip(np.minimum((bins - low) / (top - low), (high - bins) / (high - top)), 0, None)
-            row.append(np.log(weight @ power + 1e-6))
-        rows.append(row)
-    return np.array(rows)
-
-
-@pytest.mark.parametrize(("mel_bins", "n_fft"), [(32, 512), (128, 1024)])
-def test_log_mel_equals_its_definition(mel_bins, n_fft):
-    waveform = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 0.1
-    ours = LogMel(mel_bins=mel_bins)(waveform)
-    theirs = plain_log_mel(waveform.double().numpy(), 16000, mel_bins, 400, 160, n_fft)
-    assert ours.shape == theirs.shape == (1 + (4000 - 400) // 160, mel_bins)
-    np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-3)
-
-
-def test_log_mel_of_silence_is_the_floor_and_no_band_is_dead():
-    log_mel = LogMel(16000, 128, 25, 10)
-    assert log_mel(torch.zeros(32000)).unique().tolist() == pytest.approx([FLOOR])
-    noise = log_mel(torch.randn(32000, generator=torch.Generator().manual_seed(0)))
-    assert noise.shape == (198, 128)
-    assert log_mel.num_frames(32000) == 198
-    assert noise.std(dim=0).min() > 0.1
-
-
-def test_log_mel_follows_pitch_and_batches():
-    time = torch.arange(16000) / 16000
-    waveforms = torch.stack([torch.sin(2 * math.pi * hz * time) for hz in (300.0, 1000.0, 4000.0)])
-    peaks = LogMel(mel_bins=64)(waveforms).mean(dim=1).argmax(dim=1)
-    assert peaks.tolist() == sorted(set(peaks.tolist()))
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -75,6 +34,8 @@ def test_log_mel_follows_pitch_and_batches():
         ({"seconds": 0.01}, "features.seconds"),
         ({"frames": 0}, "features.frames is 0"),
         ({"workers": -1}, "features.workers is -1"),
+        ({"crops": 2}, "features.crops is 2"),
+        ({"shard": (2, 2)}, "no part 2 of 2 of 1 clips"),
     ],
 )
 def test_settings_out_of_range_are_named(make_clip, make_manifest, tmp_path, change, words):
@@ -226,9 +187,9 @@ def test_classes_come_in_the_order_of_dataset_json(mixed, tmp_path):
     described.write_text('{"name": "toy", "classes": ["c", "b"]}')
     with pytest.raises(FeatureError, match="no class 'a' that the manifest uses"):
         classes()
-    for broken in ('{"name": "toy"}', "{", "[]"):
+    for broken in ('{"name": "toy"}', "{", "[]", '{"name": "toy", "heads": ["a"]}'):
         described.write_text(broken)
-        with pytest.raises(FeatureError, match="run the download stage again"):
+        with pytest.raises((FeatureError, ManifestError), match="run the download stage again"):
             classes()
 
 
@@ -251,3 +212,98 @@ def test_constant_channels_do_not_divide_by_zero(make_clip, make_manifest, tmp_p
     described = json.loads((tmp_path / "out" / "features.json").read_text())
     assert described["frames"]["std"] == pytest.approx([1 / 255] * 3)
     assert (described["log_mel"]["mean"], described["log_mel"]["std"]) == (0.0, 1.0)
+
+
+def test_heads_are_kept_with_their_columns(make_clip, make_manifest, tmp_path):
+    make_clip("a.mp4")
+    manifest = make_manifest([("a.mp4", "cut tree", "train")], verb=["cut"], noun=["tree"])
+    described = {"name": "toy", "heads": {"verb": ["put", "cut"], "noun": ["tree", "NA"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    extract_features(manifest, tmp_path / "out", **SETTINGS)
+    made = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert (made["heads"], made["classes"]) == (described["heads"], ["cut tree"])
+    assert pd.read_csv(tmp_path / "out" / "index.csv").noun.tolist() == ["tree"]
+    described["heads"]["noun"] = ["leaf"]
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(FeatureError, match="no class 'tree' that the manifest uses"):
+        extract_features(manifest, tmp_path / "out", **SETTINGS)
+    described["heads"] = {"tool": ["axe"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(FeatureError, match="head 'tool', which is no column"):
+        extract_features(manifest, tmp_path / "out", **SETTINGS)
+
+
+def test_a_test_clip_has_a_row_for_each_view(make_clip, make_manifest, tmp_path, frame_numbers):
+    for name in ("a.mp4", "b.mp4", "blind.mp4"):
+        make_clip(name, picture=name != "blind.mp4")
+    manifest = make_manifest([("a.mp4", "x", "train"), ("b.mp4", "x", "test"), ("blind.mp4", "x", "test")])
+    coverage = extract_features(manifest, tmp_path / "out", **SETTINGS | {"seconds": 0.5, "clips": 2, "crops": 3})
+    assert coverage["test"] | {"blind": 1, "used": 2} == coverage["test"]
+    index = pd.read_csv(tmp_path / "out" / "index.csv")
+    assert index.clip_id.tolist() == ["c0"] + ["c1"] * 6 + ["c2"] * 6
+    assert index["view"].tolist() == [0, *range(6), *range(6)]
+    frames = np.load(tmp_path / "out" / "frames.npy")
+    assert [frame_numbers(clip) for clip in frames[[0, 1, 3, 4]]] == [
+        [13, 15, 17, 19],  # the centre, as without views
+        [1, 3, 5, 7],
+        [1, 3, 5, 7],
+        [25, 27, 29, 31],
+    ]
+    sound = np.load(tmp_path / "out" / "log_mel.npy")
+    assert (sound[1] == sound[3]).all()
+    assert (sound[1] != sound[4]).any()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_parts_join_to_the_bytes_of_a_whole_run(mixed, tmp_path, cache):
+    settings = SETTINGS | {"clips": 2, "seconds": 0.7, "cache": cache}
+    whole = extract_features(mixed, tmp_path / "whole", **settings)
+    counts = [extract_features(mixed, tmp_path / "joined", **settings, shard=(part, 3)) for part in range(3)]
+    assert sum(count["train"]["listed"] for count in counts) == whole["train"]["listed"]
+    parts = sorted(tmp_path.glob("joined.part-*"))
+    with pytest.raises(FeatureError, match=r"parts of the features are \[\[0, 3\], \[2, 3\]\]"):
+        merge_features([parts[2], parts[0]], tmp_path / "joined")
+    assert merge_features(parts[::-1], tmp_path / "joined") == whole
+    names = {file.name for file in (tmp_path / "whole").iterdir()}
+    assert names == {file.name for file in (tmp_path / "joined").iterdir()}
+    assert ("log_mel.npy" in names) == cache
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "joined" / name).read_bytes()
+
+
+def test_parts_that_do_not_belong_together_are_refused(mixed, tmp_path):
+    extract_features(mixed, tmp_path / "out", **SETTINGS, shard=(0, 2))
+    extract_features(mixed, tmp_path / "out", **SETTINGS | {"frames": 2}, shard=(1, 2))
+    parts = sorted(tmp_path.glob("out.part-*"))
+    with pytest.raises(FeatureError, match=r"part-1-of-2 was made with another manifest or other settings"):
+        merge_features(parts, tmp_path / "out")
+    (parts[0] / "part.json").unlink()
+    with pytest.raises(FeatureError, match=r"part-0-of-2 is no whole part"):
+        merge_features(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_may_hold_no_usable_clip(make_clip, make_manifest, tmp_path):
+    make_clip("a.mp4")
+    manifest = make_manifest([("gone.mp4", "x", "train"), ("a.mp4", "x", "train")])
+    for part in range(2):
+        extract_features(manifest, tmp_path / "out", **SETTINGS, shard=(part, 2))
+    coverage = merge_features(sorted(tmp_path.glob("out.part-*")), tmp_path / "out")
+    assert coverage["train"] | {"missing": 1, "used": 1} == coverage["train"]
+
+
+def test_without_a_cache_the_fingerprint_still_follows_the_content(mixed, tmp_path, make_clip):
+    def run(out: str, **change) -> dict:
+        coverage = extract_features(mixed, tmp_path / out, **{**SETTINGS, **change})
+        made = json.loads((tmp_path / out / "features.json").read_text())
+        assert made["coverage"] == coverage
+        return made
+
+    kept, light = run("kept"), run("light", cache=False)
+    assert sorted(file.name for file in (tmp_path / "light").iterdir()) == ["features.json", "index.csv", "skipped.csv"]
+    assert {name: light[name] for name in ("log_mel", "frames", "coverage")} == {
+        name: kept[name] for name in ("log_mel", "frames", "coverage")
+    }
+    assert light["fingerprint"] == run("again", cache=False)["fingerprint"]
+    make_clip("good2.mp4", hz=901.0)
+    assert run("changed", cache=False)["fingerprint"] != light["fingerprint"]

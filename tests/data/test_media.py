@@ -1,8 +1,10 @@
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 
-from mmtlib.data.media import MediaError, read_clip, write_clip
+from mmtlib.data.media import MediaError, read_clip, read_views, write_clip
 
 SETTINGS = {"num_frames": 8, "size": 32, "sample_rate": 16000, "seconds": 2.0}
 
@@ -85,6 +87,63 @@ def test_short_side_is_scaled_and_the_centre_kept(tmp_path):
     seen = read_clip(tmp_path / "a.mp4", **SETTINGS).frames[0, :, 4:-4].reshape(-1, 3).mean(axis=0)
     assert seen[1] > 200
     assert max(seen[0], seen[2]) < 60
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_three_crops_are_the_two_ends_and_the_centre(tmp_path, tall):
+    frames = np.zeros((4, 64, 192, 3), np.uint8)
+    frames[:, :, :64, 0], frames[:, :, 64:128, 1], frames[:, :, 128:, 2] = 255, 255, 255
+    write_clip(tmp_path / "a.mp4", frames.swapaxes(1, 2) if tall else frames, 8, None, 16000)
+    views = read_views(tmp_path / "a.mp4", **SETTINGS, crops=3)
+    for channel, view in enumerate(views):
+        seen = view.frames[0, 4:-4, 4:-4].reshape(-1, 3).mean(axis=0)
+        assert seen.argmax() == channel
+        assert seen.max() > 4 * np.sort(seen)[1]
+
+
+def test_windows_go_from_the_beginning_to_the_end_and_each_equals_itself_read_alone(make_clip, frame_numbers):
+    path, settings = make_clip("a.mp4"), SETTINGS | {"seconds": 0.75}
+    views = read_views(path, **settings, clips=3)
+    assert [frame_numbers(view.frames)[:1] + frame_numbers(view.frames)[-1:] for view in views] == [
+        [0, 11],
+        [10, 21],
+        [20, 31],
+    ]
+    for view, start in zip(views, (0.0, 0.625, 1.25), strict=True):
+        alone = read_clip(path, start, start + 0.75, **SETTINGS)
+        np.testing.assert_array_equal(view.frames, alone.frames)
+        np.testing.assert_allclose(view.waveform, alone.waveform, atol=1e-3)
+    centre = read_clip(path, **settings)
+    np.testing.assert_array_equal(views[1].frames, centre.frames)
+    whole = read_views(path, **SETTINGS, clips=2)  # no longer than a window: the same twice
+    np.testing.assert_array_equal(whole[0].waveform, whole[1].waveform)
+
+
+def test_a_window_after_the_end_of_one_stream_lacks_it(tmp_path):
+    frames = np.zeros((64, 48, 64, 3), np.uint8)
+    write_clip(tmp_path / "a.mp4", frames, 16, np.full((16000, 1), 900, np.int16), 16000)  # 4 s and 1 s
+    views = read_views(tmp_path / "a.mp4", **SETTINGS | {"seconds": 1.0}, clips=3)
+    assert [view.waveform is None for view in views] == [False, True, True]
+    assert all(view.frames is not None for view in views)
+
+
+@pytest.mark.parametrize("window", [(None, None), (1.3, 3.1)])
+def test_frames_are_exact_where_frames_lean_on_each_other_and_times_are_uneven(tmp_path, frame_numbers, window):
+    """Frames that nobody looks at may be left undecoded; that must not show."""
+    pts = np.cumsum(np.random.default_rng(0).integers(10, 300, 36))
+    pts -= pts[0]
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3", "g": "36"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, at in enumerate(pts):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 6 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(at), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = read_clip(tmp_path / "a.mp4", *window, **SETTINGS | {"seconds": None, "num_frames": 23})
+    centres = (window[0] or 0.0) + (np.arange(23) + 0.5) * clip.duration / 23
+    assert frame_numbers(clip.frames) == (np.searchsorted(pts / 1000, centres, side="right") - 1).tolist()
 
 
 def test_a_stream_that_is_not_there_is_none(make_clip):
@@ -177,3 +236,19 @@ def test_write_refuses_other_arrays_and_leaves_nothing(tmp_path, frames, pcm, wo
 def test_writing_twice_gives_the_same_bytes_and_no_leftovers(make_clip, tmp_path):
     assert make_clip("a.mp4").read_bytes() == make_clip("b.mp4").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_cut_off_file_whose_streams_declare_no_length_is_told_by_the_length_of_the_whole(tmp_path):
+    path = tmp_path / "a.mkv"
+    noise = np.random.default_rng(0).integers(0, 255, (50, 64, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for image in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    settings = {"num_frames": 4, "size": 32, "sample_rate": 16000, "seconds": None}
+    assert read_clip(path, **settings).duration == pytest.approx(2.0, abs=0.1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError, match=r"a.mkv is cut off: its content ends early; fetch it again"):
+        read_clip(path, **settings)

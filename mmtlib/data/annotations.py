@@ -1,0 +1,69 @@
+"""What the sources of real data sets share: class lists, the media files that are there, the held-out split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv")
+SOUND = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus")
+_RANK = {f".{extension}": rank for rank, extension in enumerate(VIDEO + SOUND)}
+
+
+class SourceError(ValueError):
+    """A setting of stage download that fits no data set; one sentence that names the setting and the remedy."""
+
+
+class Listing(NamedTuple):
+    """What an annotation lists, before a file is looked into."""
+
+    clips: pd.DataFrame  # the manifest's columns, further ones, and `lasts`: seconds the clip should have, or NaN
+    dataset: dict[str, Any]  # dataset.json
+
+
+def class_names(name: str) -> list[str]:
+    """The class list of that name (mmtlib/data/classes), in its published order."""
+    return (Path(__file__).parent / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def list_media(root: Path) -> list[str]:
+    """Media files below `root`, by their extensions: relative paths, files of pictures first, then by name.
+
+    Hidden files and folders are left out, links to folders are not followed. Raises SourceError where `root` or
+    a folder in it cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise SourceError(f"download.media: {error.filename} cannot be listed ({error.strerror}); mend it.") from error
+
+    found = []
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        for name in names:
+            rank = _RANK.get(os.path.splitext(name)[1].lower())
+            if rank is not None and not name.startswith("."):
+                found.append((rank, prefix + name))
+    return [path for _, path in sorted(found)]
+
+
+def stem(path: str) -> str:
+    """A file's name without folder and extension."""
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def hold_out(ids: pd.Series, share: float | int, salt: str = "val") -> pd.Series:
+    """Which ids fall in a share held out: those whose sha256 lies below it, so an id's fate never changes."""
+    digests = (hashlib.sha256(f"{salt} {name}".encode()).digest() for name in ids)
+    return pd.Series([int.from_bytes(digest[:8], "big") < share * 2**64 for digest in digests], ids.index, dtype=bool)
+
+
+def note_count(what: str, found: int, *published: int) -> None:
+    """Print a note where a count is none of the published ones."""
+    if found not in published:
+        print(f"note: {found} {what}; {' or '.join(map(str, published))} are published", flush=True)

@@ -1,0 +1,62 @@
+"""A set of one's own: one folder a class, or a CSV file. Files of sound alone or of pictures alone are fine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mmtlib.data.annotations import Listing, SourceError, hold_out
+from mmtlib.data.manifest import SPLITS, climbs, read_table, require, seconds
+
+TEST_SHARE = 0.2
+
+
+def folder(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+    """The clips of folders named by their class, or of a CSV with columns path, label and what else it has.
+
+    Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its
+    id; where all first folders are called train, val or test, they are splits and hold the class folders. A
+    CSV may add clip_id (else the path), start, end, split and columns of its own. Where no split is given a
+    fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a hash of the id).
+    Raises SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule.
+    """
+    if class_list is not None:
+        raise SourceError(f"download.class_list: a folder has no list {class_list!r}; leave it out.")
+    clips = _from_folders(media) if annotations is None else _from_csv(annotations)
+    if "split" not in clips:
+        clips["split"] = np.where(hold_out(clips.clip_id, TEST_SHARE, "test"), "test", "train")
+    if "val" not in set(clips.split):
+        clips.loc[(clips.split == "train") & hold_out(clips.clip_id, val_share), "split"] = "val"
+    classes = sorted(set(clips.label))
+    return Listing(clips.assign(lasts=np.nan), {"name": "folder", "class_list": "labels found", "classes": classes})
+
+
+def _from_folders(media: list[str]) -> pd.DataFrame:
+    parts = [path.split("/") for path in sorted(media)]
+    columns = ["label"]
+    if parts and {names[0] for names in parts} <= set(SPLITS):
+        columns = ["split", "label"]
+    if astray := [names for names in parts if len(names) <= len(columns)]:
+        raise SourceError(f"download.media: {'/'.join(astray[0])} lies in no class folder; move it into one.")
+    if not parts:
+        raise SourceError("download.media holds no media file; give a folder with one folder a class.")
+    clips = pd.DataFrame([names[: len(columns)] for names in parts], columns=columns)
+    paths = ["/".join(names) for names in parts]
+    return clips.assign(clip_id=paths, path=paths, start=np.nan, end=np.nan)
+
+
+def _from_csv(path: Path) -> pd.DataFrame:
+    table = read_table(path, ("path", "label"))
+    require(path, table, ~climbs(table.path), "path", "give a relative path below the media folder, without '..'")
+    require(path, table, table.label.str.strip() != "", "label", "name the clip's class or drop the line")
+    if "clip_id" not in table:
+        table["clip_id"] = table.path
+    if "split" in table:
+        require(path, table, table.split.isin(SPLITS), "split", f"use one of {', '.join(SPLITS)}")
+    for name in ("start", "end"):
+        times = table[name].map(seconds).astype(float) if name in table else pd.Series(np.nan, table.index)
+        require(path, table, ~(times < 0), name, "give seconds >= 0 or leave it empty")
+        table[name] = times
+    return table.reset_index(drop=True)

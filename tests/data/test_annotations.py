@@ -1,0 +1,48 @@
+"""What the sources share."""
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_sets import put
+
+from mmtlib.data.annotations import SourceError, hold_out, list_media, stem
+
+
+def test_media_files_are_listed_once_pictures_first(tmp_path):
+    for name in (
+        "b/x.MP4",
+        "a/x.wav",
+        "a/deep/y.webm",
+        "z.mp4",
+        "a/note.txt",
+        ".h/x.mp4",
+        "a/.x.mp4",
+        "mp4",
+        "a/x.part",
+    ):
+        put(tmp_path / name, b"")
+    assert list_media(tmp_path) == ["b/x.MP4", "z.mp4", "a/deep/y.webm", "a/x.wav"]
+    with pytest.raises(SourceError, match="cannot be listed"):
+        list_media(tmp_path / "nowhere")
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8")), unique=True), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_holds_out_all_that_a_smaller_one_does(ids, one, two):
+    table = pd.Series(ids, dtype=object)
+    small, large = (set(table[hold_out(table, share)]) for share in sorted([one, two]))
+    assert small <= large <= set(ids)
+
+
+def test_the_share_is_kept_and_splits_are_drawn_independently():
+    ids = pd.Series([f"clip {number}" for number in range(10_000)])
+    val, test = hold_out(ids, 0.05), hold_out(ids, 0.2, "test")
+    assert 435 <= val.sum() <= 565
+    assert 1850 <= test.sum() <= 2150
+    assert 60 <= (val & test).sum() <= 140
+    assert not hold_out(ids, 0).any()
+
+
+def test_stem():
+    assert [stem(name) for name in ("a/b.c.mp4", "b.mp4", "x.y/b")] == ["b.c", "b", ""]

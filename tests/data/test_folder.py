@@ -1,0 +1,104 @@
+"""A set of one's own: folders of classes, or a CSV."""
+
+from functools import partial
+
+import pytest
+from real_sets import clip_bytes, csv_text, put
+
+from mmtlib.data import ManifestError, build_manifest, write_manifest
+from mmtlib.data.annotations import SourceError
+from mmtlib.data.sources import survey
+
+build = partial(build_manifest, "folder", workers=1)
+
+
+def test_folders_are_classes_and_sound_alone_is_fine(tmp_path):
+    sound = clip_bytes(tmp_path, 1, picture=False)
+    root = tmp_path / "birds"
+    for label in ("wren", "crow", "a kite"):
+        for number in range(20):
+            put(root / label / f"x{number % 3}" / f"{number}.m4a", sound)
+    put(root / "wren/notes.txt", b"not a clip")
+    put(root / "wren/.1.m4a", b"hidden")
+    put(root / "crow/bad.wav", b"")
+    found = survey("folder", None, root, val_share=0.2, workers=1)
+    manifest = found.manifest
+    assert len(manifest) == 61
+    assert manifest.clip_id.tolist() == manifest.path.tolist()
+    assert manifest.path[0] == "a kite/x0/0.m4a"
+    assert (manifest.label == manifest.path.str.partition("/")[0]).all()
+    assert found.dataset["classes"] == ["a kite", "crow", "wren"]
+    assert (found.dataset["name"], found.dataset["class_list"]) == ("birds", "labels found")
+    assert set(manifest.split) == {"train", "val", "test"}
+    total = found.coverage.drop(columns="split").sum()
+    assert total.tolist() == [61, 61, 1, 0, 60, 0]
+    assert found.problems.status.value_counts().to_dict() == {"blind": 60, "broken": 1}
+    put(root / "crow/one more.m4a", sound)
+    again = build(None, root, val_share=0.2)[0].set_index("clip_id").split
+    assert (again[manifest.clip_id] == manifest.split.to_numpy()).all()  # what is added moves nothing
+
+
+def test_folders_may_be_split_first(tmp_path):
+    for place in ("train/a", "train/b", "test/a"):
+        put(tmp_path / "m" / place / "1.wav", b"")
+    manifest, coverage = build(None, tmp_path / "m", val_share=0)
+    assert list(zip(manifest.split, manifest.label, strict=True)) == [("test", "a"), ("train", "a"), ("train", "b")]
+    assert coverage.listed.tolist() == [2, 0, 1]
+
+
+def test_a_file_outside_a_class_folder_and_an_empty_folder_are_refused(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(SourceError, match="holds no media file"):
+        build(None, tmp_path / "m")
+    put(tmp_path / "m/a/1.wav", b"")
+    put(tmp_path / "m/2.wav", b"")
+    with pytest.raises(SourceError, match=r"2\.wav lies in no class folder; move it into one\.$"):
+        build(None, tmp_path / "m")
+
+
+def test_a_csv_brings_windows_splits_and_columns_of_its_own(tmp_path):
+    put(tmp_path / "m/sub/long.mp4", clip_bytes(tmp_path, 4))
+    rows = [
+        ("path", "label", "start", "end", "split", "camera"),
+        ("sub/long.mp4", "a", 0, 2, "train", 7),
+        ("sub/long.mp4", "b", 2, 6, "test", 7),
+        ("; rm -rf ~", "a", "", "", "val", 8),
+    ]
+    text = csv_text(rows)
+    (tmp_path / "c.csv").write_text(text)
+    manifest, coverage = build(tmp_path / "c.csv", tmp_path / "m")
+    assert len(manifest) == 2  # an id is the path where the CSV gives none, and stands once
+    (tmp_path / "c.csv").write_text(text.replace("path,", "clip_id,path,").replace("sub", "x,sub", 1))
+    with pytest.raises(ManifestError, match="line 3: 6 fields where there must be 7"):
+        build(tmp_path / "c.csv", tmp_path / "m")
+    named = [("clip_id", *rows[0]), *((f"c{index}", *row) for index, row in enumerate(rows[1:]))]
+    (tmp_path / "c.csv").write_text(csv_text(named))
+    manifest, coverage = build(tmp_path / "c.csv", tmp_path / "m")
+    assert manifest.columns.tolist() == ["clip_id", "path", "start", "end", "label", "split", "camera"]
+    assert manifest.end.tolist()[:2] == [2, 6]
+    assert coverage.drop(columns="split").to_numpy().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+    (tmp_path / "m/dataset.json").write_text("{}")
+    write_manifest(manifest, tmp_path / "m/manifest.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("../../etc/x,a,train", "line 2: path is '../../etc/x'"),
+        ("/etc/passwd,a,train", "line 2: path is '/etc/passwd'"),
+        ("out/passwd,a,train", "the link 'out/passwd' leads out of it"),
+        ("x.mp4,,train", "line 2: label is ''"),
+        ("x.mp4,a,dev", "line 2: split is 'dev'"),
+    ],
+)
+def test_a_hostile_line_is_refused(tmp_path, row, words):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/out").symlink_to("/etc")
+    (tmp_path / "c.csv").write_text(f"path,label,split\n{row}\n")
+    with pytest.raises(ManifestError) as error:
+        build(tmp_path / "c.csv", tmp_path / "m")
+    assert words in str(error.value)
