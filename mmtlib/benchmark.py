@@ -136,9 +136,12 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
         def training(given: list[Tensor]) -> list[Callable]:
             return [step_of(model, given, precision, own) for model, own in zip(models, optimizers, strict=True)]
 
+        for model, optimizer in zip(models, optimizers, strict=True):
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # its states exist from here on
+            optimizer.zero_grad()
         one = training([x[:1] for x in inputs])
-        for step in one:
-            step()  # the states of AdamW exist from here on
         memory = [efficiency.step_memory(step, device) for step in one]
         # Too much rather than too little: the gradients do not grow with the batch.
         needed, free = max(memory) * pair.batch, efficiency.available_memory(device)

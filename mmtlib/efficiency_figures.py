@@ -30,11 +30,11 @@ def efficiency(table: pd.DataFrame) -> Figure:
             values = table[column]
             low, high = (table.get(f"{column}_{end}", values) for end in ("low", "high"))
             bars = ax.barh(y, values, 0.7, xerr=[values - low, high - values], color=colours, capsize=3)
-            ax.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
-            ax.axvline(1, color="#222222", linewidth=1, linestyle=":")
+            ax.axvline(1, color="#222222", linewidth=1, linestyle=":", zorder=0)
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line at 1 must not cross a number
+            ax.bar_label(bars, fmt="%.2f", padding=5, fontsize=9, bbox=ground)
             ax.set_yticks(y, [""] * len(table))
-            ax.margins(x=0.2)
-            ax.set(title=title, xlim=(0, None))
+            ax.set(title=title, xlim=(0, 1.3 * values.max()))
         names = [f"{row.model} / {row.peer}, {row.precision}" for row in table.itertuples()]
         axes[0].set_yticks(y, names)
     return figure
@@ -46,7 +46,7 @@ def efficiency_length(table: pd.DataFrame) -> Figure:
     A length that was not timed has no seconds: its points are missing.
     """
     panels = {
-        "train_s": f"training step of\n{table['batch'].iloc[0]} clips (s)",
+        "train_s": f"training step,\nbatch of {table['batch'].iloc[0]} (s)",
         "peak_memory_gib": "peak memory of\nthe step (GiB)",
         "train_step_ratio": "training step:\npeer's seconds / ours",
     }
@@ -72,7 +72,7 @@ def efficiency_stages(table: pd.DataFrame) -> Figure:
             stacked = part[[f"{kind}_gmacs" for kind in KIND_COLOURS]].set_axis(KIND_COLOURS, axis=1)
             stacked.plot.bar(stacked=True, ax=ax, width=0.75, rot=0, color=KIND_COLOURS, legend=False)
             labels = [
-                f"stage {row.stage}\n{row.blocks} x {row.width} wide\n{row.tokens} tokens\n{row.keys} keys"
+                f"stage {row.stage}\n{row.blocks} blocks\n{row.width} wide\n{row.tokens} tokens\n{row.keys} keys"
                 for row in part.itertuples()
             ]
             ax.set_xticks(np.arange(len(part)), labels)

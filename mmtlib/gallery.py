@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmtlib import figures
-from mmtlib.data.augmentation import Augmenter
+from mmtlib.data.augmentation import Augmenter, Draws
 from mmtlib.data.card import write_data_card
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
 from mmtlib.data.features import LogMel
@@ -128,17 +128,17 @@ def open_split(folder: Path, split: str) -> FeatureDataset:
 def feature_sheet(dataset: FeatureDataset, positions: Sequence[int]) -> Picture:
     """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
     batch = dataset.batch(list(positions))
-    rows = [(dataset.classes[label], batch, at) for at, label in enumerate(batch.labels.tolist())]
+    rows = [(dataset.index["label"][place], batch, at) for at, place in enumerate(positions)]
     return _batch_sheet(rows, dataset, f"{len(rows)} clips as they are stored")
 
 
 def augmentation_sheet(dataset: FeatureDataset, augment: Augmenter, positions: Sequence[int]) -> Picture:
     """Each clip as it is stored and, below it, as one training step would see it."""
     plain = dataset.batch(list(positions))
-    changed = augment(plain, epoch_generator(0, 0, "augmentation"))
+    changed = augment(plain, Draws(epoch_generator(0, 0, "augmentation")))
     rows = []
-    for at, label in enumerate(plain.labels.tolist()):
-        rows += [(dataset.classes[label], plain, at), ("augmented", changed, at)]
+    for at, place in enumerate(positions):
+        rows += [(dataset.index["label"][place], plain, at), ("augmented", changed, at)]
     return _batch_sheet(rows, dataset, f"{len(rows) // 2} clips before and after augmentation")
 
 
@@ -351,8 +351,10 @@ def _sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[flo
             if content is None:
                 ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
             ax.set(xticks=[], yticks=[])
+    if rows[-1][2] is not None:
+        axes[-1, 1].set_xticks(np.linspace(0, rows[-1][3], 3).round(1))
     axes[0, 0].set_title("frames, first to last", fontsize=9)
-    axes[0, 1].set_title("log-mel (s)", fontsize=9)
+    axes[0, 1].set_title("log-mel, time in s", fontsize=9)
     return _picture(figure, text)
 
 

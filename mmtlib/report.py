@@ -88,7 +88,7 @@ def build_report(workspace: Path, params: Params) -> Report:
     results = load_results(workspace, params)
     costs = costs_table(results, features)
     tables = {
-        "results": results_table(results, features["name"]),
+        "results": results_table(results, _dataset(features)),
         "headline": headline_table(results, costs, params),
         "ablations": ablations_table(results, costs, params),
         "per_class": per_class_table(results, features["classes"]),
@@ -113,6 +113,7 @@ def report_figures(
     titles = {name: f"{result.label}, {READS[name]}" for name, result in main.items()}
     audio_peers = [r for r in results if r.group == "baseline" and r.modality == "audio"]
     mapped = [main["av"], main["audio"], *audio_peers[:1]]
+    points = {f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality, classes) for r in mapped}
     head = tables["headline"]
     return {
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
@@ -121,7 +122,7 @@ def report_figures(
             {titles[name]: confusion_matrix(result, name, classes) for name, result in main.items()}, classes
         ),
         "per_class": figures.per_class(tables["per_class"].dropna()),
-        "tsne": figures.tsne({f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality) for r in mapped}, classes),
+        "tsne": figures.tsne(points, classes),
         "ablations": figures.ablations(tables["ablations"]),
     }
 
@@ -141,7 +142,7 @@ def _text(
 ) -> str:
     changed = _changed(results, params)
     parts = [
-        f"# Multiscale audio-video Transformers on {features['name']}",
+        f"# Multiscale audio-video Transformers on {_dataset(features)}",
         "This file is written by the stage `report`; do not edit it.",
         answer,
         "## Results",
@@ -202,16 +203,24 @@ def _section(tables: dict[str, pd.DataFrame], params: Params, answer: str) -> st
 def _answer(results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame], params: Params) -> str:
     """The question and what the numbers say, with a word for each comparison that its interval decides."""
     main, head = defaults(results), tables["headline"]
+    listed = features["coverage"]["test"]["listed"]
+    classes = " x ".join(str(len(names)) for names in features["heads"].values())
     better = max(("audio", "video"), key=lambda name: clip_scores(main[name], name).mean())
     pairs = [(main["av"], main[better], "the better of the two single ones, ")]
     pairs += [(main[r.modality], r, "its baseline ") for r in results if r.group == "baseline"]
     sentences = [_comparison(first, second, role, params) for first, second, role in pairs]
     return (
         "**Do sound and picture together tell more than the better of the two, and do multiscale "
-        f"Transformers tell more than single-scale ones?** On {head['n'].max()} test clips of "
-        f"{features['name']} in {len(features['classes'])} classes, by top-1 (difference with its "
+        f"Transformers tell more than single-scale ones?** On {head['n'].max()} of the {listed} test clips that "
+        f"{_dataset(features)} lists, in {classes} classes, by top-1 (difference with its "
         f"{_level(params)} interval): {' '.join(sentences)}"
     )
+
+
+def _dataset(features: dict[str, Any]) -> str:
+    """The data set's name, and that of its list of classes where it has several."""
+    name, classes = features["name"], features["class_list"]
+    return name if classes == name else f"{name} ({classes})"
 
 
 def _comparison(first: Result, second: Result, role: str, params: Params) -> str:
@@ -226,6 +235,7 @@ def _comparison(first: Result, second: Result, role: str, params: Params) -> str
 
 
 def _headline(table: pd.DataFrame) -> str:
+    of_heads = [name for name in table if name.endswith("_top1")]
     rows = [
         {
             "model": f"**{row.model}**" if row.ours else row.model,
@@ -234,6 +244,7 @@ def _headline(table: pd.DataFrame) -> str:
             "test top-1 (%)": f"{row.top1:.1f} [{row.low:.1f}, {row.high:.1f}]",
             "std over seeds": f"{row.std:.1f}",
             "top-5 (%)": f"{row.top5:.1f}",
+            **{name.replace("_top1", " top-1 (%)"): f"{getattr(row, name):.1f}" for name in of_heads},
             "params (M)": f"{row.params_m:.2f}",
             "MMACs": "" if row.withheld else f"{row.mmacs:.0f}",
         }

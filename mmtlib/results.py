@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mmtlib.efficiency import count_macs, count_parameters
-from mmtlib.evaluation import read_predictions, scores
+from mmtlib.evaluation import guesses, head_sizes, read_predictions, scores
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.weights import WeightsError, load_weights
 from mmtlib.params import Objective, Params, Run
@@ -122,10 +122,15 @@ def _find(folder: Path, file: str, stage: str) -> Path:
 
 
 def read_features(workspace: Path) -> dict[str, Any]:
-    """features.json; ReportError if the stage has not run."""
+    """features.json; ReportError if the stage has not run.
+
+    `heads` is always there; with several of them `classes` are those of the first, by which the report tells classes.
+    """
     path = workspace / "data/features/features.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        features = json.loads(path.read_text(encoding="utf-8"))
+        heads = features.get("heads") or {"label": features["classes"]}
+        return features | {"heads": heads, "classes": next(iter(heads.values()))}
     except FileNotFoundError:
         raise ReportError(f"{path} does not exist; run stage features.") from None
     except ValueError as error:
@@ -159,9 +164,9 @@ def _seed_scores(result: Result, modality: str) -> pd.DataFrame:
     return pd.concat([scores(table) for table in _on_test(result, modality)])
 
 
-def guesses(predictions: pd.DataFrame) -> np.ndarray:
-    """Index of the class with the largest logit: by torch's topk, as in the scores, so that ties break alike."""
-    return torch.as_tensor(np.stack(predictions["logits"].tolist())).topk(1).indices[:, 0].numpy()
+def class_numbers(predictions: pd.DataFrame, labels: Int[np.ndarray, " clips"]) -> Int[np.ndarray, " clips"]:
+    """The class, of the first head, that `labels` of these predictions stand for."""
+    return np.unravel_index(labels, list(head_sizes(predictions).values()))[0]
 
 
 def bootstrap(values: Float[np.ndarray, " clips"], resamples: int, confidence: float) -> tuple[float, float, float]:
@@ -192,14 +197,18 @@ def verdict(low: float, high: float) -> str:
 
 
 def results_table(results: list[Result], dataset: str) -> pd.DataFrame:
-    """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent)."""
+    """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent).
+
+    With several heads, their own scores follow.
+    """
     tables = [
         scores(predictions).assign(model=result.label, objective=result.objective, seed=seed)
         for result in results
         for seed, predictions in result.predictions.items()
     ]
     columns = ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
-    return pd.concat(tables).assign(dataset=dataset)[columns]
+    table = pd.concat(tables).assign(dataset=dataset)
+    return table[[*columns, *(name for name in table if name not in columns)]]
 
 
 def costs_table(results: list[Result], features: dict[str, Any]) -> pd.DataFrame:
@@ -209,7 +218,8 @@ def costs_table(results: list[Result], features: dict[str, Any]) -> pd.DataFrame
     rows = []
     for label, result in {result.label: result for result in results}.items():
         overrides = {"audio_size": audio, "video_size": video} | result.trained.overrides
-        model = build_model(result.trained.model, len(features["classes"]), **overrides)
+        num_classes = sum(len(classes) for classes in features["heads"].values())
+        model = build_model(result.trained.model, num_classes, **overrides)
         given = [inputs[name] for name in inputs if result.modality in ("av", name)]
         rows.append((label, result.modality, count_parameters(model) / 1e6, count_macs(model, *given) / 1e6))
     return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
@@ -223,9 +233,9 @@ def defaults(results: list[Result]) -> dict[str, Result]:
 def headline_table(results: list[Result], costs: pd.DataFrame, params: Params) -> pd.DataFrame:
     """Ours and the baselines on test: each model on what it reads, then those of both with one withheld.
 
-    Columns: model, modality, objective, ours, withheld, n, top1, low, high, std, top5, params_m, mmacs. Means
-    over the seeds; `std` is the standard deviation over them (empty with one seed), `low` and `high` the
-    bootstrap interval over clips.
+    Columns: model, modality, objective, ours, withheld, n, top1, low, high, std, top5, params_m, mmacs; with several
+    heads also the top-1 of each. Means over the seeds; `std` is the standard deviation over them (empty with one
+    seed), `low` and `high` the bootstrap interval over clips.
     """
     shown = [r for r in results if r.group in (None, "baseline")]
     readings = [(r, r.modality) for r in sorted(shown, key=lambda r: list(STAGES).index(r.modality))]
@@ -247,7 +257,7 @@ def headline_table(results: list[Result], costs: pd.DataFrame, params: Params) -
                 "low": low,
                 "high": high,
                 "std": seeds["top1"].std(),
-                "top5": seeds["top5"].mean(),
+                **seeds.filter(regex="top5|_top1").mean(),
             }
         )
     return pd.DataFrame(rows).merge(costs.drop(columns="modality"), on="model", how="left")
@@ -293,8 +303,9 @@ def per_class_table(results: list[Result], classes: list[str]) -> pd.DataFrame:
     """class, n (test clips), audio, video, av: percent recognised by the default model of each modality."""
     table = pd.DataFrame(index=pd.Index(classes, name="class"))
     for modality, result in defaults(results).items():
-        labels = _on_test(result, modality)[0].set_index("clip_id")["label"]
-        values = clip_scores(result, modality).groupby(labels)
+        test = _on_test(result, modality)[0]
+        labels = np.asarray(classes)[class_numbers(test, test["label_index"].to_numpy())]
+        values = clip_scores(result, modality).groupby(pd.Series(labels, index=test["clip_id"].to_numpy()))
         if modality == "av":
             table.insert(0, "n", values.size().reindex(classes, fill_value=0))
         table[modality] = values.mean().reindex(classes)
@@ -335,11 +346,12 @@ def confusion_matrix(result: Result, modality: str, classes: list[str]) -> Float
     """Test clips by true (rows) and predicted (columns) class, summed over the seeds."""
     matrix = np.zeros((len(classes), len(classes)))
     for table in _on_test(result, modality):
-        np.add.at(matrix, (table["label_index"].to_numpy(), guesses(table)), 1)
+        pair = (class_numbers(table, labels) for labels in (table["label_index"].to_numpy(), guesses(table)))
+        np.add.at(matrix, tuple(pair), 1)
     return matrix
 
 
-def tsne_points(result: Result, modality: str, limit: int = 1000) -> pd.DataFrame:
+def tsne_points(result: Result, modality: str, classes: list[str], limit: int = 1000) -> pd.DataFrame:
     """x, y, label of at most `limit` test clips: t-SNE of the first seed's embeddings."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -354,4 +366,5 @@ def tsne_points(result: Result, modality: str, limit: int = 1000) -> pd.DataFram
         method = PCA(2, random_state=0)
     with threadpool_limits(1):  # the order of a parallel sum would show in the picture
         places = method.fit_transform(vectors)
-    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": table["label"].to_numpy()})
+    labels = np.asarray(classes)[class_numbers(table, table["label_index"].to_numpy())]
+    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": labels})

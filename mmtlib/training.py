@@ -3,32 +3,46 @@
 A run is decided by its params, its seed, the features, the weights that it starts from and the code: their hash
 names the folder runs/<hash>/ that holds its checkpoint. A run that was interrupted goes on from there with the
 same result; a run with anything changed has another hash and can never pick up old weights.
+
+On several GPUs or machines each process trains on its share of every batch (DistributedDataParallel):
+`training.nproc` starts them on this machine, `torchrun ... -m mmtlib.training STAGE` anywhere. What is trained does
+not depend on their number, but for what each draws by itself: dropped paths, dropout, the partners of mixup.
 """
 
+import argparse
 import hashlib
+import json
 import math
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from mmtlib.data.augmentation import Augmenter, mixup
+from mmtlib.data.augmentation import Augmenter, Draws, mixup
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
-from mmtlib.evaluation import batches, forward, predict, scores, topk_accuracy, usable
+from mmtlib.distributed import from_first, gather, gather_objects, process_group, rank, ranks, torchrun
+from mmtlib.evaluation import forward, outputs, predict, read_predictions, scores, topk_accuracy, usable
 from mmtlib.files import digest, write_bytes
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, AVOutput, build_model
 from mmtlib.models.mmt import MMT
 from mmtlib.models.mvit import fit_tables
 from mmtlib.models.weights import load_weights, save_model
-from mmtlib.params import Objective, Recipe, Run
+from mmtlib.params import Objective, Params, ParamsError, Recipe, Run, load
+from mmtlib.paths import workspace as workspace_folder
 
 
 @dataclass(frozen=True)
@@ -39,47 +53,94 @@ class Trained:
     seed: int
     weights: Path
     predictions: Path
-    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1, seconds
+    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1; seconds, if this process trained
     scores: pd.DataFrame  # split, modality, n, top1, top5
+
+
+FAILED = "training failed: "  # begins the line in which a process says why
+
+
+class TrainingError(RuntimeError):
+    """Training in several processes failed; the text is one sentence, that of the process that failed."""
 
 
 def train_runs(name: str, run: Run, recipe: Recipe, *, stage: str, seeds: list[int], workspace: Path) -> list[Trained]:
     """Train `run` once for each seed and keep weights, learning curve and predictions.
 
     Files: models/<stage>/<name>-seed<k>.safetensors and .csv (the learning curve), and
-    predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`. Raises DatasetError or WeightsError when
-    an earlier stage has not run.
+    predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`. With `recipe.nproc` above 1 so many processes
+    do it together. Raises DatasetError or WeightsError when an earlier stage has not run, TrainingError when one of
+    the processes fails.
     """
-    return [_train_one(name, run, recipe, stage, seed, Path(workspace)) for seed in seeds]
+    workspace = Path(workspace).resolve()
+    if recipe.nproc > 1 and ranks() == 1:
+        _in_processes(name, run, recipe, stage, seeds, workspace)
+        return [_finished(name, stage, seed, workspace) for seed in seeds]
+    return [_train_one(name, run, recipe, stage, seed, workspace) for seed in seeds]
+
+
+def _in_processes(name: str, run: Run, recipe: Recipe, stage: str, seeds: list[int], workspace: Path) -> None:
+    """`train_runs` in processes of their own, whose lines are printed here."""
+    spec = dict(name=name, run=run.model_dump(), recipe=recipe.model_dump(), stage=stage, seeds=seeds)
+    command = torchrun(recipe.nproc, "-m", "mmtlib.training", "--workspace", str(workspace), "--spec", json.dumps(spec))
+    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // recipe.nproc, 1))}
+    failures = []  # the first is the cause: other processes then miss that one
+    with subprocess.Popen(
+        command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            for line in process.stdout:
+                if line.startswith(f"{name} seed "):
+                    print(line, end="", flush=True)
+                elif line.startswith(FAILED):
+                    failures.append(line.removeprefix(FAILED).strip())
+        finally:
+            process.terminate()  # of no effect where it has ended
+    if process.returncode:
+        cause = failures[0] if failures else f"one ended with status {process.returncode}; is there memory enough?"
+        raise TrainingError(f"{recipe.nproc} processes of {name}: {cause}")
+
+
+def _files(name: str, stage: str, seed: int, workspace: Path) -> tuple[Path, Path]:
+    """Where the weights and the predictions of a run go."""
+    file = f"{stage}/{name}-seed{seed}"
+    return workspace / f"models/{file}.safetensors", workspace / f"predictions/{file}.parquet"
+
+
+def _finished(name: str, stage: str, seed: int, workspace: Path) -> Trained:
+    """A run as its files tell it."""
+    weights, predictions = _files(name, stage, seed, workspace)
+    history = pd.read_csv(weights.with_suffix(".csv"))
+    return Trained(name, seed, weights, predictions, history, scores(read_predictions(predictions)))
 
 
 def _train_one(name: str, run: Run, recipe: Recipe, stage: str, seed: int, workspace: Path) -> Trained:
     init = {}
     if run.init == "pretrained":
         init = {
-            "audio": workspace / f"models/pretrain_mat/pretrain_mat-seed{seed}.safetensors",
-            "video": workspace / f"models/pretrain_mvit/pretrain_mvit-seed{seed}.safetensors",
+            "audio": _files("pretrain_mat", "pretrain_mat", seed, workspace)[0],
+            "video": _files("pretrain_mvit", "pretrain_mvit", seed, workspace)[0],
         }
     trainer = Trainer(run, recipe, seed=seed, features=workspace / "data/features", runs=workspace / "runs", init=init)
     history = trainer.fit(log=lambda line: print(f"{name} seed {seed} | {line}", flush=True))
-    weights = workspace / f"models/{stage}/{name}-seed{seed}.safetensors"
-    save_model(
-        weights,
-        trainer.model,
-        name=run.model,
-        num_classes=len(trainer.train.classes),
-        overrides=trainer.overrides,
-        classes=list(trainer.train.classes),
-        stats=trainer.train.stats,
-        run=run.model_dump(),
-        recipe=recipe.model_dump(),
-        seed=seed,
-    )
-    write_bytes(weights.with_suffix(".csv"), history.drop(columns="seconds").to_csv(index=False).encode())
     test = FeatureDataset(workspace / "data/features", "test")  # read here for the first time
     predictions = pd.concat([predict(trainer.model, run.model, split) for split in (trainer.val, test)])
-    path = workspace / f"predictions/{stage}/{name}-seed{seed}.parquet"
-    write_bytes(path, predictions.to_parquet(index=False))
+    weights, path = _files(name, stage, seed, workspace)
+    if rank() == 0:
+        save_model(
+            weights,
+            trainer.model,
+            name=run.model,
+            num_classes=trainer.train.num_logits,
+            overrides=trainer.overrides,
+            heads=trainer.train.heads,
+            stats=trainer.train.stats,
+            run=run.model_dump(),
+            recipe=recipe.model_dump(),
+            seed=seed,
+        )
+        write_bytes(weights.with_suffix(".csv"), history.drop(columns="seconds").to_csv(index=False).encode())
+        write_bytes(path, predictions.to_parquet(index=False))
     return Trained(name, seed, weights, path, history, scores(predictions))
 
 
@@ -98,7 +159,9 @@ class Trainer:
         device: str | None = None,
     ):
         self.run, self.recipe, self.seed = run, recipe, seed
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(
+            device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+        )
         self.modality = modality_of(run.model)
         self.train = FeatureDataset(features, "train")
         self.val = FeatureDataset(features, "val")
@@ -106,9 +169,10 @@ class Trainer:
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
                 raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
-        classes = list(self.train.classes)
+        self.sizes = [len(classes) for classes in self.train.heads.values()]  # of the heads, side by side in the logits
+        self.batch_size = self._divide(recipe.batch_size)
         self.augment = Augmenter(
-            classes,
+            self.train.classes,
             **recipe.spec_augment.model_dump(),
             crop_scale=recipe.crop_scale,
             flip=recipe.flip,
@@ -118,16 +182,23 @@ class Trainer:
         )
         torch.manual_seed(seed)
         self.overrides = input_sizes(self.train) | run.overrides
-        self.model = build_model(run.model, len(classes), **self.overrides)
+        self.model = build_model(run.model, self.train.num_logits, **self.overrides)
         if init and not isinstance(self.model, MMT):
             raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
         for part, path in init.items():
             load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
         self.model.to(self.device)
+        self.parallel: nn.Module = self.model
+        if ranks() > 1:
+            contrast = max(run.objective.avc, run.objective.imc) > 0
+            gpu = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
+            )
         self.hash = digest(
             dict(
                 run=run.model_dump(),
-                recipe=recipe.model_dump(),
+                recipe=recipe.model_dump(exclude={"nproc"}),
                 seed=seed,
                 features=self.train.fingerprint,
                 init={part: digest(path.read_bytes()) for part, path in init.items()},
@@ -135,7 +206,7 @@ class Trainer:
             )
         )
         self.checkpoint = Path(runs) / self.hash / "last.pt"
-        steps = max(len(self.indices) // recipe.batch_size, 1)
+        steps = max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
         groups = parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)  # one call for all: 4 times faster on a CPU
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -146,11 +217,12 @@ class Trainer:
         """Train to the last epoch, keep the weights of the best one on validation, return the learning curve.
 
         The weights of the epoch with the highest validation top-1 (of equals, the lowest validation loss) stay
-        in `self.model`. One line an epoch goes to `log`.
+        in `self.model`. One line an epoch goes to `log`, from the first rank.
         """
+        log = log if rank() == 0 else _nothing
         state = self._restore()
         if state is None:
-            precision = choose_precision(self.recipe.precision, self._time_step, self.device, log)
+            precision = from_first(choose_precision(self.recipe.precision, self._time_step, self.device, log))
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
             log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.hash}")
         elif state["epoch"] < self.run.epochs:
@@ -158,7 +230,7 @@ class Trainer:
         else:
             log(f"was trained already, run {self.hash}")
         bf16 = state["precision"] == "bf16"
-        with _live(self.checkpoint.parent / "live") as live:
+        with _live(self.checkpoint.parent / "live") if rank() == 0 else nullcontext() as live:
             for row in state["history"]:
                 _log_live(live, row)
             for epoch in range(state["epoch"], self.run.epochs):
@@ -181,66 +253,87 @@ class Trainer:
         self.model.load_state_dict(state["best"])
         return pd.DataFrame(state["history"])
 
+    def _divide(self, batch_size: int) -> int:
+        """Clips in an optimiser step: `batch_size`, or as many as there are, in equal parts for all ranks."""
+        parts = self.recipe.accumulate * ranks()
+        if batch_size % parts:
+            raise ParamsError(
+                f"training.batch_size {batch_size} is no multiple of {self.recipe.accumulate} (training.accumulate) x "
+                f"{ranks()} (processes); change one of them."
+            )
+        found = min(batch_size, len(self.indices)) // parts * parts
+        if not found:
+            raise ParamsError(f"{len(self.indices)} train clips are too few for {parts} parts of a batch; use fewer.")
+        return found
+
+    def _plan(self, epoch: int) -> Iterator[Tensor]:
+        """This rank's clips in each part of a batch, in order."""
+        for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, epoch, drop_last=True):
+            for part in picks.split(self.batch_size // self.recipe.accumulate):
+                yield self.indices[part.chunk(ranks())[rank()]]
+
     def _train_epoch(self, epoch: int, bf16: bool) -> dict[str, float]:
         self.model.train()
         # All randomness of an epoch follows from (seed, epoch), so that a resumed run draws what a whole one does.
-        torch.manual_seed(self.seed * 100_003 + epoch)
-        generator = epoch_generator(self.seed, epoch, "augmentation")
+        torch.manual_seed(self.seed * 100_003 + epoch + rank() * 1_000_003)
+        draws = Draws(epoch_generator(self.seed, epoch, "augmentation"), rank(), ranks())
         totals: dict[str, float] = {}
-        order = epoch_batches(len(self.indices), self.recipe.batch_size, self.seed, epoch, drop_last=True)
-        count = 0
-        for picks in order:
-            batch = self.train.batch(self.indices[picks], self.modality, self.device)
+        for number, batch in enumerate(self.train.stream(self._plan(epoch), self.modality, self.device), start=1):
             batch, targets = mixup(
-                self.augment(batch, generator), len(self.train.classes), self.recipe.mixup, generator
+                self.augment(batch, draws), one_hot(batch.labels, self.sizes), self.recipe.mixup, draws
             )
-            parts = self.step(batch, targets, bf16)
-            count += 1
-            for name, value in parts.items():
+            last = number % self.recipe.accumulate == 0
+            for name, value in self.step(batch, targets, bf16, last).items():
                 totals[name] = totals.get(name, 0.0) + value
-        return {name: value / count for name, value in totals.items()}
+        everyone = gather_objects(totals)
+        return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
 
-    def step(self, batch: Batch, targets: Float[Tensor, "batch classes"], bf16: bool) -> dict[str, float]:
-        """One optimiser step on one batch; returns the parts of the loss."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            out = forward(self.model, batch, self.modality)
-        loss, parts = training_loss(out, batch, targets, self.run.objective, self.recipe.label_smoothing)
-        if not math.isfinite(parts["loss"]):
-            raise FloatingPointError(
-                f"the loss of {self.run.model} is {parts['loss']}; lower `lr` or set `training.precision: fp32`"
+    def step(
+        self, batch: Batch, targets: Float[Tensor, "batch logits"], bf16: bool, last: bool = True
+    ) -> dict[str, float]:
+        """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
+
+        Returns the parts of the loss.
+        """
+        with nullcontext() if last or ranks() == 1 else self.parallel.no_sync():
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                out = forward(self.parallel, batch, self.modality)
+            loss, parts = training_loss(
+                out, batch, targets, self.run.objective, self.recipe.label_smoothing, self.sizes
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.recipe.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
+            if not math.isfinite(parts["loss"]):
+                raise FloatingPointError(
+                    f"the loss of {self.run.model} is {parts['loss']}; lower `lr` or set `training.precision: fp32`"
+                )
+            (loss / self.recipe.accumulate).backward()
+        if last:
+            if self.recipe.clip_norm > 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.schedule.step()
         return parts
 
-    @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
-        logits, labels = [], []
-        for batch in batches(self.val, self.modality, self.device):
-            out = forward(self.model, batch, self.modality)
-            logits.append((out.logits if isinstance(out, AVOutput) else out).float().cpu())
-            labels.append(batch.labels.cpu())
-        logits, labels = torch.cat(logits), torch.cat(labels)
+        indices = usable(self.val, self.modality)
+        logits, _ = outputs(self.model, self.val, indices, self.modality, self.modality)
+        labels = self.val.labels[indices]
         return {
-            "val_loss": F.cross_entropy(logits, labels).item(),
-            "val_top1": topk_accuracy(logits, labels, 1),
+            "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
+            "val_top1": topk_accuracy(logits, labels, 1, self.sizes),
         }
 
     def _time_step(self, bf16: bool) -> float:
         """Seconds of a forward and backward pass on one batch, for the choice of precision; changes no weight."""
-        batch = self.train.batch(self.indices[: self.recipe.batch_size], self.modality, self.device)
+        batch = self.train.batch(next(self._plan(0)), self.modality, self.device)
         times = []
         for _ in range(3):
             self._wait()
             started = time.perf_counter()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 out = forward(self.model, batch, self.modality)
-            training_loss(out, batch, batch.labels, self.run.objective, 0.0)[0].backward()
+            targets = one_hot(batch.labels, self.sizes)
+            training_loss(out, batch, targets, self.run.objective, 0.0, self.sizes)[0].backward()
             self._wait()
             times.append(time.perf_counter() - started)
         self.model.zero_grad(set_to_none=True)
@@ -252,7 +345,9 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
     def _save(self, state: dict) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; it is the same on all ranks."""
+        if rank() > 0:
+            return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".tmp")
         parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
@@ -269,31 +364,56 @@ class Trainer:
 
 
 def training_loss(
-    out: Tensor | AVOutput, batch: Batch, targets: Tensor, objective: Objective, label_smoothing: float
+    out: Tensor | AVOutput,
+    batch: Batch,
+    targets: Float[Tensor, "batch logits"],
+    objective: Objective,
+    label_smoothing: float,
+    sizes: Sequence[int],
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
 
-    `targets` of the cross-entropy are labels, or soft labels under mixup; the contrastive losses take each clip's
-    own label (our reading), and only clips that have the modality.
+    `targets` of the cross-entropy may be soft (mixup); the contrastive losses take each clip's own label (our
+    reading), and only clips that have the modality. Those losses see the clips of all ranks. Averaged over the ranks,
+    the gradient is that of one process with all clips.
     """
-    if not isinstance(out, AVOutput):
-        loss = F.cross_entropy(out.float(), targets, label_smoothing=label_smoothing)
-        return loss, {"loss": loss.item(), "ce": loss.item()}
-    loss = F.cross_entropy(out.logits.float(), targets, label_smoothing=label_smoothing)
-    parts = {"ce": loss.item()}
-    if objective.avc > 0:
-        both = batch.has_audio & batch.has_video
-        avc = audio_video_contrastive(
-            out.audio_embedding[both], out.video_embedding[both], batch.labels[both], objective.temperature
-        )
-        loss, parts["avc"] = loss + objective.avc * avc, avc.item()
-    if objective.imc > 0:
-        imc = sum(
-            intra_modal_contrastive(z[has], batch.labels[has], objective.temperature)
-            for z, has in ((out.audio_embedding, batch.has_audio), (out.video_embedding, batch.has_video))
-        )
-        loss, parts["imc"] = loss + objective.imc * imc, imc.item()
-    return loss, {"loss": loss.item()} | parts
+    av = isinstance(out, AVOutput)
+    loss = cross_entropy((out.logits if av else out).float(), targets, sizes, label_smoothing)
+    parts = {"loss": 0.0, "ce": loss.item()}
+    contrasts = {}
+    if av and max(objective.avc, objective.imc) > 0:
+        labels, has_audio, has_video = gather(batch.labels), gather(batch.has_audio), gather(batch.has_video)
+        audio, video, both = gather(out.audio_embedding), gather(out.video_embedding), has_audio & has_video
+        if objective.avc > 0:
+            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], objective.temperature)
+        if objective.imc > 0:
+            contrasts["imc"] = sum(
+                intra_modal_contrastive(z[has], labels[has], objective.temperature)
+                for z, has in ((audio, has_audio), (video, has_video))
+            )
+    for name, contrast in contrasts.items():
+        parts[name] = contrast.item()
+        # Each rank has the gradient of its own clips alone, and an average over the ranks divides that.
+        loss = loss + ranks() * getattr(objective, name) * contrast
+    parts["loss"] = parts["ce"] + sum(getattr(objective, name) * parts[name] for name in contrasts)
+    return loss, parts
+
+
+def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Float[Tensor, "batch logits"]:
+    """Targets of labels, side by side for the heads (see evaluation.hits)."""
+    parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
+    return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch logits"],
+    targets: Float[Tensor, "batch logits"],
+    sizes: Sequence[int],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy, averaged over the heads (our reading) and the batch."""
+    pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
+    return sum(F.cross_entropy(*pair, label_smoothing=label_smoothing) for pair in pairs) / len(sizes)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -361,8 +481,12 @@ def source_digest() -> str:
     """Hash of the code that decides what training computes, so that changed code never resumes old weights."""
     package = Path(__file__).parent
     files = [*package.glob("models/*.py"), package / "losses.py", package / "training.py"]
-    files += [package / "data/augmentation.py", package / "data/dataset.py"]
+    files += [package / "data/augmentation.py", package / "data/dataset.py", package / "distributed.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+def _nothing(_: str) -> None:
+    """The log of a rank that is not the first."""
 
 
 def _live(folder: Path):
@@ -372,8 +496,50 @@ def _live(folder: Path):
 
 
 def _log_live(live, row: dict) -> None:
+    if live is None:  # on a rank that is not the first
+        return
     live.step = int(row["epoch"])
     for name, value in row.items():
         if name not in ("epoch", "seconds"):
             live.log_metric(name, float(value))
     live.make_summary()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`torchrun --nproc-per-node=8 -m mmtlib.training RUN`: a run of params.yaml without its notebook.
+
+    Returns the exit status; a failure is said in one line.
+    """
+    parser = argparse.ArgumentParser(prog="mmtlib.training", description="Train a run of params.yaml.")
+    parser.add_argument("run", nargs="?", help="pretrain_mat, pretrain_mvit, train_mmt or a row of the table ablations")
+    parser.add_argument("--workspace", default=".", help="folder of data/ and models/ (the repository root)")
+    parser.add_argument("--spec", help=argparse.SUPPRESS)  # of train_runs: its arguments, as JSON
+    given = parser.parse_args(arguments)
+    try:
+        if given.spec:
+            spec = json.loads(given.spec)
+            spec |= {"run": Run.model_validate(spec["run"]), "recipe": Recipe.model_validate(spec["recipe"])}
+        else:
+            spec = _spec(given.run, load())
+        with process_group():
+            train_runs(**spec, workspace=workspace_folder(given.workspace))
+    except Exception as error:
+        # Bare words where we wrote them for the user, else with the trace for whoever mends it.
+        if not isinstance(error, ValueError | OSError | ArithmeticError):
+            traceback.print_exc()
+        print(f"{FAILED}{error}", flush=True)
+        return 1
+    return 0
+
+
+def _spec(name: str | None, params: Params) -> dict[str, Any]:
+    """What train_runs is to be given for a run of params.yaml."""
+    stages = {stage: getattr(params, stage) for stage in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
+    if name not in (runs := stages | params.ablations):
+        raise ParamsError(f"params.yaml has no run {name}; use one of {', '.join(runs)}.")
+    stage = name if name in stages else f"ablations/{name}"
+    return dict(name=name, run=runs[name], recipe=params.training, stage=stage, seeds=params.seeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

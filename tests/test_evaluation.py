@@ -1,15 +1,18 @@
 """Predictions and the scores that follow from them."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_features import AUDIO, CLASSES, OVERRIDES, VIDEO, write_features
+from toy_features import AUDIO, CLASSES, OVERRIDES, VIDEO, make_recipe, make_run, write_features
 
 from mmtlib import evaluation
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.evaluation import predict, read_predictions, scores, topk_accuracy, usable
+from mmtlib.evaluation import guesses, head_sizes, predict, read_predictions, scores, topk_accuracy, usable
 from mmtlib.models import build_model
+from mmtlib.training import Trainer
 
 TRAIN, VAL = 32, 12  # clips; rows 32 to 43 of the folder are the validation split
 SIZES = {"mat_t": {"audio_size": AUDIO}, "mvitv2_t": {"video_size": VIDEO}}
@@ -183,3 +186,69 @@ def test_read_only_arrays_from_pandas_give_no_warning():
         assert scores(table)["top1"].tolist() == [100.0]
     finally:
         torch.set_warn_always(False)
+
+
+# Several heads, several views.
+
+
+def with_heads(folder) -> dict[str, list[str]]:
+    """Give the toy set two heads, so that its four classes are the pairs of two verbs and two of three nouns."""
+    heads = {"verb": ["open", "close"], "noun": ["door", "lid", "box"]}
+    index = pd.read_csv(folder / "index.csv")
+    number = index["label"].map(CLASSES.index)
+    index["verb"], index["noun"] = np.take(heads["verb"], number // 2), np.take(heads["noun"], number % 2)
+    index.to_csv(folder / "index.csv", index=False)
+    described = json.loads((folder / "features.json").read_text()) | {"heads": heads}
+    (folder / "features.json").write_text(json.dumps(described))
+    return heads
+
+
+def test_an_action_is_right_only_when_every_head_is(tmp_path):
+    heads = with_heads(write_features(tmp_path))
+    val = FeatureDataset(tmp_path, "val")
+    model = build_model("mat_t", 5, **SIZES["mat_t"], **OVERRIDES["mat_t"])
+    table = predict(model, "mat_t", val)
+    logits = stacked(table, "logits")
+    assert logits.shape == (VAL, 5)
+    assert head_sizes(table) == {"verb": 2, "noun": 3}
+    verb, noun = (torch.tensor([heads[name].index(word) for word in val.index[name]]) for name in heads)
+    assert table["label_index"].tolist() == (3 * verb + noun).tolist()
+    right_verb, right_noun = logits[:, :2].argmax(1) == verb, logits[:, 2:].argmax(1) == noun
+    got = scores(table).iloc[0]
+    assert got["verb_top1"] == pytest.approx(100 * right_verb.float().mean().item())
+    assert got["noun_top1"] == pytest.approx(100 * right_noun.float().mean().item())
+    assert got["top1"] == pytest.approx(100 * (right_verb & right_noun).float().mean().item())
+    assert got["top1"] == pytest.approx(100 * (guesses(table) == table["label_index"]).mean())
+    assert got["top5"] == got["verb_top5"] == got["noun_top5"] == 100.0
+
+
+def test_a_model_of_two_heads_learns_both(tmp_path):
+    with_heads(write_features(tmp_path / "features"))
+    run = make_run("mmt_t", epochs=8, objective={"avc": 0.1, "imc": 0.1})
+    trainer = Trainer(run, make_recipe(), seed=0, features=tmp_path / "features", runs=tmp_path, init={}, device="cpu")
+    trainer.fit(log=lambda line: None)
+    assert trainer.model.heads.audio_head.out_features == 5
+    got = scores(predict(trainer.model, "mmt_t", trainer.val)).set_index("modality").loc["av"]
+    assert got["top1"] >= 75.0  # chance is 25
+    assert min(got["verb_top1"], got["noun_top1"]) >= got["top1"]
+
+
+def test_probabilities_of_a_clips_views_are_averaged(tmp_path):
+    """Two rows of the same clip_id are two windows or crops of one clip."""
+    write_features(tmp_path, silent=(TRAIN + 4, TRAIN + 5))
+    plain = FeatureDataset(tmp_path, "val")
+    model = make("mmt_t")
+    single = predict(model, "mmt_t", plain)
+    index = pd.read_csv(tmp_path / "index.csv")
+    index["view"] = index.index % 2
+    index["clip_id"] = [f"c{row // 2 * 2:02d}" for row in index.index]
+    index.to_csv(tmp_path / "index.csv", index=False)
+    table = predict(model, "mmt_t", FeatureDataset(tmp_path, "val"))
+    assert table["modality"].value_counts().to_dict() == {"av": 6, "video": 6, "audio": 5}
+    for modality, part in table.groupby("modality"):
+        alone = single[single["modality"] == modality]
+        want = stacked(alone, "logits").softmax(1).unflatten(0, (-1, 2)).mean(1)
+        torch.testing.assert_close(stacked(part, "logits").exp(), want, rtol=1e-4, atol=1e-6)
+        want = stacked(alone, "embedding").unflatten(0, (-1, 2)).mean(1)
+        torch.testing.assert_close(stacked(part, "embedding"), want, rtol=1e-4, atol=1e-5)
+        assert part["clip_id"].tolist() == alone["clip_id"].tolist()[::2]

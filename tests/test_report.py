@@ -72,7 +72,10 @@ def test_the_answer_follows_from_the_numbers(written):
     assert "mmt_t (both, 90.0 %) beats the better of the two single ones, mat_t (sound, 60.0 %): +30.0" in text
     assert "mat_t (sound, 60.0 %) beats its baseline ast_t (sound, 35.0 %): +25.0 points" in text
     assert "mmt_t (both, 90.0 %) cannot be told apart from its baseline mbt_t (both, 87.5 %): +2.5" in text
-    assert "On 40 test clips of made-up in 4 classes, by top-1 (difference with its 95 % interval)" in text
+    assert (
+        "On 40 of the 40 test clips that made-up lists, in 4 classes, by top-1 (difference with its 95 % interval)"
+        in text
+    )
     assert "One seed (0)." in text
     assert "highest validation top-1" in text
     assert "claim against a baseline is measured at these settings and is not settled" in text

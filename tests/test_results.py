@@ -175,10 +175,10 @@ def test_curves_mark_the_best_epoch_on_validation(results):
 
 def test_tsne_repeats_and_copes_with_few_clips(results):
     result = by_name(results)["train_mmt"]
-    points = tsne_points(result, "av", limit=20)
+    points = tsne_points(result, "av", CLASSES, limit=20)
     assert len(points) == 20
-    pd.testing.assert_frame_equal(points, tsne_points(result, "av", limit=20))
-    assert len(tsne_points(result, "av", limit=2)) == 2
+    pd.testing.assert_frame_equal(points, tsne_points(result, "av", CLASSES, limit=20))
+    assert len(tsne_points(result, "av", CLASSES, limit=2)) == 2
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mmtlib.training import (
     choose_precision,
     input_sizes,
     load_encoder,
+    one_hot,
     parameter_groups,
     train_runs,
     training_loss,
@@ -475,13 +476,10 @@ def test_the_learning_rate_of_each_epoch_is_on_that_curve(features, tmp_path):
 def test_gradients_are_clipped_by_their_norm(features, tmp_path, clip_norm, clipped):
     trainer = make_trainer(features, tmp_path, recipe=make_recipe(clip_norm=clip_norm))
     batch = trainer.train.batch(range(8), "audio")
-    trainer.step(batch, batch_targets(batch), False)
+    trainer.optimizer.zero_grad = lambda **_: None  # so that they can be looked at
+    trainer.step(batch, one_hot(batch.labels, [len(CLASSES)]), False)
     norm = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()
     assert (norm <= 0.01 * 1.001) == clipped
-
-
-def batch_targets(batch: Batch) -> torch.Tensor:
-    return torch.nn.functional.one_hot(batch.labels, len(CLASSES)).float()
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(1.0, 0.4, "bf16"), (0.4, 1.0, "fp32"), (0.5, 0.5, "fp32")])
@@ -511,11 +509,11 @@ def test_a_run_keeps_its_precision_when_it_goes_on(features, tmp_path, monkeypat
     """A second measurement could come out the other way and would mix two precisions in one result."""
     used, original, count = [], Trainer.step, itertools.count()
 
-    def step(self, batch, targets, bf16):
+    def step(self, batch, targets, bf16, last):
         used.append(bf16)
         if next(count) == 5:
             raise KilledError
-        return original(self, batch, targets, bf16)
+        return original(self, batch, targets, bf16, last)
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(Trainer, "_time_step", lambda self, bf16: 0.1 if bf16 else 0.9)
@@ -616,10 +614,14 @@ def made_up_output(n: int = 6) -> tuple[AVOutput, Batch]:
     return output, Batch(None, None, labels, has_audio, has_video)
 
 
+def loss_of(output, batch: Batch, objective: Objective, label_smoothing: float = 0.0):
+    return training_loss(output, batch, one_hot(batch.labels, [3]), objective, label_smoothing, [3])
+
+
 def test_the_objective_is_the_weighted_sum_of_its_parts():
     output, batch = made_up_output()
     objective = Objective(avc=0.3, imc=0.7, temperature=0.2)
-    loss, parts = training_loss(output, batch, batch.labels, objective, 0.1)
+    loss, parts = loss_of(output, batch, objective, 0.1)
     ce = torch.nn.functional.cross_entropy(output.logits, batch.labels, label_smoothing=0.1)
     both = [0, 1, 2, 4]
     avc = audio_video_contrastive(output.audio_embedding[both], output.video_embedding[both], batch.labels[both], 0.2)
@@ -635,15 +637,15 @@ def test_the_objective_is_the_weighted_sum_of_its_parts():
 
 def test_parts_of_no_weight_are_left_out():
     output, batch = made_up_output()
-    loss, parts = training_loss(output, batch, batch.labels, Objective(), 0.0)
+    loss, parts = loss_of(output, batch, Objective(), 0.0)
     assert set(parts) == {"loss", "ce"}
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, batch.labels).item())
-    assert set(training_loss(output, batch, batch.labels, Objective(avc=1.0), 0.0)[1]) == {
+    assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {
         "loss",
         "ce",
         "avc",
     }
-    assert set(training_loss(output.logits, batch, batch.labels, Objective(avc=1.0), 0.0)[1]) == {
+    assert set(loss_of(output.logits, batch, Objective(avc=1.0), 0.0)[1]) == {
         "loss",
         "ce",
     }
@@ -653,7 +655,7 @@ def test_soft_targets_weigh_the_classes():
     output, batch = made_up_output()
     targets = torch.full((6, 3), 1 / 3)
     want = -output.logits.log_softmax(1).mean()
-    assert training_loss(output.logits, batch, targets, Objective(), 0.0)[0].item() == pytest.approx(
+    assert training_loss(output.logits, batch, targets, Objective(), 0.0, [3])[0].item() == pytest.approx(
         want.item(), rel=1e-5
     )
 
@@ -664,7 +666,7 @@ def test_a_batch_without_a_clip_of_both_modalities_has_a_finite_loss():
     none = batch._replace(
         has_audio=torch.tensor([True] * 3 + [False] * 3), has_video=torch.tensor([False] * 3 + [True] * 3)
     )
-    loss, parts = training_loss(output, none, batch.labels, Objective(avc=1.0, imc=1.0), 0.0)
+    loss, parts = loss_of(output, none, Objective(avc=1.0, imc=1.0), 0.0)
     loss.backward()
     assert parts["avc"] == 0.0
     assert output.audio_embedding.grad.isfinite().all()
@@ -702,6 +704,19 @@ def test_load_encoder_takes_the_encoder_and_leaves_the_head(tmp_path):
             assert torch.equal(value, before[name])
 
 
+def test_load_encoder_interpolates_the_positions_of_another_input_size(tmp_path):
+    _save_encoder(tmp_path / "a.safetensors", "mat_t", seed=3)
+    tensors, _ = load_weights(tmp_path / "a.safetensors")
+    longer = (2 * AUDIO[0], AUDIO[1])
+    model = build_model("mmt_t", 4, audio_size=longer, video_size=VIDEO, **OVERRIDES["mmt_t"])
+    load_encoder(model.audio_encoder, tensors)
+    want = build_model("mat_t", 4, audio_size=AUDIO, **OVERRIDES["mat_t"])
+    want.load_state_dict(tensors)
+    sound = torch.randn(1, 1, *longer)
+    with torch.no_grad():  # which interpolates them whenever it is called
+        torch.testing.assert_close(model.audio_encoder.eval()(sound)[0], want.encoder.eval()(sound)[0])
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """The three training stages on the toy set, one epoch each, with the live log as it is."""
@@ -729,7 +744,7 @@ def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(workspace):
             assert "seconds" not in curve, "a time would differ from run to run, and DVC compares bytes"
             pd.testing.assert_frame_equal(curve, run.history.drop(columns="seconds"))
             model, header = load_model(run.weights)
-            assert header["classes"] == CLASSES
+            assert header["heads"] == {"label": CLASSES}
             assert header["seed"] == run.seed
             assert header["run"]["model"] == stages[stage].model
             assert header["stats"]["log_mel"]["mean"] == -7.0

@@ -2,12 +2,13 @@
 
 Inputs are normalised batches (dataset.Batch). Sound and picture are never shifted in time against each other.
 Every function leaves its input as it is and returns a new tensor. Random numbers are drawn on the CPU
-whatever the device, so that one seed means the same augmentation everywhere.
+whatever the device and however many processes share a batch, so that one seed means the same augmentation everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +23,28 @@ class AugmentationError(ValueError):
     """An augmentation setting out of range; the text is one sentence that names it."""
 
 
+class Draws(NamedTuple):
+    """Random numbers for the clips of a batch; of one that ranks share equally, each draws all and keeps its own."""
+
+    generator: torch.Generator
+    rank: int = 0
+    ranks: int = 1
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This rank's rows of what was drawn for the whole batch."""
+        return drawn.chunk(self.ranks)[self.rank]
+
+    def uniform(self, clips: int, *shape: int) -> Float[Tensor, "clips ..."]:
+        """From 0 to 1, for so many clips of this rank."""
+        return self.own(torch.rand(clips * self.ranks, *shape, generator=self.generator))
+
+    def normal(self, clips: int, *shape: int) -> Float[Tensor, "clips ..."]:
+        return self.own(torch.randn(clips * self.ranks, *shape, generator=self.generator))
+
+
 def spec_augment(
     audio: Float[Tensor, "B 1 time mel"],
-    generator: torch.Generator,
+    draws: Draws,
     time_masks: int,
     time_width: int,
     freq_masks: int,
@@ -36,37 +56,35 @@ def spec_augment(
     and lies wholly inside the spectrogram.
     """
     batch, _, time, mel = audio.shape
-    over_time = _masks(batch, time, time_masks, time_width, generator)[:, None, :, None]
-    over_mel = _masks(batch, mel, freq_masks, freq_width, generator)[:, None, None, :]
+    over_time = _masks(batch, time, time_masks, time_width, draws)[:, None, :, None]
+    over_mel = _masks(batch, mel, freq_masks, freq_width, draws)[:, None, None, :]
     return audio.masked_fill((over_time | over_mel).to(audio.device), 0.0)
 
 
-def _masks(batch: int, length: int, count: int, width: int, generator: torch.Generator) -> Bool[Tensor, "B L"]:
-    draws = torch.rand(2, batch, count, 1, generator=generator)
-    widths = (draws[0] * (min(width, length) + 1)).long()
-    starts = (draws[1] * (length - widths + 1)).long()
+def _masks(batch: int, length: int, count: int, width: int, draws: Draws) -> Bool[Tensor, "B L"]:
+    wide, early = draws.uniform(batch, 2, count, 1).unbind(1)
+    widths = (wide * (min(width, length) + 1)).long()
+    starts = (early * (length - widths + 1)).long()
     position = torch.arange(length)
     return ((position >= starts) & (position < starts + widths)).any(dim=1)
 
 
-def random_gain(
-    audio: Float[Tensor, "B 1 time mel"], generator: torch.Generator, gain: float | int
-) -> Float[Tensor, "B 1 time mel"]:
+def random_gain(audio: Float[Tensor, "B 1 time mel"], draws: Draws, gain: float | int) -> Float[Tensor, "B 1 time mel"]:
     """Loudness: adds to each clip a constant from -gain to +gain (standard deviations of the log-mel)."""
-    shift = gain * (2 * torch.rand(len(audio), 1, 1, 1, generator=generator) - 1)
+    shift = gain * (2 * draws.uniform(len(audio), 1, 1, 1) - 1)
     return audio + shift.to(audio.device)
 
 
 def random_noise(
-    audio: Float[Tensor, "B 1 time mel"], generator: torch.Generator, noise: float | int
+    audio: Float[Tensor, "B 1 time mel"], draws: Draws, noise: float | int
 ) -> Float[Tensor, "B 1 time mel"]:
     """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
-    level = noise * torch.rand(len(audio), 1, 1, 1, generator=generator)
-    return audio + (level * torch.randn(audio.shape, generator=generator)).to(audio.device)
+    level = noise * draws.uniform(len(audio), 1, 1, 1)
+    return audio + (level * draws.normal(*audio.shape)).to(audio.device)
 
 
 def random_crop(
-    video: Float[Tensor, "B C T H W"], generator: torch.Generator, scale: tuple[float | int, float | int]
+    video: Float[Tensor, "B C T H W"], draws: Draws, scale: tuple[float | int, float | int]
 ) -> Float[Tensor, "B C T H W"]:
     """Cuts from each clip one window, the same in all its frames, and resizes it back bilinearly.
 
@@ -74,10 +92,10 @@ def random_crop(
     <= high <= 1).
     """
     batch, channels, frames, height, width = video.shape
-    draws = torch.rand(3, batch, generator=generator)
-    side = (scale[0] + (scale[1] - scale[0]) * draws[0]).sqrt()
+    area, *centre = draws.uniform(batch, 3).unbind(1)
+    side = (scale[0] + (scale[1] - scale[0]) * area).sqrt()
     # In affine_grid's coordinates the picture spans -1..1, so a window of this side moves by up to 1 - side.
-    centre = (2 * draws[1:] - 1) * (1 - side)
+    centre = (2 * torch.stack(centre) - 1) * (1 - side)
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, 0, 2], theta[:, 1, 2] = centre[0], centre[1]
@@ -91,11 +109,11 @@ def random_crop(
 def random_flip(
     video: Float[Tensor, "B C T H W"],
     labels: Int[Tensor, " B"],
-    generator: torch.Generator,
+    draws: Draws,
     allowed: Bool[Tensor, " K"],
 ) -> Float[Tensor, "B C T H W"]:
     """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
-    chosen = torch.rand(len(video), generator=generator).to(video.device) < 0.5
+    chosen = draws.uniform(len(video)).to(video.device) < 0.5
     chosen &= allowed.to(video.device)[labels.to(video.device)]
     video = video.clone()
     video[chosen] = video[chosen].flip(-1)
@@ -103,22 +121,22 @@ def random_flip(
 
 
 def mixup(
-    batch: Batch, num_classes: int, alpha: float | int, generator: torch.Generator
+    batch: Batch, targets: Float[Tensor, "B K"], alpha: float | int, draws: Draws
 ) -> tuple[Batch, Float[Tensor, "B K"]]:
-    """Mixes each clip with another of the batch and returns soft targets beside the mixed batch.
+    """Mixes each clip with another of the batch, and their targets likewise.
 
     Each clip keeps a share drawn from Beta(alpha, alpha), the same in both modalities and in its target.
-    `labels` stay those of the clip itself; a mix has a modality if either of its clips has it. alpha 0: no
-    mixing.
+    `labels` stay those of the clip itself; a mix has a modality if either of its clips has it. Of a batch that
+    ranks share, each mixes its own clips. alpha 0: no mixing.
     """
-    one_hot = F.one_hot(batch.labels, num_classes).float()
     if alpha == 0:
-        return batch, one_hot
+        return batch, targets
     size, device = len(batch.labels), batch.labels.device
-    other = torch.randperm(size, generator=generator).to(device)
+    other = draws.uniform(size).argsort().to(device)
     # torch draws Beta numbers from its global state only, so numpy draws them, seeded by the generator.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    share = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, size).astype(np.float32)).to(device)
+    seed = int(torch.randint(2**63 - 1, (), generator=draws.generator))
+    share = np.random.default_rng(seed).beta(alpha, alpha, size * draws.ranks).astype(np.float32)
+    share = draws.own(torch.from_numpy(share)).to(device)
 
     def mix(values: Tensor | None) -> Tensor | None:
         if values is None:
@@ -131,7 +149,7 @@ def mixup(
         has_audio=batch.has_audio | batch.has_audio[other],
         has_video=batch.has_video | batch.has_video[other],
     )
-    return mixed, mix(one_hot)
+    return mixed, mix(targets)
 
 
 class Augmenter:
@@ -172,21 +190,21 @@ class Augmenter:
             )
         self.allowed = torch.tensor([name not in flip_except for name in classes], dtype=torch.bool)
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def __call__(self, batch: Batch, draws: Draws) -> Batch:
         audio, video = batch.audio, batch.video
         if audio is not None:
             if self.gain:
-                audio = random_gain(audio, generator, self.gain)
+                audio = random_gain(audio, draws, self.gain)
             if self.noise:
-                audio = random_noise(audio, generator, self.noise)
+                audio = random_noise(audio, draws, self.noise)
             if self.masks["time_masks"] or self.masks["freq_masks"]:
-                audio = spec_augment(audio, generator, **self.masks)
+                audio = spec_augment(audio, draws, **self.masks)
             # A clip without sound stays at exactly 0: augmentation must not give it a content.
             if audio is not batch.audio:
                 audio = audio * batch.has_audio.view(-1, 1, 1, 1)
         if video is not None:
             if self.crop_scale < 1:
-                video = random_crop(video, generator, (self.crop_scale, 1.0))
+                video = random_crop(video, draws, (self.crop_scale, 1.0))
             if self.flip:
-                video = random_flip(video, batch.labels, generator, self.allowed)
+                video = random_flip(video, batch.labels, draws, self.allowed)
         return batch._replace(audio=audio, video=video)

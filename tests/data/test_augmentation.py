@@ -2,11 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from mmtlib.data.augmentation import (
     AugmentationError,
     Augmenter,
+    Draws,
     mixup,
     random_crop,
     random_flip,
@@ -21,6 +21,10 @@ CLASSES = ["shot", "turn_left", "turn_right"]
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def drawn(seed: int = 0) -> Draws:
+    return Draws(seeded(seed))
 
 
 def make_batch(size: int = 6) -> Batch:
@@ -47,7 +51,7 @@ def runs(mask: torch.Tensor) -> int:
 )
 def test_masks_are_whole_frames_and_bands_no_wider_and_no_more_than_asked(masks, width, mel_masks, mel_width, seed):
     audio = torch.ones(4, 1, 20, 8)
-    hidden = spec_augment(audio, seeded(seed), masks, width, mel_masks, mel_width)[:, 0] == 0
+    hidden = spec_augment(audio, drawn(seed), masks, width, mel_masks, mel_width)[:, 0] == 0
     for clip in hidden:
         frames, bands = clip.all(dim=1), clip.all(dim=0)
         if not clip.all():
@@ -60,7 +64,7 @@ def test_masks_are_whole_frames_and_bands_no_wider_and_no_more_than_asked(masks,
 
 
 def test_mask_widths_cover_their_range_and_clips_differ():
-    hidden = spec_augment(torch.ones(3000, 1, 20, 8), seeded(), 1, 5, 0, 0)[:, 0, :, 0] == 0
+    hidden = spec_augment(torch.ones(3000, 1, 20, 8), drawn(), 1, 5, 0, 0)[:, 0, :, 0] == 0
     counts = torch.bincount(hidden.sum(dim=1), minlength=7)
     assert counts[6:].sum() == 0
     assert counts[:6].min() > 400  # 500 expected each
@@ -69,7 +73,7 @@ def test_mask_widths_cover_their_range_and_clips_differ():
 
 def test_gain_is_one_constant_per_clip_within_its_range():
     audio = torch.randn(500, 1, 20, 8, generator=seeded())
-    shift = random_gain(audio, seeded(2), 0.5) - audio
+    shift = random_gain(audio, drawn(2), 0.5) - audio
     per_clip = shift.mean(dim=(1, 2, 3))
     assert (shift - per_clip.view(-1, 1, 1, 1)).abs().max() < 1e-5
     assert per_clip.abs().max() <= 0.5 + 1e-6
@@ -78,7 +82,7 @@ def test_gain_is_one_constant_per_clip_within_its_range():
 
 
 def test_noise_level_is_drawn_per_clip():
-    added = random_noise(torch.zeros(300, 1, 40, 40), seeded(), 0.3).std(dim=(1, 2, 3))
+    added = random_noise(torch.zeros(300, 1, 40, 40), drawn(), 0.3).std(dim=(1, 2, 3))
     assert 0.28 < added.max() < 0.32
     assert added.min() < 0.02
 
@@ -87,7 +91,7 @@ def test_crop_shows_a_window_of_the_right_size_the_same_in_all_frames():
     height, width = 32, 48
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     ramp = torch.stack([x, y, x * 0])[None, :, None].expand(64, 3, 4, height, width)
-    cropped = random_crop(ramp, seeded(), (0.25, 1.0))
+    cropped = random_crop(ramp, drawn(), (0.25, 1.0))
     assert cropped.shape == ramp.shape
     assert torch.equal(cropped[:, :, 0], cropped[:, :, 3])
     # The ramp's slope tells the scale: it is the window's side as a share of the picture's.
@@ -105,10 +109,10 @@ def test_crop_shows_a_window_of_the_right_size_the_same_in_all_frames():
 
 def test_crop_of_the_whole_is_the_identity_and_resizes_bilinearly():
     video = torch.randn(2, 3, 2, 12, 16, generator=seeded())
-    torch.testing.assert_close(random_crop(video, seeded(), (1.0, 1.0)), video, atol=1e-5, rtol=0)
-    quarter = random_crop(video, seeded(5), (0.25, 0.25))
-    draws = torch.rand(3, 2, generator=seeded(5))
-    left, top = draws[1] * 8, draws[2] * 6  # the window is 6 x 8; where it starts, pixels
+    torch.testing.assert_close(random_crop(video, drawn(), (1.0, 1.0)), video, atol=1e-5, rtol=0)
+    quarter = random_crop(video, drawn(5), (0.25, 0.25))
+    draws = torch.rand(2, 3, generator=seeded(5))
+    left, top = draws[:, 1] * 8, draws[:, 2] * 6  # the window is 6 x 8; where it starts, pixels
     for clip in range(2):
         y, x = (torch.arange(12) + 0.5) / 2 + top[clip] - 0.5, (torch.arange(16) + 0.5) / 2 + left[clip] - 0.5
         y, x = y.clamp(0, 11), x.clamp(0, 15)
@@ -124,7 +128,7 @@ def test_crop_of_the_whole_is_the_identity_and_resizes_bilinearly():
 def test_flip_mirrors_half_of_the_clips_whose_class_allows_it():
     video = torch.randn(600, 1, 1, 2, 3, generator=seeded())
     labels = torch.arange(600) % 3
-    flipped = random_flip(video, labels, seeded(), torch.tensor([True, False, True]))
+    flipped = random_flip(video, labels, drawn(), torch.tensor([True, False, True]))
     mirrored = (flipped == video.flip(-1)).flatten(1).all(1)
     kept = (flipped == video).flatten(1).all(1)
     assert (mirrored ^ kept).all()
@@ -137,13 +141,13 @@ def test_mixup_uses_one_share_for_both_modalities_and_the_target():
     batch = make_batch()._replace(has_audio=torch.ones(6, dtype=torch.bool), labels=torch.arange(6))
     values = torch.eye(6)
     batch = batch._replace(audio=values.view(6, 1, 6, 1), video=values.view(6, 1, 6, 1, 1).expand(6, 3, 6, 1, 1))
-    mixed, targets = mixup(batch, 6, 0.5, seeded())
+    mixed, targets = mixup(batch, torch.eye(6), 0.5, drawn())
     torch.testing.assert_close(mixed.audio.view(6, 6), targets)
     torch.testing.assert_close(mixed.video[:, 0].reshape(6, 6), targets)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(6))
     assert ((targets > 0) & (targets < 1)).any()
-    same, plain = mixup(batch, 6, 0.0, seeded())
-    assert torch.equal(plain, F.one_hot(batch.labels, 6).float())
+    same, plain = mixup(batch, torch.eye(6), 0.0, drawn())
+    assert torch.equal(plain, torch.eye(6))
     assert torch.equal(same.audio, batch.audio)
 
 
@@ -151,7 +155,7 @@ def test_mixup_share_is_beta_distributed_and_flags_follow_both_clips():
     size, alpha = 4000, 0.4
     flags = torch.arange(size) % 2 == 0
     batch = Batch(None, None, torch.arange(size), flags, ~flags)
-    mixed, targets = mixup(batch, size, alpha, seeded())
+    mixed, targets = mixup(batch, torch.eye(size), alpha, drawn())
     share = targets.diagonal()
     own = share < 1 - 1e-6  # leaves out a clip mixed with itself
     assert float(share[own].mean()) == pytest.approx(0.5, abs=0.03)
@@ -170,7 +174,7 @@ def recipe(**change) -> Augmenter:
 def test_augmenter_repeats_itself_from_the_same_generator_only():
     batch = make_batch()
     before = [batch.audio.clone(), batch.video.clone()]
-    one, two, other = (recipe()(batch, seeded(seed)) for seed in (3, 3, 4))
+    one, two, other = (recipe()(batch, drawn(seed)) for seed in (3, 3, 4))
     assert torch.equal(one.audio, two.audio)
     assert torch.equal(one.video, two.video)
     assert not torch.equal(one.audio, other.audio)
@@ -180,17 +184,33 @@ def test_augmenter_repeats_itself_from_the_same_generator_only():
     assert torch.equal(one.labels, batch.labels)
 
 
+def test_ranks_that_share_a_batch_draw_what_one_process_draws_for_it():
+    batch = make_batch()
+    whole = recipe()(batch, drawn(3))
+    halves = [slice(0, 3), slice(3, 6)]
+    for rank, rows in enumerate(halves):
+        own = Batch(*(part[rows] for part in batch))
+        made = recipe()(own, Draws(seeded(3), rank, 2))
+        assert torch.equal(made.audio, whole.audio[rows])
+        assert torch.equal(made.video, whole.video[rows])
+    shares = [
+        mixup(Batch(*(part[rows] for part in batch)), torch.eye(3), 0.4, Draws(seeded(3), rank, 2))[1]
+        for rank, rows in enumerate(halves)
+    ]
+    assert not torch.equal(*shares)
+
+
 def test_augmenter_leaves_a_missing_modality_at_zero():
-    made = recipe()(make_batch(), seeded())
+    made = recipe()(make_batch(), drawn())
     assert made.audio[1].abs().max() == 0
     assert made.video[2].abs().max() == 0
     assert made.audio[0].abs().max() > 0
-    assert recipe()(make_batch()._replace(audio=None), seeded()).audio is None
+    assert recipe()(make_batch()._replace(audio=None), drawn()).audio is None
 
 
 def test_augmenter_with_everything_off_changes_nothing():
     batch = make_batch()
-    made = Augmenter(CLASSES)(batch, seeded())
+    made = Augmenter(CLASSES)(batch, drawn())
     assert torch.equal(made.audio, batch.audio)
     assert torch.equal(made.video, batch.video)
 
@@ -198,9 +218,9 @@ def test_augmenter_with_everything_off_changes_nothing():
 def test_augmenter_never_mirrors_the_classes_left_out():
     batch = make_batch()._replace(labels=torch.ones(6, dtype=torch.int64))
     settings = {"crop_scale": 1.0}
-    assert all(torch.equal(recipe(**settings)(batch, seeded(seed)).video, batch.video) for seed in range(5))
+    assert all(torch.equal(recipe(**settings)(batch, drawn(seed)).video, batch.video) for seed in range(5))
     free = batch._replace(labels=torch.zeros(6, dtype=torch.int64))
-    assert not all(torch.equal(recipe(**settings)(free, seeded(seed)).video, batch.video) for seed in range(5))
+    assert not all(torch.equal(recipe(**settings)(free, drawn(seed)).video, batch.video) for seed in range(5))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Two processes train what one trains, and go on where one stopped."""
+
+import copy
+
+import pandas as pd
+import pytest
+import torch
+from toy_features import MMT, make_recipe, make_run, write_features
+
+from mmtlib import distributed, training
+from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.models.weights import load_weights
+from mmtlib.params import ParamsError
+from mmtlib.training import Trainer, TrainingError, train_runs
+
+# Nothing that a process draws by itself: no dropped path, no mixup.
+SURE = copy.deepcopy(MMT)
+SURE["audio"]["drop_path"] = SURE["video"]["drop_path"] = 0.0
+RUN = make_run("mmt_t", overrides=SURE, objective={"avc": 0.3, "imc": 0.2})
+AUGMENTED = {
+    "gain": 0.3,
+    "noise": 0.1,
+    "crop_scale": 0.6,
+    "flip": True,
+    "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},
+}
+
+
+def test_alone_there_is_one_rank_and_nothing_is_exchanged():
+    x = torch.ones(2, 3, requires_grad=True)
+    assert (rank(), ranks()) == (0, 1)
+    assert gather(x) is x
+    assert gather_objects("a") == ["a"]
+    assert from_first("a") == "a"
+
+
+class KilledError(Exception):
+    """Stands for a machine that goes away."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A workspace with silent and blind clips, so that the ranks' shares of them differ."""
+    folder = tmp_path_factory.mktemp("two")
+    write_features(folder / "data/features", silent=(0, 3, 9), blind=(1, 12), noise=3.0)
+    return folder
+
+
+def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(root, tmp_path, monkeypatch, capsys):
+    recipe = make_recipe(**AUGMENTED)
+    shared = dict(stage="train_mmt", seeds=[0, 1], workspace=root)
+    alone = {one.seed: one for one in train_runs("train_mmt", RUN, recipe, **shared)}
+    weights = {seed: load_weights(one.weights)[0] for seed, one in alone.items()}
+    for folder in ("runs", "models", "predictions"):
+        (root / folder).rename(tmp_path / folder)
+
+    # Of seed 1 one process does the first of the three epochs.
+    original = Trainer._save
+
+    def save_and_die(self, state):
+        original(self, state)
+        raise KilledError
+
+    monkeypatch.setattr(Trainer, "_save", save_and_die)
+    with pytest.raises(KilledError):
+        train_runs("train_mmt", RUN, recipe, **shared | {"seeds": [1]})
+    monkeypatch.undo()
+    capsys.readouterr()
+    pair = train_runs("train_mmt", RUN, recipe.model_copy(update={"nproc": 2}), **shared)
+    told = capsys.readouterr().out
+    assert told.count("epoch ") == 3 + 1 + 2  # one line an epoch, and one that says where it goes on
+    assert "resumes after epoch 1 of 3" in told
+    for one in pair:
+        want = alone[one.seed]
+        pd.testing.assert_frame_equal(one.history, want.history.drop(columns="seconds"), rtol=1e-4, atol=1e-4)
+        pd.testing.assert_frame_equal(one.scores, want.scores)
+        found = load_weights(one.weights)[0]
+        for name, value in weights[one.seed].items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_failure_in_a_process_is_told_in_its_own_words(tmp_path):
+    recipe = make_recipe(nproc=2)
+    with pytest.raises(TrainingError, match=r"2 processes of pretrain_mat: .*features.json is missing; make the feat"):
+        train_runs("pretrain_mat", make_run(), recipe, stage="pretrain_mat", seeds=[0], workspace=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 9, "accumulate": 2}, r"training.batch_size 9 is no multiple of 2 \(training.accumulate\) x 1"),
+        ({"batch_size": 40, "accumulate": 40}, "29 train clips are too few for 40 parts of a batch; use fewer"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(root, tmp_path, changes, words):
+    with pytest.raises(ParamsError, match=words):
+        Trainer(make_run(), make_recipe(**changes), seed=0, features=root / "data/features", runs=tmp_path, init={})
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(root, tmp_path):
+    run = make_run("mmt_t", overrides=SURE)
+    curves = []
+    for accumulate in (1, 4):
+        recipe = make_recipe(accumulate=accumulate)
+        trainer = Trainer(run, recipe, seed=0, features=root / "data/features", runs=tmp_path, init={}, device="cpu")
+        curves.append(trainer.fit(log=lambda line: None).drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*curves, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_line_knows_the_runs_of_params(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(training, "train_runs", lambda **given: seen.append(given))
+    assert training.main(["mbt_t", "--workspace", str(tmp_path)]) == 0
+    assert (seen[0]["name"], seen[0]["stage"], seen[0]["workspace"]) == ("mbt_t", "ablations/mbt_t", tmp_path)
+    assert training.main(["train_mmt"]) == 0
+    assert seen[1]["stage"] == "train_mmt"
+    assert training.main(["mbt"]) == 1
+    assert "params.yaml has no run mbt; use one of pretrain_mat" in capsys.readouterr().out
+
+
+def test_torchrun_is_called_without_a_shell():
+    command = distributed.torchrun(2, "-m", "mmtlib.training", "--spec", "{}")
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert command[-2:] == ["--spec", "{}"]
