@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Normalize, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -20,6 +20,9 @@ COLOURS = {"audio": "#0072b2", "video": "#d55e00", "av": "#009e73"}
 
 READS = {"audio": "sound", "video": "picture", "av": "both"}
 """A modality in words."""
+
+_MANY = 40  # more classes than this are not all named in a figure
+_MAPPED = 10  # classes told apart in a map of that many: those that have a colour of their own
 
 _DPI = 120
 _WIDTH = 1000 / _DPI  # inches: 1,000 pixels, in which the text is at least 9 points
@@ -105,26 +108,41 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 @rc_context(_STYLE | {"axes.spines.top": True, "axes.spines.right": True})
 def confusion(matrices: Mapping[str, Float[np.ndarray, "classes classes"]], classes: list[str]) -> Figure:
-    """Confusion matrices side by side, one for each title: rows are true classes, in percent of the row."""
-    figure, axes = _figure(len(matrices), 1.0 + max(0.165 * len(classes), 1.5))
+    """Confusion matrices side by side, one for each title: rows are true classes, in percent of the row.
+
+    The names of more than 40 classes are left out; shades are then by the square root, since cells are small.
+    """
+    many = len(classes) > _MANY
+    names = [] if many else classes
+    norm = PowerNorm(0.5, 0, 100) if many else Normalize(0, 100)
+    figure, axes = _figure(len(matrices), 1.0 + max(0.165 * (len(names) or 15), 1.5))
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         totals = matrix.sum(axis=1, keepdims=True)
-        image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", vmin=0, vmax=100, aspect="auto")
+        image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", norm=norm, aspect="auto")
         ax.set_title(title)
-        ax.set_xticks(range(len(classes)), [""] * len(classes))
-        ax.set_yticks(range(len(classes)), classes if ax is axes[0] else [""] * len(classes))
+        ax.set_xticks(range(len(names)), [""] * len(names))
+        ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
         ax.set_xlabel("predicted, same order")
-    axes[0].set_ylabel("true")
+    axes[0].set_ylabel(f"true, {len(classes)} classes" if many else "true")
     figure.colorbar(image, ax=list(axes), aspect=40, label="% of the true class")
     return figure
 
 
 @rc_context(_STYLE)
 def per_class(table: pd.DataFrame) -> Figure:
-    """Accuracy of each class, sorted by that with both. `table`: class, audio, video, av (percent)."""
+    """Accuracy of each class, sorted by that with both. `table`: class, n (test clips), audio, video, av (percent).
+
+    Of more than 40 classes, those in which sound and picture differ by the most clips; the title says so.
+    """
+    title = ""
+    if len(table) > _MANY:
+        title = f"{_MANY} of {len(table)} classes: where sound and picture differ by the most test clips"
+        clips = (table["n"] * (table["audio"] - table["video"])).abs()
+        table = table.loc[clips.sort_values(ascending=False, kind="stable").index[:_MANY]]
     table = table.sort_values(["av", "class"], ascending=[True, False])
     y = np.arange(len(table))
     figure, (axes,) = _figure(1, 1.2 + 0.42 * len(table))
+    axes.set_title(title, loc="left")
     for offset, modality in zip((0.27, 0.0, -0.27), COLOURS, strict=True):
         axes.barh(y + offset, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
     axes.set_yticks(y, table["class"])
@@ -138,11 +156,23 @@ def per_class(table: pd.DataFrame) -> Figure:
 
 @rc_context(_STYLE | {"axes.spines.left": False, "axes.spines.bottom": False})
 def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
-    """Two-dimensional maps of the test clips, one for each title. `points`: x, y, label."""
-    legend_rows = -(-len(classes) // 5)
+    """Two-dimensional maps of the test clips, one for each title. `points`: x, y, label.
+
+    Of more than 40 classes the 10 with the most clips are coloured, the others grey.
+    """
+    shown, columns = classes, 5
+    if len(classes) > _MANY:
+        columns = 2  # their names are longer, too
+        counts = pd.concat(points.values())["label"].value_counts().reindex(classes, fill_value=0)
+        shown = counts.sort_values(ascending=False, kind="stable").index[:_MAPPED].tolist()
+    legend_rows = -(-(len(shown) + (shown != classes)) // columns)
     figure, axes = _figure(len(points), 3.2 + 0.2 * legend_rows)
     for ax, (title, table) in zip(axes, points.items(), strict=True):
-        for index, name in enumerate(classes):
+        if shown != classes:
+            rest = table[~table["label"].isin(shown)]
+            label = f"{len(classes) - len(shown)} others" if ax is axes[0] else None
+            ax.plot(rest["x"], rest["y"], ".", color="#cccccc", markersize=4, label=label)
+        for index, name in enumerate(shown):
             # Ten colours, another marker for each further ten classes.
             colour, marker = colormaps["tab10"](index % 10), "o^sDv*"[index // 10 % 6]
             part = table[table["label"] == name]
@@ -151,7 +181,7 @@ def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
         ax.set_title(title)
         ax.set_xticks([])
         ax.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=5, markerscale=1.6, columnspacing=1.0, handletextpad=0.1)
+    figure.legend(loc="outside lower center", ncols=columns, markerscale=1.6, columnspacing=1.0, handletextpad=0.1)
     return figure
 
 

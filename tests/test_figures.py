@@ -88,3 +88,40 @@ def test_text_is_readable(figure):
     made = figure()
     figures.png(made)
     assert min(text.get_fontsize() for text in made.findobj(Text) if text.get_text()) >= 9
+
+
+MANY = [f"class {index:03d}" for index in range(309)]
+
+
+def test_of_many_classes_those_are_shown_in_which_the_senses_differ_by_the_most_clips():
+    table = pd.DataFrame({"class": MANY, "n": 50, "audio": 50.0, "video": 50.0 + np.arange(309) / 10, "av": 60.0})
+    table.loc[0, ["n", "audio", "video"]] = 1, 100.0, 0.0  # one clip: the widest gap, and the least to go by
+    axes = figures.per_class(table).axes[0]
+    assert sorted(text.get_text() for text in axes.get_yticklabels()) == MANY[-40:]
+    assert axes.get_title(loc="left").startswith("40 of 309 classes")
+    assert not figures.per_class(table[:40]).axes[0].get_title(loc="left")
+
+
+def test_a_confusion_of_many_classes_says_how_many_and_names_none():
+    axes = figures.confusion({"a": np.eye(309)}, MANY).axes[0]
+    assert (axes.get_yticklabels(), axes.get_ylabel()) == ([], "true, 309 classes")
+
+
+def test_a_map_of_many_classes_colours_the_most_frequent_and_keeps_every_clip():
+    labels = MANY + 2 * MANY[200:210]
+    points = pd.DataFrame({"x": range(len(labels)), "y": 0, "label": labels})
+    figure = figures.tsne({"a": points, "b": points}, MANY)
+    rest, *coloured = figure.axes[0].lines
+    assert [line.get_label() for line in coloured] == MANY[200:210]
+    assert len({to_hex(line.get_color()) for line in coloured}) == 10
+    assert (rest.get_label(), len(rest.get_xdata())) == ("299 others", 299)
+
+
+def test_legends_of_many_classes_with_long_names_stay_inside_the_picture():
+    names = [f"{index} opening or closing car electric windows" for index in range(309)]
+    points = pd.DataFrame({"x": range(309), "y": 0, "label": names})
+    figure = figures.tsne(dict.fromkeys("abc", points), names)
+    figures.png(figure)
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
