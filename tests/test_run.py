@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 import nbformat
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -245,3 +246,10 @@ def test_scrub_joins_what_a_stream_was_cut_into():
 
 def test_usable_cores_are_within_what_the_machine_has():
     assert 1 <= run.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("stage", run.STAGES)
+def test_papermill_finds_every_parameter_that_a_notebook_has(stage):
+    """It reads the cell line by line, stumbles over a `=` in a comment, and would print a warning in every run."""
+    path = run.notebook_of(stage)
+    assert set(papermill.inspect_notebook(path)) == set(run.cell_defaults(path))
