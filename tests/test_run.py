@@ -9,11 +9,16 @@ import sys
 from functools import partial
 
 import nbformat
+import numpy as np
+import pandas as pd
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mmtlib import run
+from mmtlib.data.dataset import FeatureDataset
+from mmtlib.data.manifest import write_manifest
+from mmtlib.data.media import write_clip
 from mmtlib.params import ParamsError, load
 from mmtlib.paths import ROOT
 
@@ -253,3 +258,25 @@ def test_papermill_finds_every_parameter_that_a_notebook_has(stage):
     """It reads the cell line by line, stumbles over a `=` in a comment, and would print a warning in every run."""
     path = run.notebook_of(stage)
     assert set(papermill.inspect_notebook(path)) == set(run.cell_defaults(path))
+
+
+def test_features_are_extracted_in_parts_from_the_command_line(checkout, monkeypatch, capsys):
+    clips = checkout / "data/clips"
+    clips.mkdir(parents=True)
+    rows = []
+    for number in range(3):
+        frames = np.full((50, 64, 64, 3), 60 * number + 40, np.uint8)
+        write_clip(clips / f"{number}.mp4", frames, 25, np.full((32000, 1), 900 * number + 90, np.int16), 16000)
+        rows.append((f"c{number}", f"{number}.mp4", None, None, "a", "train"))
+    columns = ["clip_id", "path", "start", "end", "label", "split"]
+    write_manifest(pd.DataFrame(rows, columns=columns), clips / "manifest.csv")
+    monkeypatch.setattr(run, "split_features", partial(run.split_features, root=checkout))
+    for arguments in (["--shard", "0/2"], ["--shard", "1/2"], ["--merge"]):
+        assert run.main(["features", *arguments]) == 0
+    capsys.readouterr()
+    assert len(FeatureDataset(checkout / "data/features", "train")) == 3
+    assert run.main(["features", "--shard", "7/2"]) == 1
+    assert "7" in capsys.readouterr().err
+    for wrong in (["features", "--shard", "one"], ["download", "--merge"]):
+        with pytest.raises(SystemExit):
+            run.main(wrong)
