@@ -15,7 +15,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
-from mmtlib import figures
+from mmtlib import analysis_figures, figures
+from mmtlib.analysis import (
+    BINS,
+    CHANCES,
+    NEAREST,
+    RECALLS,
+    calibration_table,
+    certainties,
+    clustering_table,
+    headliners,
+    reliability,
+    retrieval_table,
+    selective,
+)
 from mmtlib.figures import READS
 from mmtlib.files import write_bytes, write_text
 from mmtlib.params import Params
@@ -95,6 +108,9 @@ def build_report(workspace: Path, params: Params) -> Report:
         "coverage": coverage_table(features),
         "ceilings": ceilings_table(workspace),
         "costs": costs,
+        "calibration": calibration_table(results),
+        "retrieval": retrieval_table(results),
+        "clustering": clustering_table(results, params),
     }
     answer = _answer(results, features, tables, params)
     return Report(
@@ -115,6 +131,7 @@ def report_figures(
     mapped = [main["av"], main["audio"], *audio_peers[:1]]
     points = {f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality, classes) for r in mapped}
     head = tables["headline"]
+    clips = [certainties(result) for result in headliners(results)]
     return {
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
         "learning_curves": figures.learning_curves(curves_table(results)),
@@ -124,6 +141,9 @@ def report_figures(
         "per_class": figures.per_class(tables["per_class"].dropna()),
         "tsne": figures.tsne(points, classes),
         "ablations": figures.ablations(tables["ablations"]),
+        "calibration": analysis_figures.calibration(
+            tables["calibration"], [reliability(table) for table in clips], [selective(table) for table in clips]
+        ),
     }
 
 
@@ -178,6 +198,10 @@ def _text(
             "Each point is a test clip, each colour and marker a class (t-SNE, first seed). Look for classes "
             "that form a group in one panel and not in another; distances between groups mean little.",
         ),
+        "## Beyond accuracy",
+        *_calibration(tables["calibration"]),
+        *_retrieval(tables["retrieval"]),
+        *_clustering(tables["clustering"], params),
         "## Tables",
         "\n".join(f"- [{name}.csv](tables/{name}.csv)" for name in tables),
         "## Parameters",
@@ -354,6 +378,82 @@ def _per_class_caption(table: pd.DataFrame) -> str:
     )
 
 
+def _calibration(table: pd.DataFrame) -> list[str]:
+    """Is a model right as often as it is sure?"""
+    sure = table[table["confidence"] > table["top1"]]
+    best = table.loc[table["ece"].idxmin()]
+    shown = {"top1": "top-1 (%)", "confidence": "confidence (%)", "ece": "ECE (%)", "nll": "NLL (nats)"}
+    return [
+        "### Is it right as often as it is sure?",
+        "*Confidence* is the mean of the top probability. ECE is how far it lies from the share that is right, in "
+        f"{BINS} equal bins; with NLL and the Brier score (0 to 2), lower is better. Surer than right, on average: "
+        f"{', '.join(sure['model']) or 'none'}. The least ECE has {best['model']}, {best['ece']:.1f} %.",
+        _markdown(_measures(table, shown | {"brier": "Brier"})),
+        _picture(
+            "calibration",
+            "Above: on the dotted line a model is right as often as it is sure, below the line it is too sure; the "
+            "larger the dot, the more clips. Below: top-1 if it answers only for the clips that it is surest of. "
+            "Solid: ours, dashed and pale: baselines.",
+        ),
+    ]
+
+
+def _retrieval(table: pd.DataFrame) -> list[str]:
+    """Does sound find its picture?"""
+
+    kinds = {"audio": "picture from sound", "video": "sound from picture"}
+    # the models of all rows read the same clips, so one line of chance is enough
+    of_chance = table.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
+    of_chance[RECALLS] = of_chance[CHANCES].to_numpy()
+    rows = []
+    for (name, objective), part in pd.concat([table, of_chance]).groupby(["row", "objective"], sort=False):
+        cells = {
+            f"{kinds[line['query']]}, {line['wanted']}": " / ".join(f"{line[recall]:.1f}" for recall in RECALLS)
+            for line in part.to_dict("records")
+        }
+        rows.append({"row": name, "objective": objective} | cells)
+    nearest = ", ".join(map(str, NEAREST))
+    return [
+        "### Does sound find its picture?",
+        f"Each test clip with both senses looks for its other half among {table['n'].max()}, by the cosine of the two "
+        f"embeddings: percent with the own clip, or one of its class, among the nearest {nearest}. The embeddings "
+        "come from heads before the fusion that only the contrastive losses train: without AVC nothing draws the two "
+        "senses together, and such a row is expected near chance.",
+        _markdown(pd.DataFrame(rows)),
+    ]
+
+
+def _clustering(table: pd.DataFrame, params: Params) -> list[str]:
+    """Do the features tell classes apart?"""
+    word = {"holds": "separates its classes better than", "does not hold": "separates its classes worse than"}
+    judged = [
+        f"{row.default} {word.get(row.verdict, 'cannot be told apart from')} {row.model}: silhouette "
+        f"{-row.difference:+.3f} [{-row.high:+.3f}, {-row.low:+.3f}] ({_level(params)} interval)."
+        for row in table.dropna(subset="default").itertuples()
+    ]
+    return [
+        "### Do the features tell classes apart?",
+        "k-means finds as many clusters as there are classes; NMI and ARI say how well they agree with the classes (1: "
+        "the same; ARI 0: by chance). The silhouette says how much nearer a clip lies to its class than to the next "
+        "(-1 to 1, cosine). Models of one sense are read at the input of their classifier, those of both at the heads "
+        f"of the contrastive losses, before the fusion: compare rows of one objective only. {' '.join(judged)}",
+        _markdown(_measures(table, {"nmi": "NMI", "ari": "ARI", "silhouette": "silhouette"}, digits=3)),
+    ]
+
+
+def _measures(table: pd.DataFrame, shown: dict[str, str], digits: int = 2) -> pd.DataFrame:
+    """A row a model, ours in bold; the columns `shown` by their titles, with the spread over several seeds."""
+    rows = []
+    for row in table.to_dict("records"):
+        name = f"**{row['model']}**" if row["ours"] else row["model"]
+        cells = {
+            title: f"{row[key]:.{digits}f}" + (f" ± {row[f'{key}_std']:.{digits}f}" if row["n_seeds"] > 1 else "")
+            for key, title in shown.items()
+        }
+        rows.append({"model": name, "reads": READS[row["modality"]], "objective": row["objective"]} | cells)
+    return pd.DataFrame(rows)
+
+
 def _picture(name: str, caption: str, folder: str = "figures") -> str:
     return f"![{name.replace('_', ' ')}]({folder}/{name}.png)\n\n*{caption}*"
 
@@ -365,11 +465,8 @@ def _markdown(table: pd.DataFrame) -> str:
 def _changed(results: list[Result], params: Params) -> list[str]:
     """Runs whose weights were trained with other settings than `params` has."""
     wanted = {stage: getattr(params, stage) for stage in STAGES.values()} | params.ablations
-    return [
-        result.name
-        for result in results
-        if result.trained.model_dump(mode="json") != wanted[result.name].model_dump(mode="json", exclude={"group"})
-    ]
+    settings = {name: run.model_dump(mode="json", exclude={"group", "seeds"}) for name, run in wanted.items()}
+    return [result.name for result in results if result.trained.model_dump(mode="json") != settings[result.name]]
 
 
 def params_yaml(params: Params) -> str:

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from mmtlib.efficiency import count_macs, count_parameters
 from mmtlib.evaluation import guesses, head_sizes, read_predictions, scores
 from mmtlib.models import MODALITY, build_model
-from mmtlib.models.weights import WeightsError, load_weights
 from mmtlib.params import Objective, Params, Run
 
 STAGES = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
@@ -43,7 +42,7 @@ class Result:
     """One run of params.yaml, of every seed, as it was trained.
 
     `stage` is what to run again, `label` the model's name in the tables (see model_label), `trained` the run's
-    section as the weights file holds it. `predictions` and `curves` are by seed.
+    section as it was then. `predictions` and `curves` are by seed.
     """
 
     stage: str
@@ -76,17 +75,16 @@ def load_results(workspace: Path, params: Params) -> list[Result]:
     for folder, name, group in stages + rows:
         stage = name if group is None else f"ablations for row {name}"
         trained, predictions, curves = None, {}, {}
-        for seed in params.seeds:
+        for seed in params.seeds_of(name):
             file = f"{name}-seed{seed}"
-            weights = _find(workspace / "models" / folder, f"{file}.safetensors", stage)
+            about, curve = (_find(workspace / "models" / folder, f"{file}.{end}", stage) for end in ("json", "csv"))
+            table = _find(workspace / "predictions" / folder, f"{file}.parquet", stage)
             try:
-                settings = load_weights(weights)[1]["run"]
-                trained = Run.model_validate({key: value for key, value in settings.items() if key != "group"})
-                table = _find(workspace / "predictions" / folder, f"{file}.parquet", stage)
-                predictions[seed] = read_predictions(table)
-                curves[seed] = pd.read_csv(_find(workspace / "models" / folder, f"{file}.csv", stage))
-            except (WeightsError, ValueError, OSError, KeyError) as error:
-                raise ReportError(f"{error}; run stage {stage} again.") from error
+                settings = json.loads(about.read_text(encoding="utf-8"))["run"]
+                trained = Run.model_validate({key: settings[key] for key in settings if key not in ("group", "seeds")})
+                predictions[seed], curves[seed] = read_predictions(table), pd.read_csv(curve)
+            except (ValueError, OSError, KeyError, TypeError) as error:
+                raise ReportError(f"{error!r} in the files of {name}; run stage {stage} again.") from error
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         results.append(Result(stage, name, group, label, trained, predictions, curves))
@@ -101,7 +99,7 @@ def model_label(row: str, run: Run, reference: Run | None) -> str:
     if row == run.model:
         return run.model
     if reference is not None:
-        same = run.model_dump(exclude={"objective", "group"}) == reference.model_dump(exclude={"objective"})
+        same = run.model_dump(exclude={"objective", "group", "seeds"}) == reference.model_dump(exclude={"objective"})
         if same and objective_name(run.objective) != objective_name(reference.objective):
             return run.model
     variant = re.sub(f"^({run.model}|{run.model.rsplit('_', 1)[0]})[_-]", "", row)

@@ -67,7 +67,7 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
     runs = {name: (name, getattr(params, name)) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
     runs |= {name: (f"ablations/{name}", row) for name, row in params.ablations.items()}
     for place, (name, (folder, run)) in enumerate(runs.items()):
-        for seed in params.seeds:
+        for seed in params.seeds_of(name):
             _write_run(root, name, folder, run, seed, right[name], splits, place)
     return root
 
@@ -76,6 +76,7 @@ def _write_run(root, name, folder, run, seed, right, splits, place) -> None:
     about = {"run": run.model_dump(mode="json"), "seed": seed}
     weights = root / f"models/{folder}/{name}-seed{seed}.safetensors"
     save_model(weights, nn.Linear(1, 1), name=run.model, num_classes=4, overrides=run.overrides, **about)
+    _write_json(weights.with_suffix(".json"), about | {"recipe": {}, "hash": "0" * 16})
     epochs = np.arange(1, 5)
     curve = {"epoch": epochs, "lr": 1e-3, "loss": 2 / epochs, "ce": 2 / epochs}
     curve |= {"val_loss": [1.4, 1.2, 1.1, 1.3], "val_top1": [30.0, 50.0, 60.0 + place, 55.0]}

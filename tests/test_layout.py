@@ -33,9 +33,12 @@ MAY_IMPORT = {
     "results": BASE | {"params", "data", "models", "evaluation", "efficiency"},
     "gallery": BASE | {"data", "models", "losses", "efficiency", "figures"},
     "vggsounder": BASE | {"evaluation"},
+    "predict": BASE | {"data", "models"},
+    "predict_figures": {"figures"},
     "smoke": BASE | {"params", "data", "training"},
-    "report_text": BASE | {"params", "results", "figures"},
-    "report": BASE | {"params", "data", "evaluation", "efficiency", "results", "figures", "report_text"},
+    "analysis": BASE | {"params", "evaluation", "results"},
+    "analysis_figures": {"figures"},
+    "report": BASE | {"params", "results", "analysis", "figures", "analysis_figures"},
     "run": BASE | {"params", "data"},
 }
 MODULES = sorted(path for path in (ROOT / "mmtlib").rglob("*.py") if path.name != "__init__.py")

@@ -214,7 +214,7 @@ def test_ceilings_are_optional(tmp_path, workspace):
 @pytest.mark.parametrize(
     ("missing", "stage"),
     [
-        ("models/train_mmt/train_mmt-seed0.safetensors", "run stage train_mmt"),
+        ("models/train_mmt/train_mmt-seed0.json", "run stage train_mmt"),
         ("predictions/pretrain_mat/pretrain_mat-seed0.parquet", "run stage pretrain_mat"),
         ("models/ablations/ast_t/ast_t-seed0.csv", "run stage ablations for row ast_t"),
     ],
