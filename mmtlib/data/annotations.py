@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mmtlib.data.media import MediaError, members
+
 VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv")
 SOUND = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus")
+_NO_TEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of a file name that is no UTF-8
 _RANK = {f".{extension}": rank for rank, extension in enumerate(VIDEO + SOUND)}
 
 
@@ -33,8 +37,8 @@ def class_names(name: str) -> list[str]:
 def list_media(root: Path) -> list[str]:
     """Media files below `root`, by their extensions: relative paths, files of pictures first, then by name.
 
-    Hidden files and folders are left out, links to folders are not followed. Raises SourceError where `root` or
-    a folder in it cannot be listed.
+    Of a tar archive the files in it are listed. Hidden files and folders are left out, links to folders are not
+    followed. Raises SourceError where `root` or a folder in it cannot be listed, or an archive cannot be read.
     """
 
     def fail(error: OSError) -> None:
@@ -45,11 +49,19 @@ def list_media(root: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        archives = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+        try:
+            names += [f"{name}/{member}" for name in archives for member in members(Path(folder, name))]
+        except (MediaError, OSError) as error:
+            raise SourceError(f"download.media: {error}") from error
         for name in names:
             rank = _RANK.get(os.path.splitext(name)[1].lower())
-            if rank is not None and not name.startswith("."):
+            if rank is not None and not name.startswith(".") and "/." not in name:
                 found.append((rank, prefix + name))
-    return [path for _, path in sorted(found)]
+    names = [path for _, path in sorted(found)]
+    if odd := list(filter(_NO_TEXT.search, names)):
+        raise SourceError(f"download.media: the name {odd[0]!r} is not UTF-8; rename that file.")
+    return names
 
 
 def stem(path: str) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import MelSpectrogram
 
-from mmtlib.data.media import MediaError, read_views
+from mmtlib.data.media import MediaError, locate, read_views
 
 LOG_OFFSET = 1e-6  # added to the power before the logarithm; its logarithm is the value of digital silence
 LOW_HZ = 20.0  # lower edge of the lowest mel band
@@ -161,10 +161,10 @@ _log_mel = functools.cache(Settings.log_mel)  # made once in each process
 
 def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
     """What the arrays hold of a clip, or why it cannot be used; only what `modality` needs is decoded."""
-    if not task.path.is_file():
-        return Decoded("missing", f"{task.path} does not exist; fetch it or drop its row.")
     clips, crops = (settings.clips, settings.crops) if task.split == "test" else (1, 1)
     try:
+        if locate(task.path) is None:
+            return Decoded("missing", f"{task.path} does not exist; fetch it or drop its row.")
         found = read_views(
             task.path,
             task.start,

@@ -34,7 +34,9 @@ def folder(annotations: Path | None, media: list[str], *, class_list: str | None
 
 
 def _from_folders(media: list[str]) -> pd.DataFrame:
-    parts = [path.split("/") for path in sorted(media)]
+    # An archive is no folder of its own: shard.tar/dog/x.mp4 is of the class dog.
+    places = sorted(media)
+    parts = [[name for name in path.split("/") if not name.endswith(".tar")] for path in places]
     columns = ["label"]
     if parts and {names[0] for names in parts} <= set(SPLITS):
         columns = ["split", "label"]
@@ -43,8 +45,11 @@ def _from_folders(media: list[str]) -> pd.DataFrame:
     if not parts:
         raise SourceError("download.media holds no media file; give a folder with one folder a class.")
     clips = pd.DataFrame([names[: len(columns)] for names in parts], columns=columns)
-    paths = ["/".join(names) for names in parts]
-    return clips.assign(clip_id=paths, path=paths, start=np.nan, end=np.nan)
+    clips = clips.assign(clip_id=["/".join(names) for names in parts], path=places, start=np.nan, end=np.nan)
+    if (twice := clips.clip_id.duplicated()).any():
+        one, other, *_ = clips.path[clips.clip_id == clips.clip_id[twice.idxmax()]]
+        raise SourceError(f"download.media: {one} and {other} have one name; move one away or rename it.")
+    return clips
 
 
 def _from_csv(path: Path) -> pd.DataFrame:

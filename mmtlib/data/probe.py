@@ -25,7 +25,7 @@ import pandas as pd
 
 from mmtlib import files, paths
 from mmtlib.data.annotations import SourceError, list_media
-from mmtlib.data.media import CUT_OFF_S, MediaError, declared_end, open_media
+from mmtlib.data.media import CUT_OFF_S, MediaError, declared_end, locate, open_media
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
 _CHUNK = 16  # files per task of a worker
@@ -64,10 +64,13 @@ def probe(
     fresh: list[_Key] = []
     for name in verdicts:
         try:
-            facts = os.stat(name)
-        except OSError:
+            place = locate(Path(name))
+        except MediaError as error:
+            verdicts[name] = Verdict("broken", str(error))
             continue
-        key = (name, facts.st_size, facts.st_mtime_ns)
+        if place is None:
+            continue
+        key = (name, place.size, place.mtime_ns)
         if key in known:
             verdicts[name] = known[key]
         else:
@@ -90,16 +93,15 @@ def look(name: str) -> Verdict:
     """The verdict on one file that exists."""
     try:
         with open_media(Path(name)) as container:
-            return _verdict(container)
+            return _verdict(name, container)
     except MediaError as error:
         return Verdict("broken", str(error))
     except (av.error.FFmpegError, OSError) as error:
         return Verdict("broken", f"{name} does not read ({error.strerror}); fetch it again or drop its row.")
 
 
-def _verdict(container: av.container.InputContainer) -> Verdict:
+def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     """The bounds are those of media.read_clip, so that both call the same files cut off."""
-    name = container.name
     cover = av.stream.Disposition.attached_pic
     video = next((s for s in container.streams.video if not s.disposition & cover), None)
     audio = next(iter(container.streams.audio), None)

@@ -1,5 +1,7 @@
 """What the sources share."""
 
+import os
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,9 @@ def test_media_files_are_listed_once_pictures_first(tmp_path):
     assert list_media(tmp_path) == ["b/x.MP4", "z.mp4", "a/deep/y.webm", "a/x.wav"]
     with pytest.raises(SourceError, match="cannot be listed"):
         list_media(tmp_path / "nowhere")
+    put(tmp_path / os.fsdecode(b"a/\xe9.mp4"), b"")
+    with pytest.raises(SourceError, match=r"the name 'a/\\udce9\.mp4' is not UTF-8; rename that file\.$"):
+        list_media(tmp_path)
 
 
 @settings(deadline=None)
