@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mmtlib.data.annotations import Listing, SourceError, hold_out
-from mmtlib.data.manifest import SPLITS, climbs, read_table, require, seconds
+from mmtlib.data.manifest import SPLITS, read_table, typed_rows
 
 TEST_SHARE = 0.2
 
@@ -53,15 +53,7 @@ def _from_folders(media: list[str]) -> pd.DataFrame:
 
 
 def _from_csv(path: Path) -> pd.DataFrame:
-    table = read_table(path, ("path", "label"))
-    require(path, table, ~climbs(table.path), "path", "give a relative path below the media folder, without '..'")
-    require(path, table, table.label.str.strip() != "", "label", "name the clip's class or drop the line")
-    if "clip_id" not in table:
-        table["clip_id"] = table.path
-    if "split" in table:
-        require(path, table, table.split.isin(SPLITS), "split", f"use one of {', '.join(SPLITS)}")
-    for name in ("start", "end"):
-        times = table[name].map(seconds).astype(float) if name in table else pd.Series(np.nan, table.index)
-        require(path, table, ~(times < 0), name, "give seconds >= 0 or leave it empty")
-        table[name] = times
-    return table.reset_index(drop=True)
+    given = read_table(path, ("path", "label"))
+    absent = {"clip_id": given.path, "start": "", "end": "", "split": SPLITS[0]}
+    table = given.assign(**{name: value for name, value in absent.items() if name not in given})
+    return typed_rows(path, table).drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True)

@@ -138,24 +138,27 @@ def _parse(path: Path, data: bytes, columns: tuple[str, ...], header: bool = Tru
     return pd.DataFrame([row for _, row in lines], index=[line for line, _ in lines], columns=names, dtype=str)
 
 
-def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The typed manifest of a table of text."""
+def typed_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows read from `path` with start and end in seconds, NaN where empty; raises ManifestError for a wrong field."""
     require(path, table, table.clip_id.str.strip() != "", "clip_id", "give every clip a unique one")
-    root = media_root(path)
-    require(
-        path,
-        table,
-        stays_below(root, table.path),
-        "path",
-        f"it does not stay below {root}, so give a relative path to a file in it, without '..' or links that lead out",
-    )
+    wanted = "it does not stay below the media folder, so give a relative path without '..'"
+    require(path, table, ~climbs(table.path), "path", wanted)
     require(path, table, table.label.str.strip() != "", "label", "name the clip's class or drop the line")
     require(path, table, table.split.isin(SPLITS), "split", f"use one of {', '.join(SPLITS)}")
-    times = {name: table[name].map(seconds).astype(float) for name in ("start", "end")}
+    times = {name: table[name].map(_seconds).astype(float) for name in ("start", "end")}
     for name, column in times.items():
         require(path, table, ~(column < 0), name, "give seconds >= 0 or leave it empty")
     late = ~(times["end"] <= times["start"].fillna(0.0))
     require(path, table, late, "end", "that is not after the line's start, so correct the two times")
+    return table.assign(**times)
+
+
+def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The typed manifest of a table of text."""
+    rows = typed_rows(path, table)
+    root = media_root(path)
+    wanted = f"it does not stay below {root}, so put the file there in the place of a link"
+    require(path, table, stays_below(root, table.path), "path", wanted)
     if table.clip_id.duplicated().any():
         line = table.clip_id.duplicated().idxmax()
         earlier = (table.clip_id == table.clip_id[line]).idxmax()
@@ -164,8 +167,8 @@ def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             "make it unique."
         )
     extras = [name for name in table if name not in COLUMNS]
-    table = table.assign(**times, **{name: _typed(table[name]) for name in extras})
-    return table[[*COLUMNS, *extras]].reset_index(drop=True)
+    rows = rows.assign(**{name: _typed(table[name]) for name in extras})
+    return rows[[*COLUMNS, *extras]].reset_index(drop=True)
 
 
 def stays_below(root: Path, names: pd.Series) -> pd.Series:
@@ -197,7 +200,7 @@ def _links(folder: Path) -> set[str]:
         return set()
 
 
-def seconds(text: str) -> float:
+def _seconds(text: str) -> float:
     """A time; NaN where the text is empty, -1 where it is no finite number."""
     try:
         value = float(text) if text.strip() else math.nan

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from real_sets import clip_bytes, csv_text, put
 
-from mmtlib.data import ManifestError, build_manifest, write_manifest
+from mmtlib.data import ManifestError, build_manifest, read_manifest, write_manifest
 from mmtlib.data.annotations import SourceError
 from mmtlib.data.sources import survey
 
@@ -86,19 +86,40 @@ def test_a_csv_brings_windows_splits_and_columns_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("content", "words"),
     [
-        ("../../etc/x,a,train", "line 2: path is '../../etc/x'"),
-        ("/etc/passwd,a,train", "line 2: path is '/etc/passwd'"),
-        ("out/passwd,a,train", "the link 'out/passwd' leads out of it"),
-        ("x.mp4,,train", "line 2: label is ''"),
-        ("x.mp4,a,dev", "line 2: split is 'dev'"),
+        ("path,label\n../../etc/x,a\n", "c.csv, line 2: path is '../../etc/x'"),
+        ("path,label\n/etc/passwd,a\n", "c.csv, line 2: path is '/etc/passwd'"),
+        ("path,label\nout/passwd,a\n", "the link 'out/passwd' leads out of it"),
+        ("path,label\nx.mp4,\n", "c.csv, line 2: label is ''"),
+        ("path,label,split\nx.mp4,a,dev\n", "c.csv, line 2: split is 'dev'"),
+        ("path,label,clip_id\nx.mp4,a,\n", "c.csv, line 2: clip_id is ''"),
+        ("path,label,start,end\nx.mp4,a,3,2\n", "c.csv, line 2: end is '2'; that is not after the line's start"),
+        ("path,label,start\nx.mp4,a,-inf\n", "c.csv, line 2: start is '-inf'"),
+        ("path,label\nx.mp4,a\n" + "y" * 10_000_000, "c.csv, line 3: not a CSV (field larger than field limit"),
+        ("path,label\nx.mp4,a\ny\0.mp4,a\n", "c.csv, line 3: a NUL character"),
+        ("path,label\nx.mp4,a\né.mp4,a\n".encode("latin-1"), "c.csv, line 3: not UTF-8 text"),
+        ('path,label\n"x.mp4,a\n', "not a CSV"),
     ],
 )
-def test_a_hostile_line_is_refused(tmp_path, row, words):
+def test_a_hostile_csv_is_refused_in_one_sentence(tmp_path, content, words):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/out").symlink_to("/etc")
-    (tmp_path / "c.csv").write_text(f"path,label,split\n{row}\n")
+    (tmp_path / "c.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ManifestError) as error:
-        build(tmp_path / "c.csv", tmp_path / "m")
+        build(tmp_path / "c.csv", tmp_path / "m", cache=tmp_path / "probe")
     assert words in str(error.value)
+    assert str(error.value).endswith(".")
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_id_with_quotes_a_byte_order_mark_and_crlf_are_no_harm(tmp_path):
+    (tmp_path / "m").mkdir()
+    text = 'clip_id,path,label\r\n"it\'s ""1"" & $(rm -rf ~)",x.mp4,"=a, b"\r\n'
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    manifest, _ = build(tmp_path / "c.csv", tmp_path / "m")
+    write_manifest(manifest, tmp_path / "m/manifest.csv")
+    (clip,) = read_manifest(tmp_path / "m/manifest.csv").itertuples()
+    assert (clip.clip_id, clip.label) == ('it\'s "1" & $(rm -rf ~)', "=a, b")
