@@ -222,18 +222,36 @@ def open_media(path: Path) -> av.container.InputContainer:
         raise MediaError(f"{path} {what}; fetch it again or drop its row.") from error
 
 
-def _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality) -> list[Clip]:
+class Description(NamedTuple):
+    """What a file says of itself; times are those of its clock, whose zero is `origin`, not always 0."""
+
+    video: av.VideoStream | None
+    audio: av.AudioStream | None
+    ends: dict[av.stream.Stream, float]  # of the streams that there are; infinite where the file does not say
+    origin: float
+    last: float  # where the file ends
+
+
+def describe(path: str | os.PathLike, container: av.container.InputContainer) -> Description:
+    """Read a file's header; raises MediaError for one that has neither picture nor sound."""
     cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is not video
     video = next((s for s in container.streams.video if not s.disposition & cover), None)
     audio = next(iter(container.streams.audio), None)
-    if video is None and audio is None:
+    ends = {}
+    for stream in (video, audio):
+        if stream is not None:
+            length = math.inf if stream.duration is None else stream.duration
+            ends[stream] = float(((stream.start_time or 0) + length) * stream.time_base)
+    if not ends:
         raise MediaError(f"{path} has neither picture nor sound; fetch it again or drop its row.")
-
-    # Times below are those of the file's clock, whose zero is `origin`, not always 0.
     origin = (container.start_time or 0) / av.time_base
-    ends = {stream: declared_end(stream) for stream in (video, audio) if stream is not None}
     whole = origin + (container.duration or 0) / av.time_base
     last = max((end for end in ends.values() if end < math.inf), default=whole)
+    return Description(video, audio, ends, origin, last)
+
+
+def _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality) -> list[Clip]:
+    video, audio, ends, origin, last = describe(path, container)
     found = _windows(path, start, end, last - origin, seconds, clips)
     windows = [(origin + low, origin + high) for low, high in found]
     low, high = windows[0][0], windows[-1][1]
@@ -302,13 +320,6 @@ def _decode_shown(packets: list[av.Packet], stream: av.VideoStream, picker: _Fra
             frame.time_base = stream.time_base  # PyAV leaves it out of the last ones
             if frame.time is not None and not picker.done:
                 picker.add(frame)
-
-
-def declared_end(stream: av.stream.Stream) -> float:
-    """Seconds on the file's clock; infinite where the file does not say."""
-    if stream.duration is None:
-        return math.inf
-    return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
 def _windows(

@@ -25,7 +25,7 @@ import pandas as pd
 
 from mmtlib import files, paths
 from mmtlib.data.annotations import SourceError, list_media
-from mmtlib.data.media import CUT_OFF_S, MediaError, declared_end, locate, open_media
+from mmtlib.data.media import CUT_OFF_S, MediaError, describe, locate, open_media
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
 _CHUNK = 16  # files per task of a worker
@@ -102,25 +102,16 @@ def look(name: str) -> Verdict:
 
 def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     """The bounds are those of media.read_clip, so that both call the same files cut off."""
-    cover = av.stream.Disposition.attached_pic
-    video = next((s for s in container.streams.video if not s.disposition & cover), None)
-    audio = next(iter(container.streams.audio), None)
-    streams = [stream for stream in (video, audio) if stream is not None]
-    if not streams:
-        return Verdict("broken", f"{name} has neither picture nor sound; fetch it again or drop its row.")
-    origin = (container.start_time or 0) / av.time_base
-    ends = {stream: declared_end(stream) for stream in streams}
-    whole = origin + (container.duration or 0) / av.time_base
-    last = max((end for end in ends.values() if end < math.inf), default=whole)
+    video, audio, ends, origin, last = describe(name, container)
     if last <= origin:
         return Verdict("broken", f"{name} does not say how long it is; fetch it again or drop its row.")
     tail = last - _TAIL_S
     if tail > origin:
         container.seek(int(tail * av.time_base))
-    reached = dict.fromkeys(streams, -math.inf)
+    reached = dict.fromkeys(ends, -math.inf)
     newest: dict[av.stream.Stream, av.Packet] = {}
     early = ""
-    for packet in container.demux(streams):
+    for packet in container.demux(list(ends)):
         if packet.size:
             newest[packet.stream] = packet
             if packet.is_corrupt and packet.stream is video:  # sound is so marked in a WAV of no declared length

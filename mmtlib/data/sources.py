@@ -38,18 +38,9 @@ class Survey(NamedTuple):
     problems: pd.DataFrame  # clip_id, path, status, reason: a row for each problem of a clip
 
 
-def build_manifest(
-    source: str,
-    annotations: str | os.PathLike | None,
-    media: str | os.PathLike,
-    *,
-    class_list: str | None = None,
-    val_share: float | int = 0.05,
-    workers: int = 0,
-    cache: Path | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def build_manifest(source: str, annotations, media, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The manifest of a data set and its coverage, a row a split; see `survey`, which returns more."""
-    found = survey(source, annotations, media, class_list=class_list, val_share=val_share, workers=workers, cache=cache)
+    found = survey(source, annotations, media, **options)
     return found.manifest, found.coverage
 
 
