@@ -17,6 +17,7 @@ from mmtlib.data.annotations import Listing, SourceError, class_names, hold_out,
 from mmtlib.data.manifest import read_table, require
 
 KINETICS_LISTS = ("kinetics-sounds-31", "kinetics-sounds-32")
+PUBLISHED = {"train": 246_535, "test": 19_907}  # clips of Kinetics-400, all its classes
 SECONDS = 10
 _WHOLE = re.compile(r"^([A-Za-z0-9_-]{11})$|\[([A-Za-z0-9_-]{11})\]$")
 
@@ -54,13 +55,12 @@ def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str | No
     for split, name in (("train", "train.csv"), ("test", validation)):
         path = annotations / name
         table = read_table(path, ("label", "youtube_id", "time_start", "time_end"))
+        note_count(f"clips listed in {path.name}", len(table), PUBLISHED[split])
         table = table[table.label.isin(classes)]
         start, end = (_seconds(path, table, column) for column in ("time_start", "time_end"))
         require(path, table, end > start, "time_end", "it must come after time_start")
         parts.append(_located(path, table, start, end, [start, end], media).assign(label=table.label, split=split))
     clips = pd.concat(parts, ignore_index=True)
-    if absent := [name for name in classes if name not in set(clips.label)]:
-        print(f"note: {len(absent)} of {len(classes)} classes have no clip, {absent[0]!r} is the first", flush=True)
     return _held_out(clips, clips.label, clips.split, val_share, "kinetics-sounds", class_list, classes)
 
 
@@ -92,5 +92,8 @@ def _located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series]
 
 def _held_out(clips, label, split, val_share: float | int, name: str, class_list: str, classes: list[str]) -> Listing:
     clips = clips.assign(label=label, split=split)
+    there = set(clips.label)
+    if absent := [name for name in classes if name not in there]:
+        print(f"note: {len(absent)} of {len(classes)} classes have no clip, {absent[0]!r} is the first", flush=True)
     clips.loc[(clips.split == "train") & hold_out(clips.clip_id, val_share), "split"] = "val"
     return Listing(clips, {"name": name, "class_list": class_list, "classes": classes})

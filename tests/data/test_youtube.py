@@ -48,7 +48,9 @@ def test_vggsound_is_listed_whole_and_counted_exactly(vggsound, capsys):
     assert manifest.path[1] == "train/aB_00000001_000030.mp4"
     assert manifest.path[2] == "aB_00000002_000060.mp4"  # missing: where it would be
     assert manifest[["start", "end"]].isna().all(axis=None)
-    assert "note: 17 clips listed in vggsound.csv; 199176 or 199467 are published" in capsys.readouterr().out
+    notes = capsys.readouterr().out
+    assert "note: 17 clips listed in vggsound.csv; 199176 or 199467 are published" in notes
+    assert "note: 292 of 309 classes have no clip, 'basketball bounce' is the first" in notes
 
 
 def test_files_as_yt_dlp_leaves_them(tmp_path, files):
@@ -187,7 +189,9 @@ def test_kinetics_sounds_is_listed_whole_and_counted_exactly(tmp_path, files, va
         assert rows.loc[split].tolist() == counts(flaws)
     assert rows.loc["test"].tolist() == counts(TEST)
     assert manifest.clip_id[0] == "-B_00000000_000000_000010"
-    assert "note: 26 of 31 classes have no clip, 'laughing' is the first" in capsys.readouterr().out
+    notes = capsys.readouterr().out
+    assert "note: 26 of 31 classes have no clip, 'laughing' is the first" in notes
+    assert "note: 11 clips listed in train.csv; 246535 are published" in notes
 
 
 def test_the_kinetics_list_must_be_named(tmp_path):
