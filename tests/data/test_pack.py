@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pandas as pd
 import pytest
+from real_sets import counts, csv_text, flawed, video_id
 
 from mmtlib.data.annotations import SourceError, list_media
 from mmtlib.data.dataset import FeatureDataset
@@ -137,6 +138,18 @@ def _archive(path, *entries):
             about.size = len(data)
             tar.addfile(about, io.BytesIO(data))
     return path
+
+
+def test_flaws_are_counted_in_an_archive_as_in_a_folder(tmp_path):
+    files = flawed(tmp_path, 10)
+    names = {f"{video_id(number)}_{30:06d}.mp4": flaw for number, flaw in enumerate(files)}
+    (tmp_path / "v.csv").write_text(csv_text([(name[:11], 30, "hail", "test") for name in names]))
+    (tmp_path / "m/part").mkdir(parents=True)
+    there = [(name, files[flaw]) for name, flaw in names.items() if files[flaw] is not None]
+    _archive(tmp_path / "m/part/x.tar", *there)
+    manifest, coverage = build_manifest("vggsound", tmp_path / "v.csv", tmp_path / "m", workers=1)
+    assert coverage.set_index("split").loc["test"].tolist() == counts(list(files))
+    assert manifest.path[0] == "part/x.tar/-B_00000000_000030.mp4"
 
 
 def test_an_archive_that_changed_is_read_anew(tmp_path):
