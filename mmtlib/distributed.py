@@ -65,6 +65,11 @@ def from_first(value: Any) -> Any:
     return gather_objects(value)[0]
 
 
+def barrier() -> None:
+    """Wait until all ranks have come here: what the first has written is there then."""
+    from_first(None)
+
+
 def torchrun(nproc: int, *arguments: str) -> list[str]:
     """The command line that runs `python ARGUMENTS` in so many processes on this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *arguments]

@@ -1,15 +1,20 @@
 """Predictions of a trained model and the scores that follow from them."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmtlib.data.corruption import corrupt
 from mmtlib.data.dataset import Batch, FeatureDataset
 from mmtlib.distributed import gather_objects, rank, ranks
 from mmtlib.models import MODALITY, AVOutput
@@ -30,13 +35,19 @@ def usable(dataset: FeatureDataset, modality: str) -> Tensor:
 
 @torch.inference_mode()
 def outputs(
-    model: nn.Module, dataset: FeatureDataset, indices: Tensor, modality: str, kind: str, batch_size: int = 64
+    model: nn.Module,
+    dataset: FeatureDataset,
+    indices: Tensor,
+    modality: str,
+    kind: str,
+    batch_size: int = 64,
+    condition: str | None = None,
 ) -> tuple[Float[Tensor, "clips logits"], Float[Tensor, "clips embedding"]]:
     """Logits and embeddings of the clips at `indices`, in their order, fp32 on the CPU.
 
     `kind` is what the model reads, `modality` what it is given of it. The embedding is what the last linear layer
-    reads; of a model of both modalities those of audio and video side by side. Ranks share the work, and each gets
-    all of the result.
+    reads; of a model of both modalities those of audio and video side by side. `condition` is one of
+    corruption.CONDITIONS. Ranks share the work, and each gets all of the result.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -44,6 +55,8 @@ def outputs(
     own = list(range(rank(), len(parts), ranks()))
     found = []
     for number, batch in zip(own, dataset.stream([parts[number] for number in own], modality, device), strict=True):
+        if condition is not None:
+            batch = corrupt(batch, condition, number, dataset.stats)
         logits, embeddings = _read(model, batch, kind)
         found.append((number, logits.float().cpu(), embeddings.float().cpu()))
     found = sorted((part for one in gather_objects(found) for part in one), key=lambda part: part[0])
@@ -51,22 +64,26 @@ def outputs(
     return torch.cat(logits), torch.cat(embeddings)
 
 
-def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size: int = 64) -> pd.DataFrame:
+def predict(
+    model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size: int = 64, condition: str | None = None
+) -> pd.DataFrame:
     """Logits and features of every clip of a split that the model can read, one row a clip and modality.
 
     Columns: clip_id, split, label, label_index, modality, logits, embedding (both lists); with several heads, whose
     logits lie side by side, also `heads` (JSON: name -> number of classes). A model of both modalities is read three
     times: with both ("av"), and with one withheld ("audio", "video": the other is missing). Of a clip with several
-    views the probabilities are averaged, and their logarithms are its logits.
+    views the probabilities are averaged, and their logarithms are its logits. Embeddings are in half precision, and
+    of the test split with all that the model reads; elsewhere there are none. With `condition`, one of
+    corruption.CONDITIONS, clips are read corrupted, with both, and the split is called "test: sound late 1.0 s".
     """
     kind = MODALITY[name]
     sizes = {head: len(classes) for head, classes in dataset.heads.items()}
     frames = []
-    for modality in ("av", "audio", "video") if kind == "av" else (kind,):
+    for modality in ("av", "audio", "video") if kind == "av" and condition is None else (kind,):
         indices = usable(dataset, modality)
         if not len(indices):
             continue  # a set without sound, or without picture, has no such rows
-        logits, embeddings = outputs(model, dataset, indices, modality, kind, batch_size)
+        logits, embeddings = outputs(model, dataset, indices, modality, kind, batch_size, condition)
         rows = dataset.index.iloc[indices.numpy()][["clip_id", "split", "label"]].reset_index(drop=True)
         rows["label_index"] = dataset.labels[indices].numpy()
         rows["modality"] = modality
@@ -76,7 +93,10 @@ def predict(model: nn.Module, name: str, dataset: FeatureDataset, *, batch_size:
             logits = _mean_by(clip, probabilities).clamp(min=1e-12).log()
             embeddings, rows = _mean_by(clip, embeddings), rows.iloc[first.numpy()].reset_index(drop=True)
         rows["logits"] = list(logits.numpy())
-        rows["embedding"] = list(embeddings.numpy())
+        wanted = dataset.split == "test" and modality == kind and condition is None
+        rows["embedding"] = list(embeddings.half().numpy()) if wanted else None
+        if condition is not None:
+            rows["split"] = f"{dataset.split}: {condition}"
         if len(sizes) > 1:
             rows["heads"] = json.dumps(sizes)
         frames.append(rows)
@@ -170,6 +190,20 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
                 row |= {f"{head}_{k}": 100.0 * found[:, index].float().mean().item() for k, found in right.items()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def predictions_bytes(predictions: pd.DataFrame, about: dict[str, Any]) -> bytes:
+    """A table of predictions as a parquet file that carries `about`, a JSON value."""
+    table = pa.Table.from_pandas(predictions, preserve_index=False)
+    table = table.replace_schema_metadata((table.schema.metadata or {}) | {"mmtlib": json.dumps(about)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `predictions_bytes` was given beside the table."""
+    return json.loads(pq.read_schema(path).metadata[b"mmtlib"])
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

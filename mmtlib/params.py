@@ -114,6 +114,9 @@ class Recipe(Section):
     batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
     nproc: int = Field(default=1, ge=1, le=64, description="processes on this machine; torchrun overrides it")
     accumulate: int = Field(default=1, ge=1, description="parts of a batch, one after the other")
+    kept: str | None = Field(
+        default=None, description="folder of finished runs' predictions, taken where a run is the same; null = train"
+    )
     weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
     warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
     label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")
@@ -145,12 +148,18 @@ class Run(Section):
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
     init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = encoders of the stages")
+    train_share: float = Field(default=1.0, gt=0, le=1, description="of each class's train clips, encoders' too")
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of train clips that lose one modality")
+    robustness: bool = Field(default=False, description="read the test clips corrupted, too (models of both)")
 
 
 class Ablation(Run):
     """One row of the table `ablations`, named by its key."""
 
-    group: Literal["baseline", "objective", "fusion", "pooling"] = Field(description="block of the report")
+    group: Literal["baseline", "parameters", "objective", "fusion", "pooling", "dropout", "data", "search"] = Field(
+        description="block of the report"
+    )
+    seeds: list[Seed] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
 
 
 class Report(Section):
@@ -221,6 +230,11 @@ class Params(Section):
                 problem = f"{name}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
                 raise ValueError(f"{problem}; raise the one or lower the other")
         return self
+
+    def seeds_of(self, name: str) -> list[int]:
+        """The seeds of a stage or of a row of the table."""
+        row = self.ablations.get(name)
+        return self.seeds if row is None or row.seeds is None else row.seeds
 
 
 def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:

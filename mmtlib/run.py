@@ -29,9 +29,15 @@ from mmtlib.paths import ROOT
 # All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.
 STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations", "report", "efficiency")
 
+# Notebooks beside the stages: no part of the pipeline, so they have no number and no section of params.yaml.
+GUIDES = ("predict_your_own_clip",)
+
 # Sections that a training stage gets whole, each as one parameter, beside the fields of its own section.
 # The report gets the name of the parameter file instead: it shows every stage's values.
 SHARED = dict.fromkeys(("pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"), ("seeds", "training"))
+
+# Sections of the runs that a model of both modalities may start from; its stages get them in one parameter, `encoders`.
+ENCODERS = ("pretrain_mat", "pretrain_mvit")
 
 
 class NotebookError(RuntimeError):
@@ -39,10 +45,12 @@ class NotebookError(RuntimeError):
 
 
 def notebook_of(stage: str, root: Path = ROOT) -> Path:
-    """Return the notebook of a stage, found by its name. Raises NotebookError when there is none."""
-    found = sorted((root / "notebooks").glob(f"[0-9][0-9]_{stage}.ipynb"))
+    """Return the notebook of a stage or guide, found by its name. Raises NotebookError when there is none."""
+    number = "" if stage in GUIDES else "[0-9][0-9]_"
+    found = sorted((root / "notebooks").glob(f"{number}{stage}.ipynb"))
     if len(found) != 1:
-        raise NotebookError(f"notebooks/: {len(found)} files are named NN_{stage}.ipynb; there must be one.")
+        name = f"NN_{stage}" if number else stage
+        raise NotebookError(f"notebooks/: {len(found)} files are named {name}.ipynb; there must be one.")
     return found[0]
 
 
@@ -57,11 +65,13 @@ def stage_values(params: Params, stage: str, row: str | None = None, profile: st
         return {"profile": profile}
     plain = params.model_dump(mode="json")
     shared = {name: plain[name] for name in SHARED.get(stage, ())}
+    if stage in ("train_mmt", "ablations"):
+        shared["encoders"] = {name: plain[name] for name in ENCODERS}
     if row is None:
         return shared | plain[stage]
     if row not in plain[stage]:
         raise ParamsError(f"params.yaml: ablations has no row {row}; use one of {', '.join(plain[stage])}.")
-    return {"row": row} | shared | plain[stage][row]
+    return {"row": row} | shared | plain[stage][row] | {"seeds": params.seeds_of(row)}
 
 
 def cell_defaults(path: Path) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = R
 
 def refresh(only: str | None = None, root: Path = ROOT) -> None:
     """Re-execute the notebooks at their defaults and store them in place, as nbval wants them."""
-    for stage in STAGES if only is None else (only,):
+    for stage in (*STAGES, *GUIDES) if only is None else (only,):
         source = notebook_of(stage, root)
         print(f"{source.relative_to(root)}", flush=True)
         execute(source, source, {}, root)
@@ -231,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=[*STAGES, "sources", "notebooks"])
     parser.add_argument("--row", help="row of the table ablations in params.yaml")
     parser.add_argument("--workspace", default=".", help="folder of data/, models/, reports/ (the root)")
-    parser.add_argument("--only", choices=STAGES, help="with notebooks: this one alone")
+    parser.add_argument("--only", choices=[*STAGES, *GUIDES], help="with notebooks: this one alone")
     parser.add_argument("--shard", metavar="I/N", help="with features: this part of the clips alone, 0/4 to 3/4")
     parser.add_argument("--merge", action="store_true", help="with features: join the parts")
     given = parser.parse_args(arguments)

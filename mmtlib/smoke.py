@@ -13,7 +13,7 @@ from mmtlib.data.features import extract_features
 from mmtlib.params import Params, Run, load
 from mmtlib.training import train_runs
 
-# Stage -> the stages whose files it reads, in their order.
+# Stage or guide -> the stages whose files it reads, in their order.
 NEEDS = {
     "download": (),
     "features": ("download",),
@@ -23,6 +23,7 @@ NEEDS = {
     "ablations": ("features", "pretrain_mat", "pretrain_mvit"),
     "report": ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"),
     "efficiency": (),
+    "predict_your_own_clip": ("train_mmt",),
 }
 
 
@@ -68,8 +69,8 @@ def outputs(params: Params, stage: str) -> list[str]:
     return [
         f"{kind}/{folder}/{Path(folder).name}-seed{seed}.{suffix}"
         for folder in _runs(params, stage)
-        for seed in params.seeds
-        for kind, suffix in (("models", "safetensors"), ("predictions", "parquet"))
+        for seed in params.seeds_of(Path(folder).name)
+        for kind, suffix in (("models", "json"), ("predictions", "parquet"))
     ]
 
 
@@ -90,4 +91,13 @@ def _run(folder: Path, params: Params, stage: str) -> None:
     else:
         for place, run in _runs(params, stage).items():
             name = Path(place).name
-            train_runs(name, run, params.training, stage=place, seeds=params.seeds, workspace=folder)
+            encoders = {source: getattr(params, source) for source in ("pretrain_mat", "pretrain_mvit")}
+            train_runs(
+                name,
+                run,
+                params.training,
+                stage=place,
+                seeds=params.seeds_of(name),
+                workspace=folder,
+                encoders=encoders,
+            )

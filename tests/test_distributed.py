@@ -11,7 +11,8 @@ from mmtlib import distributed, training
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
 from mmtlib.models.weights import load_weights
 from mmtlib.params import ParamsError
-from mmtlib.training import Trainer, TrainingError, train_runs
+from mmtlib.trainer import Trainer
+from mmtlib.training import TrainingError, train_runs
 
 # Nothing that a process draws by itself: no dropped path, no mixup.
 SURE = copy.deepcopy(MMT)

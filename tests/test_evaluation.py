@@ -12,7 +12,7 @@ from mmtlib import evaluation
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.evaluation import guesses, head_sizes, predict, read_predictions, scores, topk_accuracy, usable
 from mmtlib.models import build_model
-from mmtlib.training import Trainer
+from mmtlib.trainer import Trainer
 
 TRAIN, VAL = 32, 12  # clips; rows 32 to 43 of the folder are the validation split
 SIZES = {"mat_t": {"audio_size": AUDIO}, "mvitv2_t": {"video_size": VIDEO}}
@@ -23,7 +23,9 @@ SIZES["mmt_t"] = SIZES["mat_t"] | SIZES["mvitv2_t"]
 def val(tmp_path) -> FeatureDataset:
     """Twelve clips: the second has no sound, the third no picture, the fourth neither."""
     folder = write_features(tmp_path, silent=(TRAIN + 1, TRAIN + 3), blind=(TRAIN + 2, TRAIN + 3))
-    return FeatureDataset(folder, "val")
+    val = FeatureDataset(folder, "val")
+    val.split = "test"  # of which embeddings are kept
+    return val
 
 
 def make(name: str) -> torch.nn.Module:
@@ -71,7 +73,8 @@ def test_a_model_of_one_modality_gives_a_row_for_each_clip_it_can_read(val, name
     torch.testing.assert_close(stacked(table, "logits"), want, rtol=1e-4, atol=1e-5)
     # The embedding is what the last linear layer reads.
     with torch.no_grad():
-        torch.testing.assert_close(model.head(stacked(table, "embedding")), want, rtol=1e-4, atol=1e-5)
+        embedding = stacked(table, "embedding").float()
+        torch.testing.assert_close(model.head(embedding), want, rtol=1e-2, atol=1e-2)
     assert not model.head._forward_pre_hooks
 
 
@@ -91,9 +94,11 @@ def test_a_model_of_both_is_read_with_both_and_with_each_withheld(val):
                 )
             torch.testing.assert_close(torch.from_numpy(row["logits"]), out.logits[0], rtol=1e-4, atol=1e-5)
             whole = [z[0] for z in (out.audio_embedding, out.video_embedding) if z is not None]
-            if modality != "av" or len(whole) == 2:
-                embedding = torch.from_numpy(row["embedding"])
-                torch.testing.assert_close(embedding, torch.cat(whole), rtol=1e-4, atol=1e-5)
+            if modality != "av":
+                assert row["embedding"] is None
+            elif len(whole) == 2:
+                embedding = torch.from_numpy(row["embedding"]).float()
+                torch.testing.assert_close(embedding, torch.cat(whole), rtol=1e-3, atol=1e-3)
     both, sound = (stacked(table[table["modality"] == m].iloc[:1], "logits") for m in ("av", "audio"))
     assert not torch.allclose(both, sound, atol=1e-3), "or withholding would have no effect"
 
@@ -238,17 +243,21 @@ def test_probabilities_of_a_clips_views_are_averaged(tmp_path):
     write_features(tmp_path, silent=(TRAIN + 4, TRAIN + 5))
     plain = FeatureDataset(tmp_path, "val")
     model = make("mmt_t")
+    plain.split = "test"  # of which embeddings are kept
     single = predict(model, "mmt_t", plain)
     index = pd.read_csv(tmp_path / "index.csv")
     index["view"] = index.index % 2
     index["clip_id"] = [f"c{row // 2 * 2:02d}" for row in index.index]
     index.to_csv(tmp_path / "index.csv", index=False)
-    table = predict(model, "mmt_t", FeatureDataset(tmp_path, "val"))
+    paired = FeatureDataset(tmp_path, "val")
+    paired.split = "test"
+    table = predict(model, "mmt_t", paired)
     assert table["modality"].value_counts().to_dict() == {"av": 6, "video": 6, "audio": 5}
     for modality, part in table.groupby("modality"):
         alone = single[single["modality"] == modality]
         want = stacked(alone, "logits").softmax(1).unflatten(0, (-1, 2)).mean(1)
         torch.testing.assert_close(stacked(part, "logits").exp(), want, rtol=1e-4, atol=1e-6)
-        want = stacked(alone, "embedding").unflatten(0, (-1, 2)).mean(1)
-        torch.testing.assert_close(stacked(part, "embedding"), want, rtol=1e-4, atol=1e-5)
+        if modality == "av":
+            want = stacked(alone, "embedding").float().unflatten(0, (-1, 2)).mean(1)
+            torch.testing.assert_close(stacked(part, "embedding").float(), want, rtol=1e-2, atol=1e-3)
         assert part["clip_id"].tolist() == alone["clip_id"].tolist()[::2]

@@ -110,6 +110,7 @@ def test_a_stage_depends_on_its_code_cells_and_exactly_the_modules_they_import(n
 def test_a_stage_tracks_exactly_the_sections_its_notebook_is_given(name):
     own = "ablations.${key}" if name == "ablations" else name
     wanted = Params.model_fields if name == "report" else {own, *run.SHARED.get(name, ())}
+    wanted = {*wanted, *run.ENCODERS} if name in ("train_mmt", "ablations") else wanted
     assert sorted(stage(name)["params"]) == sorted(wanted)
 
 

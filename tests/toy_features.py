@@ -14,6 +14,9 @@ CLASSES = ["bell", "dog", "drum", "wave"]
 AUDIO, VIDEO = (40, 32), (4, 16, 16)  # (time, mel), (T, H, W)
 CLIPS = {"train": 8, "val": 3, "test": 2}  # of each class
 
+# What would give that log-mel: 40 frames of 32 bands.
+SETTINGS = dict(sample_rate=8000, mel_bins=32, window_ms=25.0, hop_ms=10.0, frames=4, size=16, seconds=0.415)
+
 MAT = {"depths": [1, 1], "dim": 8, "pooling": ["time", "both"], "patch_stride": 8, "drop_path": 0.2}
 MVIT = {"depths": [1, 1], "dim": 8, "drop_path": 0.2}
 MMT = {"dim": 16, "num_heads": 2, "fusion_layers": 1, "embedding_dim": 8, "audio": MAT, "video": MVIT}
@@ -57,6 +60,7 @@ def write_features(
         "name": "toy",
         "class_list": "toy",
         "classes": CLASSES,
+        "settings": SETTINGS,
         "log_mel": {"shape": list(audio.shape), "mean": -7.0, "std": 2.0},
         "frames": {"shape": list(video.shape), "mean": [0.4, 0.4, 0.4], "std": [0.15, 0.15, 0.15]},
     }

@@ -152,6 +152,17 @@ def mixup(
     return mixed, mix(targets)
 
 
+def modality_dropout(batch: Batch, probability: float | int, draws: Draws) -> Batch:
+    """Withholds sound or picture, either as often, from that share of the clips that have both (our addition)."""
+    if probability == 0:
+        return batch
+    chosen, which = draws.uniform(len(batch.labels), 2).to(batch.labels.device).unbind(1)
+    lost = batch.has_audio & batch.has_video & (chosen < probability)
+    return batch._replace(
+        has_audio=batch.has_audio & ~(lost & (which < 0.5)), has_video=batch.has_video & ~(lost & (which >= 0.5))
+    )
+
+
 class Augmenter:
     """The training recipe's augmentation of one batch: gain, noise, SpecAugment; crop, flip.
 

@@ -54,8 +54,9 @@ class FeatureDataset:
     Attributes: index (the split's rows of index.csv), clip_ids, heads (name -> classes; an ordinary set has the one
     head "label"), num_logits (classes of all heads), classes (what labels count: with several heads their
     combinations, the last head fastest), labels (int64), has_audio, has_video (bool), stats (features.json as read:
-    settings, normalisation, coverage) and fingerprint. Raises DatasetError if the folder is missing, incomplete or
-    has no clip of the split.
+    settings, normalisation, coverage), fingerprint (of every bit) and identity (of which clips there are, how they are
+    read and, roughly, their statistics: the same on every machine). Raises DatasetError if the folder is missing,
+    incomplete or has no clip of the split.
     """
 
     def __init__(self, root: str | os.PathLike, split: str):
@@ -86,6 +87,8 @@ class FeatureDataset:
             raise DatasetError(
                 f"{self.root} is damaged ({error}); run the stage again: dvc repro --force features."
             ) from error
+        # Arrays differ in last bits between processors, whose encoders round differently; this hash does not.
+        self.identity = self._identify(index)
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
             known = ", ".join(sorted(set(index["split"])))
@@ -97,6 +100,13 @@ class FeatureDataset:
         self.labels = torch.from_numpy(np.ravel_multi_index(numbers, sizes))
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
+
+    def _identify(self, index: pd.DataFrame) -> str:
+        columns = ["clip_id", "split", "start", "end", "has_audio", "has_video", *self.heads]
+        rows = index.reindex(columns=columns).to_csv(index=False, float_format="%.3f")
+        means = [[round(float(v), 2) for v in np.ravel(self.stats[name]["mean"])] for name in ("log_mel", "frames")]
+        about = {"heads": self.heads, "settings": self.stats.get("settings"), "means": means, "rows": rows}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,7 +1,7 @@
 """Save and load a trained model: safetensors that carry how to build it and all that its use needs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,22 @@ def load_weights(path: Path) -> tuple[dict, dict]:
 
     Raises WeightsError if it is missing, damaged or not ours.
     """
+    return _open(path, lambda file, header: ({key: file.get_tensor(key) for key in file.keys()}, header))  # noqa: SIM118
+
+
+def _open(path: Path, read: Callable[[Any, dict], Any]) -> Any:
     if not Path(path).is_file():
         raise WeightsError(f"{path} does not exist; train that model first (`dvc repro`)")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["mmtlib"])
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (not a dict)
+            return read(file, json.loads((file.metadata() or {})["mmtlib"]))
     except (SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
+
+
+def read_header(path: Path) -> dict:
+    """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
+    return _open(path, lambda file, header: header)
 
 
 def load_model(

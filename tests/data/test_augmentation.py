@@ -8,6 +8,7 @@ from mmtlib.data.augmentation import (
     Augmenter,
     Draws,
     mixup,
+    modality_dropout,
     random_crop,
     random_flip,
     random_gain,
@@ -236,3 +237,34 @@ def test_augmenter_never_mirrors_the_classes_left_out():
 def test_settings_out_of_range_are_named(change, words):
     with pytest.raises(AugmentationError, match=words):
         recipe(**change)
+
+
+# Modality dropout.
+
+
+def test_modality_dropout_takes_one_of_two_from_its_share_of_the_clips():
+    n = 20_000
+    flags = torch.ones(n, dtype=torch.bool)
+    batch = Batch(None, None, torch.zeros(n, dtype=torch.int64), flags, flags)
+    dropped = modality_dropout(batch, 0.3, Draws(torch.Generator().manual_seed(0)))
+    lost_sound, lost_picture = ~dropped.has_audio, ~dropped.has_video
+    assert not (lost_sound & lost_picture).any()
+    for lost in (lost_sound, lost_picture):
+        assert lost.float().mean().item() == pytest.approx(0.15, abs=0.01)
+
+
+def test_modality_dropout_leaves_a_clip_its_only_modality():
+    n = 1000
+    has = torch.arange(n) % 2 == 0
+    batch = Batch(None, None, torch.zeros(n, dtype=torch.int64), has, ~has)
+    dropped = modality_dropout(batch, 0.9, Draws(torch.Generator().manual_seed(0)))
+    assert torch.equal(dropped.has_audio, has)
+    assert torch.equal(dropped.has_video, ~has)
+
+
+def test_no_modality_dropout_draws_nothing():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    batch = Batch(None, None, torch.zeros(2, dtype=torch.int64), *torch.ones(2, 2, dtype=torch.bool))
+    assert modality_dropout(batch, 0.0, Draws(generator)) is batch
+    assert torch.equal(generator.get_state(), before)
