@@ -34,7 +34,7 @@ def efficiency(table: pd.DataFrame) -> Figure:
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line at 1 must not cross a number
             ax.bar_label(bars, fmt="%.2f", padding=5, fontsize=9, bbox=ground)
             ax.set_yticks(y, [""] * len(table))
-            ax.set(title=title, xlim=(0, 1.3 * values.max()))
+            ax.set(title=title, xlim=(0, 1.3 * values.max() if values.notna().any() else 1))  # nothing was timed: empty
         names = [f"{row.model} / {row.peer}, {row.precision}" for row in table.itertuples()]
         axes[0].set_yticks(y, names)
     return figure
