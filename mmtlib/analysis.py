@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation import guesses, head_sizes
 from mmtlib.params import Params
-from mmtlib.results import STAGES, Result, _on_test, class_numbers, defaults, paired_difference, verdict
+from mmtlib.results import Result, _on_test, class_numbers, defaults, headliners, paired_difference, verdict
 
 BINS = 15
 """Bins of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)."""
@@ -25,11 +25,6 @@ NEAREST = (1, 5, 10)
 """Of how many nearest clips one must be right, in retrieval."""
 
 RECALLS, CHANCES = ([f"{name}_{k}" for k in NEAREST] for name in ("recall", "chance"))
-
-
-def headliners(results: list[Result]) -> list[Result]:
-    """Ours and the baselines, by what they read."""
-    return sorted((r for r in results if r.group in (None, "baseline")), key=lambda r: list(STAGES).index(r.modality))
 
 
 def _about(result: Result) -> dict[str, Any]:
@@ -185,20 +180,18 @@ def clustering_table(results: list[Result], params: Params) -> pd.DataFrame:
     """nmi, ari, silhouette of ours and the baselines (means over the seeds; columns with _std beside them).
 
     A baseline with the losses of our `default` is compared with it: `difference` of the silhouettes (row - default)
-    and its bootstrap interval over clips, `verdict` on the claim that the default separates better. With other
+    and its bootstrap interval, `verdict` on the claim that the default separates better. With other
     losses it is not: the embeddings of both come from projection heads, which the contrastive losses alone train.
     """
     rows, silhouettes, main = [], {}, defaults(results)
     for result in headliners(results):
         seeds = [separation(table) for table in _on_test(result, result.modality)]
-        clips = pd.concat([values for _, values in seeds], axis=1).mean(axis=1)
+        clips = pd.concat(dict(zip(result.predictions, (values for _, values in seeds), strict=True)), axis=1)
         row = _about(result) | {"n": len(clips)} | _over_seeds(measures for measures, _ in seeds)
         default = main[result.modality]
         silhouettes[result.name] = clips
         if result is not default and result.objective == default.objective:
-            found = paired_difference(
-                clips, silhouettes[default.name], params.report.bootstrap, params.report.confidence
-            )
+            found = paired_difference(clips, silhouettes[default.name], params.report)
             row |= dict(zip(("difference", "low", "high"), found, strict=True))
             row |= {"default": default.label, "verdict": verdict(-found[2], -found[1])}
         rows.append(row)

@@ -24,6 +24,7 @@ from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
 from mmtlib import efficiency, efficiency_figures
+from mmtlib.claims import efficiency_claims
 from mmtlib.figures import png
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model
@@ -48,14 +49,6 @@ TITLES = {
     "efficiency": "Beside the peers",
     "efficiency_length": "Against the length of the sound",
     "efficiency_stages": "Where the operations go",
-}
-
-# Of MAT-B beside AST-B, by the paper (its two versions differ): how much less, in %, and the column that says it.
-CLAIMS = {
-    "fewer operations (2024)": (3.0, "gmacs"),
-    "5 times fewer operations (2023)": (80.0, "gmacs"),
-    "fewer parameters": (42.0, "params_m"),
-    "less memory in training": (9.8, "peak_memory_gib"),
 }
 
 
@@ -277,18 +270,8 @@ def _columns(found: dict[str, Any], mode: str, cost: dict[str, Any]) -> dict[str
 
 
 def claims_table(table: pd.DataFrame) -> pd.DataFrame:
-    """CLAIMS beside what was measured in fp32: claim, paper, measured, verdict (holds / does not hold / not measured).
-
-    The counts do not depend on the machine.
-    """
-    row = table.query("model == 'mat_b' and peer == 'ast_b' and precision == 'fp32'")  # one, or none
-    rows = []
-    for claim, (paper, column) in CLAIMS.items():
-        saved = round(100 * (1 - row[column].mean() / row[f"peer_{column}"].mean()), 1)
-        measured = "" if pd.isna(saved) else f"{saved} %"
-        verdict = "holds" if saved >= paper else "not measured" if pd.isna(saved) else "does not hold"
-        rows.append({"claim": claim, "paper": f"{paper} %", "measured": measured, "verdict": verdict})
-    return pd.DataFrame(rows)
+    """What the paper states of MAT-B beside AST-B, what was measured in fp32 (% less), and what follows."""
+    return efficiency_claims(table)[["claim", "paper", "measured", "unit", "verdict"]]
 
 
 def machine() -> dict[str, str]:

@@ -13,6 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 COLOURS = {"audio": "#0072b2", "video": "#d55e00", "av": "#009e73"}
@@ -209,6 +210,39 @@ def ablations(table: pd.DataFrame) -> Figure:
     _grid(axes)
     handles = [Patch(color=COLOURS[modality], label=f"reads {READS[modality]}") for modality in used]
     figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    return figure
+
+
+@rc_context(_STYLE)
+def claims(table: pd.DataFrame) -> Figure:
+    """A panel a unit: each claim's figure and interval, the paper's as grey ticks, the bound to clear as a line.
+
+    `table`: claim, paper, measured, ci_low, ci_high, n_seeds, verdict, unit, holds_above, modality.
+    """
+    table = table.rename(columns={"ci_low": "low", "ci_high": "high"})
+    parts = [part for _, part in table.groupby("unit", sort=False)]
+    figure = Figure(figsize=(_WIDTH, 0.9 + 0.32 * len(table) + 0.55 * len(parts)), layout="constrained")
+    panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.5 for part in parts])[:, 0]
+    for axes, part in zip(panels, parts, strict=True):
+        y, whiskers = -np.arange(len(part)), _whiskers(part["measured"], part)
+        for modality, colour in COLOURS.items():
+            here = (part["modality"] == modality).to_numpy()
+            style = {"fmt": "o", "color": colour, "capsize": 4}
+            axes.errorbar(part["measured"][here], y[here], xerr=whiskers[:, here], **style)
+        for place, row in zip(y, part.itertuples(), strict=True):
+            axes.vlines(row.holds_above, place - 0.5, place + 0.5, color="#222222", linewidth=1)
+            paper = [float(text) for text in row.paper.split(" / ") if text]
+            axes.plot(paper, [place] * len(paper), "|", color="#888888", markersize=12, markeredgewidth=2)
+            said = row.verdict if row.n_seeds else "not run"
+            weight = "bold" if said == "holds" else "normal"
+            axes.text(1.02, place, said, transform=axes.get_yaxis_transform(), va="center", fontsize=9, weight=weight)
+        axes.set_yticks(y, part["claim"])
+        axes.set_ylim(y[-1] - 0.6, 0.6)
+        axes.set_xlabel(part["unit"].iloc[0])
+        _grid(axes)
+    handles = [Patch(color=COLOURS[m], label=f"reads {READS[m]}") for m in COLOURS if m in set(table["modality"])]
+    handles.append(Line2D([], [], color="#888888", marker="|", markersize=12, linestyle="", label="the paper"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=4)
     return figure
 
 

@@ -24,11 +24,11 @@ from mmtlib.analysis import (
     calibration_table,
     certainties,
     clustering_table,
-    headliners,
     reliability,
     retrieval_table,
     selective,
 )
+from mmtlib.claims import MARGIN, claims_table, read_efficiency
 from mmtlib.figures import READS
 from mmtlib.files import write_bytes, write_text
 from mmtlib.params import Params
@@ -40,26 +40,32 @@ from mmtlib.results import (
     Result,
     ablations_table,
     ceilings_table,
-    clip_scores,
     confusion_matrix,
     costs_table,
     coverage_table,
     curves_table,
     defaults,
     headline_table,
+    headliners,
     load_results,
-    paired_difference,
     per_class_table,
     read_features,
     results_table,
     tsne_points,
-    verdict,
 )
 
 __all__ = ["Report", "ReportError", "build_report", "update_readme", "write_report"]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
+
+
+ROLES = {
+    "MMT beats the better single sense": "the better of the two single ones, ",
+    "MAT beats AST at equal operations": "its baseline ",
+    "MMT beats MBT at equal operations": "its baseline ",
+}
+"""The claims that the answer sums up, and what ours is compared with."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,12 @@ def write_report(workspace: Path, params: Params) -> dict[str, Any]:
 def build_report(workspace: Path, params: Params) -> Report:
     """Compute the tables, figures and text of a workspace; write nothing. Raises ReportError."""
     features = read_features(workspace)
-    results = load_results(workspace, params)
-    costs = costs_table(results, features)
+    loaded = load_results(workspace, params)
+    results = [result for result in loaded if result.group in (None, *GROUPS)]  # other groups have their own pages
+    costs, clustering = costs_table(results, features), clustering_table(results, params)
     tables = {
-        "results": results_table(results, _dataset(features)),
+        "claims": claims_table(results, costs, clustering, read_efficiency(workspace), params),
+        "results": results_table(loaded, _dataset(features)),
         "headline": headline_table(results, costs, params),
         "ablations": ablations_table(results, costs, params),
         "per_class": per_class_table(results, features["classes"]),
@@ -110,13 +118,13 @@ def build_report(workspace: Path, params: Params) -> Report:
         "costs": costs,
         "calibration": calibration_table(results),
         "retrieval": retrieval_table(results),
-        "clustering": clustering_table(results, params),
+        "clustering": clustering,
     }
     answer = _answer(results, features, tables, params)
     return Report(
         tables,
         report_figures(results, features, tables),
-        _text(results, features, tables, params, answer),
+        _text(loaded, features, tables, params, answer),
         _section(tables, params, answer),
     )
 
@@ -133,6 +141,7 @@ def report_figures(
     head = tables["headline"]
     clips = [certainties(result) for result in headliners(results)]
     return {
+        "claims": figures.claims(tables["claims"]),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
         "learning_curves": figures.learning_curves(curves_table(results)),
         "confusion": figures.confusion(
@@ -165,12 +174,13 @@ def _text(
         f"# Multiscale audio-video Transformers on {_dataset(features)}",
         "This file is written by the stage `report`; do not edit it.",
         answer,
+        *_claims(tables["claims"], params),
         "## Results",
         _headline(tables["headline"]),
         _picture("headline", _headline_caption(tables)),
         _protocol(tables["headline"], params),
         "## Ablations",
-        "Each row is compared with the default that it changes, clip by clip on the test split. *Difference* "
+        "Each row is compared with the default that it changes, by clip and seed on the test split. *Difference* "
         f"is row minus default in points of top-1, with its {_level(params)} interval. *The default is "
         "better* holds if all of the interval is below 0, does not hold if it is above, otherwise undecided.",
         *_ablation_groups(tables["ablations"]),
@@ -226,17 +236,22 @@ def _section(tables: dict[str, pd.DataFrame], params: Params, answer: str) -> st
 
 def _answer(results: list[Result], features: dict[str, Any], tables: dict[str, pd.DataFrame], params: Params) -> str:
     """The question and what the numbers say, with a word for each comparison that its interval decides."""
-    main, head = defaults(results), tables["headline"]
     listed = features["coverage"]["test"]["listed"]
     classes = " x ".join(str(len(names)) for names in features["heads"].values())
-    better = max(("audio", "video"), key=lambda name: clip_scores(main[name], name).mean())
-    pairs = [(main["av"], main[better], "the better of the two single ones, ")]
-    pairs += [(main[r.modality], r, "its baseline ") for r in results if r.group == "baseline"]
-    sentences = [_comparison(first, second, role, params) for first, second, role in pairs]
+    reads = {result.label: READS[result.modality] for result in results}
+    word = {"holds": "beats", "does not hold": "does not beat", "undecided": "cannot be told apart from"}
+    claims = tables["claims"].set_index("claim")
+    sentences = [
+        f"{row.ours} ({reads[row.ours]}, {row.ours_value:.1f} %) {word[row.verdict]} {role}"
+        f"{row.theirs} ({reads[row.theirs]}, {row.theirs_value:.1f} %): {row.measured:+.1f} points "
+        f"[{row.ci_low:+.1f}, {row.ci_high:+.1f}]."
+        for row, role in ((claims.loc[claim], role) for claim, role in ROLES.items())
+        if row.n_seeds
+    ]
     return (
         "**Do sound and picture together tell more than the better of the two, and do multiscale "
-        f"Transformers tell more than single-scale ones?** On {head['n'].max()} of the {listed} test clips that "
-        f"{_dataset(features)} lists, in {classes} classes, by top-1 (difference with its "
+        f"Transformers tell more than single-scale ones?** On {tables['headline']['n'].max()} of the {listed} test "
+        f"clips that {_dataset(features)} lists, in {classes} classes, by top-1 (difference with its "
         f"{_level(params)} interval): {' '.join(sentences)}"
     )
 
@@ -247,15 +262,53 @@ def _dataset(features: dict[str, Any]) -> str:
     return name if classes == name else f"{name} ({classes})"
 
 
-def _comparison(first: Result, second: Result, role: str, params: Params) -> str:
-    one, two = (clip_scores(result, result.modality) for result in (first, second))
-    difference, low, high = paired_difference(one, two, params.report.bootstrap, params.report.confidence)
-    word = {"holds": "beats", "does not hold": "does not beat", "undecided": "cannot be told apart from"}
-    return (
-        f"{first.label} ({READS[first.modality]}, {one.mean():.1f} %) {word[verdict(low, high)]} {role}"
-        f"{second.label} ({READS[second.modality]}, {two.mean():.1f} %): {difference:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}]."
-    )
+def _claims(table: pd.DataFrame, params: Params) -> list[str]:
+    """What is left of the paper's claims."""
+    words = ("holds", "does not hold", "undecided")
+    counts = [f"{name} for {(table['verdict'] == name).sum()}" for name in words]
+    missing = (table["n_seeds"] == 0).sum()
+    rows = []
+    for row in table.itertuples():
+        digits, interval = 3 if row.unit == "silhouette" else 1, ""
+        if row.ci_low < row.ci_high:
+            interval = f" [{row.ci_low:+.{digits}f}, {row.ci_high:+.{digits}f}]"
+        sides = f"{row.ours} {row.ours_value:.{digits}f}, {row.theirs} {row.theirs_value:.{digits}f}"
+        rows.append(
+            {
+                "claim": f"**{row.claim}**" if row.verdict == "holds" else row.claim,
+                "paper": row.paper,
+                "here": f"{row.measured:+.{digits}f}{interval}" if row.n_seeds else "",
+                "unit": row.unit,
+                "verdict": row.verdict if row.n_seeds else "undecided: not run",
+                "compared": f"{sides} ({row.measure})" if row.n_seeds else "",
+                "seeds": row.n_seeds,
+            }
+        )
+    return [
+        "## Claims",
+        f"The paper's claims, one by one. Of {len(table)}: {', '.join(counts)}"
+        f"{f' ({missing} of them without the runs that would test it)' if missing else ''}. A claim holds if all of "
+        f"its interval lies above 0 (*no worse*: above -{MARGIN:g}, our margin), and does not hold if all of it lies "
+        f"below. {_intervals(params)} Costs are counted or measured once, and have none.",
+        _markdown(pd.DataFrame(rows)),
+        _picture(
+            "claims",
+            "What was found, with its interval; grey: what the paper states for Kinetics-Sounds, EPIC-KITCHENS-100 and "
+            "VGGSound, in this order, or of its costs. Those are other data and larger models: compare the sign, not "
+            "the size.",
+        ),
+    ]
+
+
+def _intervals(params: Params) -> str:
+    """What the intervals mean."""
+    of = f"Brackets are {_level(params)} bootstrap intervals ({params.report.bootstrap} resamples"
+    if len(params.seeds) == 1:
+        return (
+            f"{of} of the test clips, the same for both sides): what other clips of the kind might change. With one "
+            "seed, what another one might change is not in them."
+        )
+    return f"{of} of test clips and seeds, the same for both sides): what other clips and seeds might change."
 
 
 def _headline(table: pd.DataFrame) -> str:
@@ -281,7 +334,7 @@ def _headline_caption(tables: dict[str, pd.DataFrame]) -> str:
     tops = _test_ceilings(tables["ceilings"])
     lines = " Thin lines are the best that the data allows with one sense alone." if tops else ""
     return (
-        "Test top-1. Bars of one colour read the same; error bars are bootstrap intervals over clips, the "
+        "Test top-1. Bars of one colour read the same; error bars are bootstrap intervals, the "
         f"dotted line is chance.{lines}"
     )
 
@@ -289,9 +342,8 @@ def _headline_caption(tables: dict[str, pd.DataFrame]) -> str:
 def _protocol(head: pd.DataFrame, params: Params) -> str:
     clips = " to ".join(str(count) for count in sorted({head["n"].min(), head["n"].max()}))
     return (
-        f"Ours are in bold. {_seeds(params)} Brackets are {_level(params)} bootstrap intervals "
-        f"({params.report.bootstrap} resamples of the {clips} test clips): what other clips of "
-        "the kind might change, not what another seed might. The weights kept are those of the epoch with "
+        f"Ours are in bold. {_seeds(params)} There are {clips} test clips. {_intervals(params)} "
+        "The weights kept are those of the epoch with "
         "the highest validation top-1 (of equals, the lowest validation loss); the test split is read "
         "once, after that. All runs share the recipe `training`; their epochs and learning rates are in the "
         "parameters of the report. The tuning of the baselines was not equal to ours, theirs was the lesser: a "

@@ -208,16 +208,16 @@ def claims(gmacs, params_m, memory):
 
 
 def test_claims_are_settled_by_the_numbers():
-    good, bad = claims(10.0, 58.0, 5.0), claims(98.0, 60.0, 9.5)
-    assert list(good["verdict"]) == ["holds"] * 4
-    assert list(good["measured"]) == ["90.0 %", "90.0 %", "42.0 %", "50.0 %"]
-    assert list(bad["verdict"]) == ["does not hold"] * 4
-    assert list(claims(50.0, 120.0, 9.0)["verdict"]) == ["holds", "does not hold", "does not hold", "holds"]
+    good, bad = claims(10.0, 58.0, 5.0), claims(101.0, 120.0, 11.0)
+    assert list(good["verdict"]) == ["holds"] * 3
+    assert list(good["measured"]) == pytest.approx([90, 42, 50])
+    assert list(good["paper"]) == ["3 / 80", "42", "9.8"]
+    assert list(bad["verdict"]) == ["does not hold"] * 3
     empty = claims(10.0, 58.0, float("nan"))
-    assert list(empty["verdict"]) == ["holds"] * 3 + ["not measured"]
+    assert list(empty["verdict"]) == ["holds", "holds", "undecided"]
     others = claims_table(pairs_table([("mat_t", TINY)], ["fp32"], measure=made_up))
-    assert list(others["verdict"]) == ["not measured"] * 4
-    assert list(others["measured"]) == [""] * 4
+    assert list(others["verdict"]) == ["undecided"] * 3
+    assert others["measured"].isna().all()
 
 
 def test_tables_figures_and_page_are_written(tmp_path):
@@ -251,6 +251,6 @@ def test_figures_show_what_was_not_timed_as_nothing():
     lengths = benchmark.length_table(curve, made_up)
     pairs = pairs_table([("mat_t", TINY)], ["fp32"], measure=lambda *_: {"gflops": 1.0, "skipped": "too large"})
     assert png(benchmark.efficiency_figures.efficiency(pairs))
-    assert list(claims_table(pairs)["verdict"]) == ["not measured"] * 4
+    assert list(claims_table(pairs)["verdict"]) == ["undecided"] * 3
     skipped = lengths.drop(columns=[name for name in lengths if name.startswith(("train", "peer_train"))])
     assert png(benchmark.efficiency_figures.efficiency_length(skipped))  # nothing was timed: no points, no error

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "losses": set(),
     "distributed": set(),
     "evaluation": BASE | {"data", "models", "distributed"},
-    "training": BASE | {"params", "data", "models", "losses", "distributed", "evaluation"},
+    "trainer": BASE | {"params", "data", "models", "losses", "distributed", "evaluation"},
+    "training": BASE | {"params", "data", "models", "distributed", "evaluation", "trainer"},
     "efficiency": BASE | {"params", "models"},
-    "benchmark": BASE | {"params", "models", "efficiency", "figures", "efficiency_figures"},
+    "benchmark": BASE | {"params", "models", "claims", "efficiency", "figures", "efficiency_figures"},
     "figures": BASE,
     "efficiency_figures": {"figures"},
     "results": BASE | {"params", "data", "models", "evaluation", "efficiency"},
@@ -38,7 +39,8 @@ MAY_IMPORT = {
     "smoke": BASE | {"params", "data", "training"},
     "analysis": BASE | {"params", "evaluation", "results"},
     "analysis_figures": {"figures"},
-    "report": BASE | {"params", "results", "analysis", "figures", "analysis_figures"},
+    "claims": BASE | {"params", "results"},
+    "report": BASE | {"params", "results", "analysis", "claims", "figures", "analysis_figures"},
     "run": BASE | {"params", "data"},
 }
 MODULES = sorted(path for path in (ROOT / "mmtlib").rglob("*.py") if path.name != "__init__.py")

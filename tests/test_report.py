@@ -16,8 +16,8 @@ from mmtlib.params import Params
 from mmtlib.report import BEGIN, END, ReportError, about_versions, build_report, update_readme, write_report
 
 TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
-TABLES |= {"calibration", "retrieval", "clustering"}
-FIGURES = {"headline", "learning_curves", "confusion", "per_class", "tsne", "ablations", "calibration"}
+TABLES |= {"calibration", "retrieval", "clustering", "claims"}
+FIGURES = {"headline", "learning_curves", "confusion", "per_class", "tsne", "ablations", "calibration", "claims"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from made_up_workspace import CLASSES, RIGHT, ROWS, made_up_params, made_up_workspace
 
-from mmtlib.params import Objective, Run
+from mmtlib.params import Objective, Report, Run
 from mmtlib.results import (
     ReportError,
     ablations_table,
@@ -27,6 +27,7 @@ from mmtlib.results import (
     verdict,
 )
 
+MANY = Report(bootstrap=4000, confidence=0.95)
 NO_COSTS = pd.DataFrame(columns=["model", "modality", "params_m", "mmacs"])
 
 
@@ -65,40 +66,77 @@ def test_every_run_seed_split_and_reading_has_its_row(results):
     assert (table["top5"] == 100).all()  # there are only four classes
 
 
-def test_clip_scores_average_the_seeds(results):
+def test_clip_scores_have_a_column_for_each_seed(results):
     scores = clip_scores(by_name(results)["pretrain_mat"], "audio")
-    assert scores["test-000"] == 100  # recognised by both seeds
-    assert scores["test-023"] == 50  # by the first alone
-    assert scores["test-024"] == 0
-    assert scores.mean() == pytest.approx(100 * (24 + 23) / 80)
+    assert list(scores) == [0, 1]
+    assert scores.loc["test-000"].tolist() == [100, 100]
+    assert scores.loc["test-023"].tolist() == [100, 0]  # recognised with the first seed alone
+    assert scores.mean().tolist() == pytest.approx([100 * 24 / 40, 100 * 23 / 40])
+
+
+def made_up_scores(clips, seeds, effect=0.0, truth=0.0, number=0):
+    """Differences of two runs by clip and seed: what all clips of a seed share has a deviation of `effect`."""
+    rng = np.random.default_rng(number)
+    of_seed, of_clip = rng.normal(0, effect, seeds), rng.normal(0, 25, (clips, 1))
+    return pd.DataFrame(truth + of_seed + of_clip + rng.normal(0, 40, (clips, seeds)))
 
 
 def test_bootstrap_agrees_with_the_normal_approximation_and_repeats():
-    values = np.repeat([0.0, 100.0], [300, 500])
-    mean, low, high = bootstrap(values, 4000, 0.95)
-    half = 1.96 * values.std() / np.sqrt(len(values))
+    values = pd.DataFrame(np.repeat([0.0, 100.0], [300, 500]))  # one seed: clips alone are drawn
+    mean, low, high = bootstrap(values, MANY)
+    half = 1.96 * values[0].std() / np.sqrt(len(values))
     assert mean == 62.5
     assert low == pytest.approx(62.5 - half, abs=0.25)
     assert high == pytest.approx(62.5 + half, abs=0.25)
-    assert bootstrap(values, 4000, 0.95) == (mean, low, high)
-    _, narrow_low, narrow_high = bootstrap(values, 4000, 0.8)
+    assert bootstrap(values, MANY) == (mean, low, high)
+    _, narrow_low, narrow_high = bootstrap(values, Report(bootstrap=4000, confidence=0.8))
     assert low < narrow_low < narrow_high < high
 
 
-def test_a_paired_interval_is_narrower_than_an_unpaired_one_and_joins_by_clip():
+def test_bootstrap_agrees_with_a_loop_that_draws_clips_and_seeds():
+    values = made_up_scores(120, 3, effect=4)
+    rng, means = np.random.default_rng(7), []
+    for _ in range(4000):
+        drawn = values.sample(len(values), replace=True, random_state=rng)
+        means.append(np.mean([drawn[seed].mean() for seed in rng.choice(list(values), 3)]))
+    assert bootstrap(values, MANY)[1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.6)
+
+
+@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (5, 0.0), (5, 2.0), (3, 2.0)])
+def test_intervals_cover_the_truth_as_often_as_they_promise(seeds, effect):
+    few = Report(bootstrap=400, confidence=0.95)
+    found = [bootstrap(made_up_scores(300, seeds, effect, 5.0, number), few) for number in range(200)]
+    assert np.mean([low <= 5 <= high for _, low, high in found]) >= 0.92
+
+
+def test_a_seed_effect_widens_the_interval():
+    widths = [np.diff(bootstrap(made_up_scores(300, 5, effect), MANY)[1:])[0] for effect in (0, 20)]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_swapping_the_sides_mirrors_the_interval():
+    first, second = made_up_scores(200, 3, 2, 5.0, 1), made_up_scores(200, 3, 2, 0.0, 2)
+    difference, low, high = paired_difference(first, second, MANY)
+    shuffled = first.sample(frac=1, random_state=3)[[2, 0, 1]]
+    assert paired_difference(second, shuffled, MANY) == pytest.approx((-difference, -high, -low))
+
+
+def test_a_paired_interval_is_narrower_than_an_unpaired_one_and_joins_by_clip_and_seed():
     ids = [f"c{index}" for index in range(400)]
-    first = pd.Series(np.where(np.arange(400) % 2, 100.0, 0.0), index=ids)
+    first = pd.DataFrame({0: np.where(np.arange(400) % 2, 100.0, 0.0)}, index=ids)
     second = first.copy()
     second.iloc[1:40:2] = 0.0  # 20 clips are lost
     shuffled = second.sample(frac=1, random_state=3)
-    shuffled["only-here"] = 100.0
-    difference, low, high = paired_difference(first, shuffled, 1000, 0.95)
+    shuffled.loc["only-here"] = 100.0
+    shuffled[1] = 0.0  # a seed that the first has not
+    difference, low, high = paired_difference(first, shuffled, MANY)
     assert difference == 5.0
     assert 2 < low < 5 < high < 8
-    alone = bootstrap(first.to_numpy(), 1000, 0.95)
+    alone = bootstrap(first, MANY)
     assert alone[2] - alone[1] > high - low
-    with pytest.raises(ReportError, match="no test clip in common"):
-        paired_difference(first, pd.Series([1.0], index=["other"]), 100, 0.95)
+    for other in (first.rename(index=lambda name: f"other-{name}"), first.rename(columns={0: 1})):
+        with pytest.raises(ReportError, match="no test clip or no seed in common"):
+            paired_difference(first, other, MANY)
 
 
 @pytest.mark.parametrize(
