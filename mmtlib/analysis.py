@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
+from mmtlib.claims_ledger import verdict
 from mmtlib.evaluation import guesses, head_sizes
 from mmtlib.params import Params
-from mmtlib.results import Result, _on_test, class_numbers, defaults, headliners, paired_difference, verdict
+from mmtlib.results import Result, _on_test, class_numbers, defaults, headliners, paired_difference
 
 BINS = 15
 """Bins of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)."""

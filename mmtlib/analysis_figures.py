@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmtlib.figures import _STYLE, _WIDTH, COLOURS, READS, _lighter
+from mmtlib.figures import _STYLE, _WIDTH, COLOURS, READS, _figure, _lighter
 
 
 @rc_context(_STYLE)
@@ -37,4 +39,63 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
         below.legend(handles=handles, loc="lower left")
     axes[0, 0].set_ylabel("recognised (%)")
     axes[1, 0].set_ylabel("of these recognised (%)")
+    return figure
+
+
+_CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
+_AXES = {"dB": "signal over noise (dB)", "s": "s"}
+
+
+@rc_context(_STYLE)
+def robustness(table: pd.DataFrame) -> Figure:
+    """Test top-1 of the models of both against how much noise there is, and how late the sound comes.
+
+    `table` is robustness_table; at the left of each panel are the clean clips, whiskers are a standard deviation over
+    the seeds. Without a row it is a picture that says so.
+    """
+    figure, panels = _figure(len(_CORRUPTED), 3.8)
+    for axes, (kind, title) in zip(panels, _CORRUPTED.items(), strict=True):
+        for marker, (model, part) in zip("os^Dvx", table.groupby("model", sort=False), strict=False):
+            levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "sound late")
+            shown = pd.concat([part[part["corruption"] == "none"], levels])
+            _line(axes, np.arange(len(shown)), shown, model, marker)
+            axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
+            axes.set_xlabel(_AXES[levels["unit"].iloc[0]])
+        axes.set(title=title, ylim=(0, 104))
+    return _finished(figure, panels, table)
+
+
+@rc_context(_STYLE)
+def data_efficiency(table: pd.DataFrame) -> Figure:
+    """Test top-1 against the share of the training clips, a panel for sound and one for both.
+
+    `table` is data_table. Without a row it is a picture that says so.
+    """
+    shown = [modality for modality in COLOURS if modality in set(table["modality"])] or ["av"]
+    figure, panels = _figure(len(shown), 3.8)
+    for axes, modality in zip(panels, shown, strict=True):
+        for marker, (model, part) in zip("os", table[table["modality"] == modality].groupby("model"), strict=False):
+            _line(axes, 100 * part["share"], part, model, marker)
+            axes.set_xscale("log")
+            axes.set_xticks(100 * part["share"], [f"{share:.0%}" for share in part["share"]], minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104))
+    return _finished(figure, panels, table)
+
+
+def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
+    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed."""
+    ours, modality = bool(part["ours"].iloc[0]), "av" if "modality" not in part else part["modality"].iloc[0]
+    colour = COLOURS[modality] if ours else _lighter(COLOURS[modality])
+    style = {"color": colour, "linestyle": "-" if ours else "--", "marker": marker, "capsize": 3}
+    axes.errorbar(x, part["top1"], part["std"].fillna(0), label=model, **style)
+
+
+def _finished(figure: Figure, panels: np.ndarray, table: pd.DataFrame) -> Figure:
+    if table.empty:
+        panels[0].text(0.02, 0.5, "no run of these parameters is for this", transform=panels[0].transAxes)
+        return figure
+    panels[0].set_ylabel("test top-1 (%)")
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6)
     return figure

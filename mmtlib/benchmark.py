@@ -24,7 +24,7 @@ from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
 from mmtlib import efficiency, efficiency_figures
-from mmtlib.claims import efficiency_claims
+from mmtlib.claims_ledger import efficiency_claims
 from mmtlib.figures import png
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model

@@ -28,7 +28,8 @@ from mmtlib.analysis import (
     retrieval_table,
     selective,
 )
-from mmtlib.claims import MARGIN, claims_table, read_efficiency
+from mmtlib.claims import MARGIN, claims_table
+from mmtlib.claims_ledger import read_efficiency
 from mmtlib.figures import READS
 from mmtlib.files import write_bytes, write_text
 from mmtlib.params import Params
@@ -53,6 +54,7 @@ from mmtlib.results import (
     results_table,
     tsne_points,
 )
+from mmtlib.studies import data_table, robustness_table, search_table
 
 __all__ = ["Report", "ReportError", "build_report", "update_readme", "write_report"]
 
@@ -119,6 +121,9 @@ def build_report(workspace: Path, params: Params) -> Report:
         "calibration": calibration_table(results),
         "retrieval": retrieval_table(results),
         "clustering": clustering,
+        "robustness": robustness_table(loaded),
+        "data_efficiency": data_table(loaded),
+        "search": search_table(loaded),
     }
     answer = _answer(results, features, tables, params)
     return Report(
@@ -153,6 +158,8 @@ def report_figures(
         "calibration": analysis_figures.calibration(
             tables["calibration"], [reliability(table) for table in clips], [selective(table) for table in clips]
         ),
+        "robustness": analysis_figures.robustness(tables["robustness"]),
+        "data_efficiency": analysis_figures.data_efficiency(tables["data_efficiency"]),
     }
 
 
@@ -174,22 +181,27 @@ def _text(
         f"# Multiscale audio-video Transformers on {_dataset(features)}",
         "This file is written by the stage `report`; do not edit it.",
         answer,
-        *_claims(tables["claims"], params),
+        "## Data",
+        f"{len(features['classes'])} classes. How many clips each split lists and how many could be used; "
+        "*silent* and *blind* ones lack sound or picture, and count where the other is enough.",
+        _markdown(tables["coverage"]),
+        _ceilings(tables),
+        "## Method",
+        _method(features, params),
         "## Results",
         _headline(tables["headline"]),
         _picture("headline", _headline_caption(tables)),
-        _protocol(tables["headline"], params),
+        _protocol(params, tables),
+        *_search(tables["search"]),
+        *_claims(tables["claims"], params),
         "## Ablations",
         "Each row is compared with the default that it changes, by clip and seed on the test split. *Difference* "
         f"is row minus default in points of top-1, with its {_level(params)} interval. *The default is "
         "better* holds if all of the interval is below 0, does not hold if it is above, otherwise undecided.",
         *_ablation_groups(tables["ablations"]),
         _picture("ablations", "Left of the line the default is better; an interval that reaches it decides nothing."),
-        "## Data",
-        f"{len(features['classes'])} classes. How many clips each split lists and how many could be used; "
-        "*silent* and *blind* ones lack sound or picture, and count where the other is enough.",
-        _markdown(tables["coverage"]),
-        _ceilings(tables),
+        *_robustness(tables["robustness"]),
+        *_data_efficiency(tables["data_efficiency"]),
         "## How they learn",
         _picture(
             "learning_curves",
@@ -339,18 +351,113 @@ def _headline_caption(tables: dict[str, pd.DataFrame]) -> str:
     )
 
 
-def _protocol(head: pd.DataFrame, params: Params) -> str:
+def _method(features: dict[str, Any], params: Params) -> str:
+    """The model of both as a diagram, with the sizes of these parameters."""
+    run, shape = params.train_mmt, {key: features[key]["shape"][1:] for key in ("log_mel", "frames")}
+    sound, picture = (" x ".join(map(str, shape[key])) for key in ("log_mel", "frames"))
+    weights = ", ".join(f"{name.upper()} {getattr(run.objective, name):g}" for name in ("avc", "imc"))
+    fusion = run.overrides.get("fusion", "bottleneck")
+    text = (
+        "Each encoder has stages: at each, the tokens are fewer and wider, since attention pools its queries over "
+        "time, then over frequency, too (sound), or over the picture (MViTv2). A few bottleneck tokens are all that "
+        "the two streams see of each other. Cross-entropy trains the average of the streams' logits; the contrastive "
+        "losses draw the embeddings of a class together, across the senses (AVC) and within each (IMC)."
+    )
+    return f"""{text}
+
+```mermaid
+flowchart LR
+  sound["log-mel, time x mel: {sound}"] --> mat["{params.pretrain_mat.model}: multiscale, time x mel"]
+  picture["RGB frames: {picture}"] --> mvit["{params.pretrain_mvit.model}: multiscale, time x height x width"]
+  mat --> fusion["{run.model}: {fusion} fusion"]
+  mvit --> fusion
+  fusion --> logits["logits of {len(features["classes"])} classes: cross-entropy"]
+  mat --> embeddings["embeddings: {weights}, temperature {run.objective.temperature:g}"]
+  mvit --> embeddings
+```"""
+
+
+def _protocol(params: Params, tables: dict[str, pd.DataFrame]) -> str:
+    head, tuning = tables["headline"], ""
+    if tables["search"].empty:
+        tuning = (
+            " These parameters have no search of learning rates: those of the baselines were tuned no more than "
+            "the values say, and a claim against them is measured at these settings."
+        )
     clips = " to ".join(str(count) for count in sorted({head["n"].min(), head["n"].max()}))
     return (
         f"Ours are in bold. {_seeds(params)} There are {clips} test clips. {_intervals(params)} "
-        "The weights kept are those of the epoch with "
-        "the highest validation top-1 (of equals, the lowest validation loss); the test split is read "
-        "once, after that. All runs share the recipe `training`; their epochs and learning rates are in the "
-        "parameters of the report. The tuning of the baselines was not equal to ours, theirs was the lesser: a "
-        "claim against a baseline is measured at these settings and is not settled. Rows with the other sense "
-        "withheld come from the same weights as the row of both. MMACs are million multiply-accumulates for a "
-        "clip, with all that the model reads."
+        "The weights kept are those of the epoch with the highest validation top-1 (of equals, the lowest validation "
+        "loss); the test split is read once, after that. All runs share the recipe `training`; their epochs and "
+        f"learning rates are in the parameters of the report.{tuning} Rows with the other sense withheld come from the "
+        "same weights as the row of both. MMACs are million multiply-accumulates for a clip, with all that the model "
+        "reads."
     )
+
+
+def _search(table: pd.DataFrame) -> list[str]:
+    """Which learning rates were tried."""
+    if table.empty:
+        return []
+    rows = []
+    for model, part in table.groupby("model", sort=False):
+        cells = {f"{row.lr:g}": f"{row.val_top1:.1f}" + " (taken)" * row.taken for row in part.itertuples()}
+        rows.append({"model": model} | cells)
+    shown = pd.DataFrame(rows).set_index("model")
+    shown = shown[sorted(shown, key=float)].fillna("").reset_index()
+    other = table.query("taken and not best")["model"].tolist()
+    edge = [model for model, part in table.groupby("model", sort=False) if part["taken"].iloc[[0, -1]].any()]
+    return [
+        "### How the learning rates were chosen",
+        f"Validation top-1 (%) by learning rate, {table['n_seeds'].max()} seed(s). Every model had the same number of "
+        f"tries, and the test split no say. Not the best of its tries: {', '.join(other) or 'none'}. At an edge of "
+        f"what was tried, where another rate may be better still: {', '.join(edge) or 'none'}.",
+        _markdown(shown),
+    ]
+
+
+def _robustness(table: pd.DataFrame) -> list[str]:
+    """What corrupted clips cost."""
+    if table.empty:
+        return []
+    whole = table[table["level"].isna()]
+    cells = [
+        f"{row.top1:.1f}" + (f" ({row.loss:.1f})" if row.corruption != "none" else "") for row in whole.itertuples()
+    ]
+    shown = whole.assign(cell=cells).pivot(index="model", columns="corruption", values="cell")
+    shown = shown.reindex(index=whole["model"].unique(), columns=whole["corruption"].unique())
+    noisy = table[table["unit"] == "dB"]
+    worst = noisy[noisy["level"] == noisy["level"].min()].sort_values("loss", ascending=False, kind="stable").iloc[0]
+    return [
+        "## Robustness",
+        "Test clips made harder, the same for every model: one sense withheld, white noise in one, the picture frozen "
+        "at its middle frame, the sound late. None was trained for it, but for rows of the group `dropout`, which lost "
+        "one sense of some training clips. Test top-1 (%), in brackets the points below the clean clips:",
+        _markdown(shown.reset_index()),
+        _picture(
+            "robustness",
+            f"Test top-1 against noise and delay, means over the seeds. Most is lost by {worst['model']} to "
+            f"{worst['corruption']} at {worst['level']:g} dB: {worst['loss']:.1f} points.",
+        ),
+    ]
+
+
+def _data_efficiency(table: pd.DataFrame) -> list[str]:
+    """What fewer training clips cost."""
+    if table.empty:
+        return []
+    shown = table.assign(share=table["share"].map("{:.0%}".format), top1=table["top1"].map("{:.1f}".format))
+    shown = shown.pivot(index="model", columns="share", values="top1")[shown["share"].unique()].reset_index()
+    return [
+        "## Fewer training clips",
+        f"Test top-1 (%) with a share of each class's training clips, {table['n_seeds'].max()} seed(s). An epoch "
+        "passes 1/sqrt(share) times over what is left; the encoders of our model are trained on no more, either.",
+        _markdown(shown),
+        _picture(
+            "data_efficiency",
+            "A line that still rises at its right end asks for more clips. Solid: ours, dashed and pale: baselines.",
+        ),
+    ]
 
 
 def _seeds(params: Params) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
+from mmtlib.claims_ledger import verdict
 from mmtlib.efficiency import count_macs, count_parameters
 from mmtlib.evaluation import guesses, head_sizes, read_predictions, scores
 from mmtlib.models import MODALITY, build_model
@@ -203,11 +204,6 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, report: Report)
             "two models have no test clip or no seed in common; run the training stages again on one data set."
         )
     return bootstrap(first.loc[clips, seeds] - second.loc[clips, seeds], report)
-
-
-def verdict(low: float, high: float) -> str:
-    """What the interval of an advantage says of the claim that there is one."""
-    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 
 def results_table(results: list[Result], dataset: str) -> pd.DataFrame:

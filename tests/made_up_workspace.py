@@ -8,6 +8,7 @@ import pandas as pd
 from torch import nn
 
 from mmtlib import params as params_module
+from mmtlib.data.corruption import CONDITIONS
 from mmtlib.models import MODALITY
 from mmtlib.models.weights import save_model
 from mmtlib.params import Params
@@ -111,6 +112,10 @@ def _write_run(root, name, folder, run, seed, right, splits, place) -> None:
         for split in ("val", "test"):
             count = min(right[modality] - seed, 4 * splits[split])
             tables.append(_predictions(split, 4 * splits[split], count, modality, 100 * place + seed))
+    for index, condition in enumerate(CONDITIONS if run.robustness else ()):
+        split = f"test: {condition}"
+        count = max(right["av"] - 2 * index - seed, 0)
+        tables.append(_predictions(split, 4 * splits["test"], count, "av", 100 * place + seed))
     path = root / f"predictions/{folder}/{name}-seed{seed}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.concat(tables, ignore_index=True).to_parquet(path, index=False)

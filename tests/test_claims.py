@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from mmtlib import figures
-from mmtlib.claims import PAPER, efficiency_claims, read_efficiency
+from mmtlib.claims_ledger import PAPER, efficiency_claims, read_efficiency
 from mmtlib.params import Report
 from mmtlib.report import build_report, write_report
 
@@ -160,9 +160,9 @@ def test_costs_are_counts_whose_interval_is_the_value(claims, written):
 
 
 def test_the_repository_is_asked_where_the_workspace_measured_nothing(tmp_path, monkeypatch, workspace):
-    monkeypatch.setattr("mmtlib.claims.ROOT", workspace)
+    monkeypatch.setattr("mmtlib.claims_ledger.ROOT", workspace)
     assert read_efficiency(tmp_path)["model"].tolist() == ["mat_b"]
-    monkeypatch.setattr("mmtlib.claims.ROOT", tmp_path)
+    monkeypatch.setattr("mmtlib.claims_ledger.ROOT", tmp_path)
     assert efficiency_claims(read_efficiency(tmp_path))["n_seeds"].tolist() == [0, 0, 0]
 
 

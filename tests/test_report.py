@@ -16,8 +16,10 @@ from mmtlib.params import Params
 from mmtlib.report import BEGIN, END, ReportError, about_versions, build_report, update_readme, write_report
 
 TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
-TABLES |= {"calibration", "retrieval", "clustering", "claims"}
+TABLES |= {"calibration", "retrieval", "clustering", "claims", "robustness", "data_efficiency", "search"}
 FIGURES = {"headline", "learning_curves", "confusion", "per_class", "tsne", "ablations", "calibration", "claims"}
+FIGURES |= {"robustness", "data_efficiency"}
+NO_RUNS = {"data_efficiency", "search"}  # written for every profile; these parameters have no rows for them
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +43,17 @@ def test_all_files_are_there_and_the_text_shows_them(written, workspace):
     text = written["readme"].read_text()
     for name, path in written["tables"].items():
         assert path == workspace / f"reports/tables/{name}.csv"
-        assert not pd.read_csv(path).empty
+        assert pd.read_csv(path).empty == (name in NO_RUNS)
         assert f"(tables/{name}.csv)" in text
     for name, path in written["figures"].items():
         assert path == workspace / f"reports/figures/{name}.png"
-        assert f"(figures/{name}.png)" in text
+        assert (f"(figures/{name}.png)" in text) == (name not in NO_RUNS)
     left = {path.name for path in workspace.glob("reports/*/*")}
     assert left == {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES}
 
 
 def test_figures_show_something(written):
-    for path in written["figures"].values():
+    for path in (path for name, path in written["figures"].items() if name not in NO_RUNS):
         picture = imread(path)
         assert picture.shape[1] == 1000
         assert picture[..., :3].std() > 0.02, path
@@ -79,7 +81,7 @@ def test_the_answer_follows_from_the_numbers(written):
     )
     assert "One seed (0)." in text
     assert "highest validation top-1" in text
-    assert "claim against a baseline is measured at these settings and is not settled" in text
+    assert "claim against them is measured at these settings" in text
     assert written["test_top1"]["mmt_t/av"] == 90.0
     assert written["test_top1"]["mmt_t/video"] == 47.5
 

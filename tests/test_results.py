@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from made_up_workspace import CLASSES, RIGHT, ROWS, made_up_params, made_up_workspace
 
+from mmtlib.claims_ledger import verdict
+from mmtlib.data.corruption import CONDITIONS
 from mmtlib.params import Objective, Report, Run
 from mmtlib.results import (
     ReportError,
@@ -24,7 +26,6 @@ from mmtlib.results import (
     read_features,
     results_table,
     tsne_points,
-    verdict,
 )
 
 MANY = Report(bootstrap=4000, confidence=0.95)
@@ -54,7 +55,7 @@ def test_every_run_seed_split_and_reading_has_its_row(results):
     table = results_table(results, "made-up")
     assert list(table) == ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
     readings = sum(len(right) for right in RIGHT.values())
-    assert len(table) == readings * 2 * 2
+    assert len(table) == readings * 2 * 2 + len(CONDITIONS) * 2  # train_mmt reads corrupted clips, too
     assert not table.duplicated(["model", "modality", "objective", "seed", "split"]).any()
     assert set(table["model"]) == {"mat_t", "mvitv2_t", "mmt_t", "ast_t", "mbt_t", "mmt_t-late"}
     assert set(table["objective"]) == {"ce", "ce+avc+imc"}
