@@ -1,9 +1,11 @@
 """Measure what docs/scale.md states and write its tables anew: `python docs/measure_scale.py` on an idle machine.
 
-Takes two minutes or three. What a training step costs is taken from reports/tables/efficiency.csv (`make bench`).
+Takes four minutes, after `dvc repro features`, whose arrays feed the small models here. What a training step of the
+large ones costs is taken from reports/tables/efficiency.csv (`make bench`).
 """
 
 import os
+import statistics
 import tempfile
 import time
 from collections import deque
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import torch
@@ -28,6 +31,7 @@ from mmtlib.files import write_text
 from mmtlib.models import MODALITY, build_model
 from mmtlib.params import load
 from mmtlib.paths import ROOT
+from mmtlib.trainer import Trainer
 
 PAGE = ROOT / "docs/scale.md"
 PROFILE = load("params/vggsound.yaml")
@@ -43,6 +47,7 @@ GIVEN = {  # published, or assumed: what one cannot measure here
     "VGGSound": (200_000, "clips, of which 15,446 are test", "published, rounded"),
     "AudioSet": (2_000_000, "clips, of which 20,000 are test", "published, rounded"),
 }
+WAITING = ("pretrain_mat", "pretrain_mvit", "train_mmt")
 TEST = {"VGGSound": 15_446, "AudioSet": 20_000}
 G = {name: value for name, (value, _, _) in GIVEN.items()}
 
@@ -67,6 +72,51 @@ def made_clip(path: Path) -> None:
     frames = np.clip(waves + noise, 0, 255).astype(np.uint8).transpose(2, 0, 1)
     sound = (3000 * rng.standard_normal((441_000, 2))).astype(np.int16)
     write_clip(path, np.repeat(frames[..., None], 3, axis=3), 25, sound, 44_100)
+
+
+def merely_decode(path: Path) -> None:
+    """All frames and all sound, by PyAV with one thread; nothing is scaled, resampled or kept."""
+    with av.open(str(path)) as container:
+        for stream in container.streams:
+            stream.codec_context.thread_count = 1
+        for packet in container.demux():
+            packet.decode()
+
+
+def beside(call: Callable[[], object], peer: Callable[[], object], rounds: int) -> float:
+    """As many times the peer's seconds, in turns: the median of the ratios."""
+    ratios = []
+    for _ in range(rounds):
+        times = [time.perf_counter()]
+        for one in (call, peer):
+            one()
+            times.append(time.perf_counter())
+        ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+    return statistics.median(ratios)
+
+
+def waiting(name: str, folder: Path) -> float:
+    """Share of an epoch of a small model of params.yaml that passes before its batches are there, as float32."""
+    params = load("params.yaml")
+    run = getattr(params, name).model_copy(update={"init": "scratch"})
+    trainer = Trainer(run, params.training, seed=0, features=ROOT / "data/features", runs=folder, init={})
+    stream, waited = trainer.train.stream, 0.0
+
+    def timed(*given: object):
+        nonlocal waited
+        batches = stream(*given)
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
+
+    trainer.train.stream = timed
+    begin = time.perf_counter()
+    trainer._train_epoch(0, bf16=False)
+    return waited / (time.perf_counter() - begin)
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -99,6 +149,9 @@ def measure(folder: Path) -> dict[str, float]:
     ):
         found[name] = least(partial(decode, settings, Task(one, None, None, split), modality), 7)
 
+    whole = partial(decode, settings, Task(one, None, None, "train"))
+    found["merely"] = beside(whole, partial(merely_decode, one), 15)
+
     cores = share_of_cores()
     with decoders(cores) as pool:
         tasks = [Task(link, None, None, "train") for link in links[: 16 * cores]]
@@ -119,6 +172,9 @@ def measure(folder: Path) -> dict[str, float]:
         data = FeatureDataset(folder / name, "train")
         orders = torch.arange(len(data)).split(8)
         found[name] = least(lambda data=data, orders=orders: deque(data.stream(orders, "av"), 0), 2) / len(data)
+    torch.set_num_threads(cores)
+    for name in WAITING:
+        found[f"waiting_{name}"] = waiting(name, folder)
     found["index_bytes"] = data.index.memory_usage(deep=True, index=False).sum() / len(data)
     return found
 
@@ -167,7 +223,16 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
         ("features of a train clip", f"{1000 * m['decode']:.0f} ms", "one core"),
         ("of it the sound alone", f"{1000 * m['decode_audio']:.0f} ms", "one core"),
         ("of it the picture alone", f"{1000 * m['decode_video']:.0f} ms", "one core"),
-        ("as many times that, where all cores decode", f"{m['busy']:.1f}", f"{cores} processes on {cores} cores"),
+        (
+            "PyAV decoding it all, and no more",
+            f"{1 / m['merely']:.2f} times that",
+            "of the features; one core, in turns",
+        ),
+        (
+            "as many times a train clip, where all cores decode",
+            f"{m['busy']:.1f}",
+            f"{cores} processes on {cores} cores",
+        ),
         (f"features of a test clip, {PROFILE.features.clips} views", f"{1000 * m['decode_test']:.0f} ms", "one core"),
         (
             "a clip of a batch, decoded on the fly",
@@ -178,6 +243,11 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
             "a clip of a batch, read from the cache",
             f"{1000 * m['read']:.1f} ms",
             "one core, float32 made of it, which a GPU does itself",
+        ),
+        (
+            "share of an epoch that waits for batches",
+            " / ".join(f"{100 * m[f'waiting_{name}']:.1f} %" for name in WAITING),
+            "mat_t / mvitv2_t / mmt_t of params.yaml, from the cache",
         ),
         ("statistics and fingerprint of a cached view", f"{1000 * m['merge']:.0f} ms", "one process, with its copying"),
         ("a view in the cache", f"{view / 1e6:.2f} MB", f"of it the sound {m['log_mel_bytes'] / 1e6:.2f} MB"),
