@@ -156,9 +156,9 @@ class Run(Section):
 class Ablation(Run):
     """One row of the table `ablations`, named by its key."""
 
-    group: Literal["baseline", "parameters", "objective", "fusion", "pooling", "dropout", "data", "search"] = Field(
-        description="block of the report"
-    )
+    group: Literal[
+        "baseline", "parameters", "longer", "objective", "fusion", "pooling", "dropout", "data", "search"
+    ] = Field(description="block of the report")
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
 
 

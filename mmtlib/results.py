@@ -28,6 +28,7 @@ GROUPS = {
     "modality": "Are sound and picture together better than either alone?",
     "baseline": "Is the multiscale Transformer better than its single-scale peer?",
     "parameters": "Is it better with as many parameters, too?",
+    "longer": "Is it still better if its peer trains longer?",
     "objective": "Is the default objective better than these?",
     "fusion": "Is the default fusion better than these?",
     "pooling": "Is the default pooling of the audio Transformer better than these?",
