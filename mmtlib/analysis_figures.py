@@ -43,7 +43,7 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
 
 
 _CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
-_AXES = {"dB": "signal over noise (dB)", "s": "s"}
+_AXES = {"dB": "signal over noise (dB)", "s": "delay (s)"}
 
 
 @rc_context(_STYLE)
@@ -77,7 +77,7 @@ def data_efficiency(table: pd.DataFrame) -> Figure:
         for marker, (model, part) in zip("os", table[table["modality"] == modality].groupby("model"), strict=False):
             _line(axes, 100 * part["share"], part, model, marker)
             axes.set_xscale("log")
-            axes.set_xticks(100 * part["share"], [f"{share:.0%}" for share in part["share"]], minor=False)
+            axes.set_xticks(100 * part["share"], [f"{100 * share:g} %" for share in part["share"]], minor=False)
             axes.set_xticks([], minor=True)
         axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104))
     return _finished(figure, panels, table)

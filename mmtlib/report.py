@@ -446,7 +446,7 @@ def _data_efficiency(table: pd.DataFrame) -> list[str]:
     """What fewer training clips cost."""
     if table.empty:
         return []
-    shown = table.assign(share=table["share"].map("{:.0%}".format), top1=table["top1"].map("{:.1f}".format))
+    shown = table.assign(share=(100 * table["share"]).map("{:g} %".format), top1=table["top1"].map("{:.1f}".format))
     shown = shown.pivot(index="model", columns="share", values="top1")[shown["share"].unique()].reset_index()
     return [
         "## Fewer training clips",
