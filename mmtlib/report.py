@@ -70,6 +70,10 @@ ROLES = {
 """The claims that the answer sums up, and what ours is compared with."""
 
 
+UNITS = {"gmacs": "GMACs", "params_m": "M parameters", "peak_memory_gib": "GiB in training"}
+"""Columns of efficiency.csv in words."""
+
+
 @dataclass(frozen=True)
 class Report:
     """A report before it is written: tables and figures by the name of their file, and the text."""
@@ -224,6 +228,8 @@ def _text(
         *_calibration(tables["calibration"]),
         *_retrieval(tables["retrieval"]),
         *_clustering(tables["clustering"], params),
+        "## Limits",
+        _limits(results, features),
         "## Tables",
         "\n".join(f"- [{name}.csv](tables/{name}.csv)" for name in tables),
         "## Parameters",
@@ -292,7 +298,7 @@ def _claims(table: pd.DataFrame, params: Params) -> list[str]:
                 "here": f"{row.measured:+.{digits}f}{interval}" if row.n_seeds else "",
                 "unit": row.unit,
                 "verdict": row.verdict if row.n_seeds else "undecided: not run",
-                "compared": f"{sides} ({row.measure})" if row.n_seeds else "",
+                "compared": f"{sides} ({UNITS.get(row.measure, row.measure)})" if row.n_seeds else "",
                 "seeds": row.n_seeds,
             }
         )
@@ -486,6 +492,7 @@ def _ablation_groups(table: pd.DataFrame) -> list[str]:
                 "the default is better": row.verdict,
                 "params (M)": f"{row.params_m:.2f}",
                 "MMACs": f"{row.mmacs:.0f}",
+                "seeds": row.n_seeds,
             }
             for row in part.itertuples()
         ]
@@ -598,6 +605,22 @@ def _clustering(table: pd.DataFrame, params: Params) -> list[str]:
         f"of the contrastive losses, before the fusion: compare rows of one objective only. {' '.join(judged)}",
         _markdown(_measures(table, {"nmi": "NMI", "ari": "ARI", "silhouette": "silhouette"}, digits=3)),
     ]
+
+
+def _limits(results: list[Result], features: dict[str, Any]) -> str:
+    """What the figures do not say."""
+    curves = curves_table(results)
+    last = curves["epoch"] == curves.groupby(["run", "seed"])["epoch"].transform("max")
+    unfinished = curves[last & curves["kept"]]["run"].unique()
+    few = [r.name for r in results if r.group in (None, *GROUPS) and len(r.predictions) < 3]
+    lines = [
+        f"One data set, {_dataset(features)}, and small models: what holds here need not hold on the paper's data, nor "
+        "the other way round.",
+        "For these, of ours and the baselines, the last epoch was the best on validation with some seed, so that more "
+        f"epochs might raise them: {', '.join(unfinished) or 'none'}.",
+        f"With fewer than three seeds, little is known of what another would change: {', '.join(few) or 'none'}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _measures(table: pd.DataFrame, shown: dict[str, str], digits: int = 2) -> pd.DataFrame:
