@@ -23,6 +23,7 @@ from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
 from mmtlib.evaluation import predict, predictions_bytes, read_about, read_predictions, scores
 from mmtlib.files import digest, write_bytes, write_json, write_text
+from mmtlib.model_card import model_card
 from mmtlib.models.weights import read_header
 from mmtlib.params import Params, ParamsError, Recipe, Run, load
 from mmtlib.paths import workspace as workspace_folder
@@ -60,12 +61,13 @@ def train_runs(
 ) -> list[Trained]:
     """Train `run` once for each seed and keep weights, learning curve and predictions.
 
-    Files: models/<stage>/<name>-seed<k>.safetensors, .csv (the learning curve) and .json (what was run), and
-    predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`; there are no weights where predictions kept in
-    `recipe.kept` were taken. `encoders` are the runs of the stages pretrain_mat and pretrain_mvit, by these names: what
-    a run with init "pretrained" starts from is trained here where that stage has left no weights, or where the run has
-    fewer clips. With `recipe.nproc` above 1 so many processes do it together. Raises DatasetError or WeightsError when
-    an earlier stage has not run, TrainingError when one of the processes fails.
+    Files: models/<stage>/<name>-seed<k>.safetensors, .md (the card of the weights), .csv (the learning curve) and .json
+    (what was run), and predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`; there are no weights where
+    predictions kept in `recipe.kept` were taken, and no card. `encoders` are the runs of the stages pretrain_mat and
+    pretrain_mvit, by these names: what a run with init "pretrained" starts from is trained here where that stage has
+    left no weights, or where the run has fewer clips. With `recipe.nproc` above 1 so many processes do it together.
+    Raises DatasetError or WeightsError when an earlier stage has not run, TrainingError when one of the processes
+    fails.
     """
     workspace, encoders = Path(workspace).resolve(), encoders or {}
     if recipe.nproc > 1 and ranks() == 1:
@@ -131,6 +133,7 @@ def _train_one(
         data, history = kept.read_bytes(), None
         if rank() == 0 and weights.is_file() and read_header(weights).get("hash") != hashed:
             weights.unlink()  # of another run
+            weights.with_suffix(".md").unlink(missing_ok=True)
     else:
         init = {part: get() for part, (_, get) in starts.items()}
         trainer = Trainer(run, recipe, seed=seed, features=features, runs=runs, init=init)
@@ -140,9 +143,19 @@ def _train_one(
         tables = [predict(trainer.model, run.model, trainer.val)]
         tables += [predict(trainer.model, run.model, test, condition=condition) for condition in conditions]
         about["history"] = history.drop(columns="seconds").to_csv(index=False)
-        data = predictions_bytes(pd.concat(tables, ignore_index=True), about)
+        predictions = pd.concat(tables, ignore_index=True)
+        data = predictions_bytes(predictions, about)
         if rank() == 0:
             trainer.save(weights)
+            card = model_card(
+                weights.relative_to(workspace).as_posix(),
+                read_header(weights),
+                scores(predictions),
+                parameters=sum(part.numel() for part in trainer.model.parameters()),
+                clips=len(trainer.indices),
+                encoders={part: read_header(start) for part, start in init.items()},
+            )
+            write_text(weights.with_suffix(".md"), card)
             if kept is not None:
                 write_bytes(kept, data)
     if rank() == 0:

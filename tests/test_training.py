@@ -1,5 +1,9 @@
 """The training stages on a toy set: what they leave, where encoders come from, predictions that are kept."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +96,29 @@ def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(workspace):
         ("test", "audio"): 8,
         ("test", "video"): 8,
     }
+
+
+def test_weights_have_a_card_whose_figures_are_those_of_the_run(workspace):
+    root, stages, _, trained = workspace
+    for stage, runs in trained.items():
+        for run in runs:
+            card = run.weights.with_suffix(".md").read_text()
+            model, about = load_model(run.weights)
+            count = sum(part.numel() for part in model.parameters())
+            assert f"- model: {stages[stage].model}, {count:,} parameters" in card
+            assert f"- run: {about['hash']}, seed {run.seed}" in card
+            assert f"- trained on: toy, fingerprint {about['stats']['fingerprint'][:16]}; 32 clips" in card
+            assert f"- lr: {stages[stage].lr}\n" in card
+            rows = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")][1:]
+            wanted = run.scores.round(1).astype(str).values.tolist()
+            assert [[cell.strip() for cell in row] for row in rows] == wanted
+    card = trained["train_mmt"][0].weights.with_suffix(".md").read_text()
+    hashes = [load_model(trained[stage][0].weights)[1]["hash"] for stage in ("pretrain_mat", "pretrain_mvit")]
+    assert f"starts from: audio: mat_t, run {hashes[0]}, trained on the same data; video: mvitv2_t" in card
+    assert hashes[1] in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1] + "print(about['hash'], about['seed'])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [about["hash"], "0"]
 
 
 def test_the_predictions_are_those_of_the_saved_weights(workspace):
@@ -212,6 +239,7 @@ def test_kept_predictions_stand_in_for_training(stages, tmp_path, capsys):
     for stage in stages:
         run = train(stage, stages, recipe, tmp_path)
         assert not run.weights.is_file()
+        assert not run.weights.with_suffix(".md").exists()
         assert "takes the kept predictions" in told(capsys)
         assert run.scores["n"].min() > 0
     assert {path: path.read_bytes() for path in before} == before
@@ -231,7 +259,9 @@ def test_weights_of_another_run_do_not_stay_beside_kept_predictions(stages, tmp_
     first = train("pretrain_mat", stages, recipe, tmp_path)
     assert train("pretrain_mat", stages, recipe, tmp_path).weights.is_file(), "they are its own"
     train("pretrain_mat", stages, recipe, tmp_path, lr=2e-3)
+    assert first.weights.with_suffix(".md").is_file()
     assert not train("pretrain_mat", stages, recipe, tmp_path).weights.is_file()
+    assert not first.weights.with_suffix(".md").exists(), "it was of those weights"
     assert read_about(first.predictions)["run"]["lr"] == stages["pretrain_mat"].lr
 
 
