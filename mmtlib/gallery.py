@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 
-from mmtlib import figures
+from mmtlib import figures, predict_figures
+from mmtlib.attribution import Attribution
 from mmtlib.data.augmentation import Augmenter, Draws
 from mmtlib.data.card import write_data_card
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
@@ -140,6 +141,16 @@ def augmentation_sheet(dataset: FeatureDataset, augment: Augmenter, positions: S
     for at, place in enumerate(positions):
         rows += [(dataset.index["label"][place], plain, at), ("augmented", changed, at)]
     return _batch_sheet(rows, dataset, f"{len(rows) // 2} clips before and after augmentation")
+
+
+def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: Sequence[Attribution]) -> Picture:
+    """What drives the decision on some clips of a split (position -> title), as `attribution.occlusion` has weighed."""
+    batch = dataset.batch(list(titles))
+    seconds = dataset.stats["settings"]["seconds"]
+    rows = zip(titles.values(), batch.audio[:, 0], _as_stored(batch.video, dataset), weights, strict=True)
+    clips = [predict_figures.Weighed(title, *stored, seconds, found) for title, *stored, found in rows]
+    figure = predict_figures.decisions(clips)
+    return _picture(figure, f"what drives the decision on {len(clips)} clips", colours=128)
 
 
 def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:
@@ -322,16 +333,21 @@ def _times(sizes: Sequence[int]) -> str:
 def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
     """Rows of (title, batch, position), de-normalised: six frames, then the log-mel, all on one scale."""
     seconds = dataset.stats["settings"]["seconds"]
-    mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     sound = dataset.stats["log_mel"]
     shown = []
     for title, batch, at in rows:
-        frames = ((batch.video[at] * std + mean) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
+        frames = _as_stored(batch.video[at], dataset)
         chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
         shown.append((title, frames[chosen], batch.audio[at, 0] * sound["std"] + sound["mean"], seconds))
     sounds = torch.stack([log_mel for _, _, log_mel, _ in shown])
     limits = {"vmin": sounds.min().item(), "vmax": sounds.max().item()}
     return _sheet(shown, text, height=1.05 * len(rows) + 0.4, ratios=(6, 2.4), **limits)
+
+
+def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> UInt8[np.ndarray, "*B T H W 3"]:
+    """Normalised frames as pixels."""
+    mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    return ((video * std + mean) * 255).clamp(0, 255).to(torch.uint8).movedim(-4, -1).numpy()
 
 
 def _sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[float | int, ...], **limits) -> Picture:
@@ -367,14 +383,14 @@ def _rectangle(corner, size, colour: str, hatch: str | None = None):
     return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, hatch=hatch)
 
 
-def _picture(figure: Figure, text: str) -> Picture:
+def _picture(figure: Figure, text: str, colours: int = _COLOURS) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
-    return _indexed(Image.open(buffer).convert("RGB"), text)
+    return _indexed(Image.open(buffer).convert("RGB"), text, colours)
 
 
-def _indexed(image: Image.Image, text: str) -> Picture:
+def _indexed(image: Image.Image, text: str, colours: int = _COLOURS) -> Picture:
     """As an indexed PNG: a notebook that holds several stays well below 300 kB."""
     buffer = io.BytesIO()
-    image.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    image.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return Picture(buffer.getvalue(), text)

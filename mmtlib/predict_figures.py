@@ -1,13 +1,33 @@
 """Predictions as figures: the tables of `mmtlib.predict` in, colours as in the report's."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
+from jaxtyping import Float, UInt8
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor
 
+from mmtlib.attribution import Attribution
 from mmtlib.figures import _STYLE, _WIDTH, COLOURS, READS, _figure, _grid, _lighter
 
 _ROWS = 12  # classes told apart over time
+_FRAMES = 8  # shown of a clip, at most
+
+
+class Weighed(NamedTuple):
+    """A clip and the weights of its parts for one class; of what they lack the values are not looked at."""
+
+    title: str
+    log_mel: Float[Tensor, "time mel"]
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    seconds: float | int
+    weights: Attribution
 
 
 def best_classes(verdict: pd.DataFrame) -> Figure:
@@ -56,3 +76,48 @@ def over_time(windows: pd.DataFrame, head: str) -> Figure:
         handles = [Patch(color=COLOURS[modality], label=READS[modality]) for modality in shown]
         figure.legend(handles=handles, loc="outside upper right", ncols=3)
     return figure
+
+
+def decisions(clips: Sequence[Weighed]) -> Figure:
+    """A row a clip: its sound, its frames over their weights, its middle frame in grey.
+
+    The stronger the colour over sound and frame, the more nats are lost without that part; full colour is the largest
+    weight of a block or field in the row, which the title states. What speaks against the class has none.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 1.9 * len(clips)), layout="constrained")
+        for row, clip in zip(figure.subfigures(len(clips), 1, squeeze=False)[:, 0], clips, strict=True):
+            _, sound, times, picture = (part.numpy() if isinstance(part, Tensor) else part for part in clip.weights)
+            most = max([part.max() for part in (sound, picture) if part is not None] + [1e-6])
+            row.suptitle(f"{clip.title} (full colour: {most:.2f} nats)", x=0.01, ha="left", weight="bold", fontsize=10)
+            layout = {"width_ratios": (3, 4, 1.5), "height_ratios": (1, 1)}
+            axes = row.subplot_mosaic([["sound", "strip", "frame"], ["sound", "bars", "frame"]], **layout)
+            for name, part in (("sound", sound), ("strip", times), ("frame", picture)):
+                axes[name].set(xticks=[], yticks=[])
+                if part is None:
+                    axes[name].text(0.5, 0.5, f"no {'sound' if name == 'sound' else 'picture'}", ha="center")
+            if sound is not None:
+                extent = (0, clip.seconds, 0, clip.log_mel.shape[1])
+                axes["sound"].imshow(clip.log_mel.T.numpy(), cmap="Greys", origin="lower", aspect="auto", extent=extent)
+                _heat(axes["sound"], sound.T / most, "audio", origin="lower", aspect="auto", extent=extent)
+                axes["sound"].set(xticks=np.linspace(0, clip.seconds, 3), xlabel="time (s)", ylabel="mel band")
+            if times is None:
+                axes["bars"].set_axis_off()
+                continue
+            count = len(times)
+            shown = np.linspace(0, count - 1, min(_FRAMES, count)).round().astype(int)
+            extent = (0, count, 0, 1)
+            axes["strip"].imshow(np.concatenate(list(clip.frames[shown]), axis=1), aspect="auto", extent=extent)
+            axes["bars"].bar(np.arange(count) + 0.5, times, 0.8, color=COLOURS["video"])
+            axes["bars"].set(xlim=(0, count), xlabel="frame", ylabel="nats")
+            extent = (0, clip.frames.shape[2], clip.frames.shape[1], 0)
+            axes["frame"].imshow(clip.frames[count // 2].mean(-1), cmap="gray", extent=extent)
+            _heat(axes["frame"], picture / most, "video", extent=extent)
+    return figure
+
+
+def _heat(ax: Axes, shares: Float[np.ndarray, "rows columns"], modality: str, **places) -> None:
+    """Lay the modality's colour over an axes, the denser the larger the share (0 to 1)."""
+    colours = np.empty((*shares.shape, 4))
+    colours[..., :3], colours[..., 3] = to_rgb(COLOURS[modality]), 0.8 * shares.clip(0, 1)
+    ax.imshow(colours, interpolation="nearest", **places)
