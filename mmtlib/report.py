@@ -210,7 +210,9 @@ def _text(
         _picture(
             "learning_curves",
             "Solid: ours, dashed: baselines. The dot is the epoch whose weights are kept, chosen on "
-            "validation. Where training still falls while validation stands still, the model overfits.",
+            "validation. Where training still falls while validation stands still, the model overfits."
+            + " Ours of both starts from trained encoders."
+            * (params.train_mmt.init == "pretrained"),
         ),
         "## Which classes",
         _picture("per_class", _per_class_caption(tables["per_class"])),
