@@ -150,7 +150,7 @@ def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: 
     rows = zip(titles.values(), batch.audio[:, 0], _as_stored(batch.video, dataset), weights, strict=True)
     clips = [predict_figures.Weighed(title, *stored, seconds, found) for title, *stored, found in rows]
     figure = predict_figures.decisions(clips)
-    return _picture(figure, f"what drives the decision on {len(clips)} clips", colours=128)
+    return _picture(figure, f"what drives the decision on {len(clips)} clips", colours=64)
 
 
 def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:

@@ -110,6 +110,7 @@ def decisions(clips: Sequence[Weighed]) -> Figure:
             axes["strip"].imshow(np.concatenate(list(clip.frames[shown]), axis=1), aspect="auto", extent=extent)
             axes["bars"].bar(np.arange(count) + 0.5, times, 0.8, color=COLOURS["video"])
             axes["bars"].set(xlim=(0, count), xlabel="frame", ylabel="nats")
+            axes["bars"].locator_params(axis="x", integer=True)
             extent = (0, clip.frames.shape[2], clip.frames.shape[1], 0)
             axes["frame"].imshow(clip.frames[count // 2].mean(-1), cmap="gray", extent=extent)
             _heat(axes["frame"], picture / most, "video", extent=extent)
