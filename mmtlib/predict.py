@@ -180,7 +180,7 @@ def _notes(counts: Mapping[str, int], windows: int) -> list[str]:
 
 def _in_other_words(reason: str) -> str:
     """A reason of mmtlib.data, without its advice on the rows of a manifest."""
-    return re.sub(r"fetch it( again)? or drop its row.*$", "give another file.", reason)
+    return re.sub(r"(fetch it( again)?|put a file there) or drop its row.*$", "give another file.", reason)
 
 
 def as_text(found: Prediction, windows: bool = False) -> str:

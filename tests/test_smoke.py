@@ -91,12 +91,13 @@ def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_loo
     """The real `_run` on verbs that note what they get: where they write is what `outputs` lists."""
     calls = []
 
-    def train(name, run, recipe, *, stage, seeds, workspace):
+    def train(name, run, recipe, *, stage, seeds, workspace, encoders):
         assert recipe == SMALL.training
+        assert encoders == {"pretrain_mat": SMALL.pretrain_mat, "pretrain_mvit": SMALL.pretrain_mvit}
         calls.extend(
             str((workspace / kind / stage / f"{name}-seed{seed}.{suffix}").relative_to(tmp_path))
             for seed in seeds
-            for kind, suffix in (("models", "safetensors"), ("predictions", "parquet"))
+            for kind, suffix in (("models", "json"), ("predictions", "parquet"))
         )
 
     def download(out, **values):

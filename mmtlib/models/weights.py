@@ -25,10 +25,12 @@ def save_model(path: Path, model: nn.Module, *, name: str, num_classes: int, ove
     `name`, `num_classes` and `overrides` are what `build_model` was called with; `about` is kept beside them
     as JSON (classes, normalisation statistics, settings of the run).
     """
-    header = about | {"name": name, "num_classes": num_classes, "overrides": overrides}
+    overrides = dict(sorted(overrides.items()))
+    header = dict(sorted((about | {"name": name, "num_classes": num_classes, "overrides": overrides}).items()))
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # One key holds everything: the order of several keys in a safetensors header is not stable from run to run.
-    write_bytes(path, save(tensors, metadata={"mmtlib": json.dumps(header, sort_keys=True)}))
+    # What lies deeper keeps its order: that of several heads is the order of their logits.
+    write_bytes(path, save(tensors, metadata={"mmtlib": json.dumps(header)}))
 
 
 def load_weights(path: Path) -> tuple[dict, dict]:
