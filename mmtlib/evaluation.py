@@ -197,7 +197,9 @@ def predictions_bytes(predictions: pd.DataFrame, about: dict[str, Any]) -> bytes
     table = pa.Table.from_pandas(predictions, preserve_index=False)
     table = table.replace_schema_metadata((table.schema.metadata or {}) | {"mmtlib": json.dumps(about)})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    text = [name for name in predictions if name not in ("logits", "embedding")]
+    floats = [f"{name}.list.element" for name in ("logits", "embedding") if name in predictions]
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
     return buffer.getvalue()
 
 
