@@ -84,10 +84,11 @@ def data_efficiency(table: pd.DataFrame) -> Figure:
 
 
 def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
-    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed."""
+    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed, a variant of ours dotted."""
     ours, modality = bool(part["ours"].iloc[0]), "av" if "modality" not in part else part["modality"].iloc[0]
     colour = COLOURS[modality] if ours else _lighter(COLOURS[modality])
-    style = {"color": colour, "linestyle": "-" if ours else "--", "marker": marker, "capsize": 3}
+    line = "--" if not ours else ":" if "-" in model else "-"
+    style = {"color": colour, "linestyle": line, "marker": marker, "capsize": 3}
     axes.errorbar(x, part["top1"], part["std"].fillna(0), label=model, **style)
 
 
