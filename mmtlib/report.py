@@ -287,6 +287,7 @@ def _claims(table: pd.DataFrame, params: Params) -> list[str]:
     words = ("holds", "does not hold", "undecided")
     counts = [f"{name} for {(table['verdict'] == name).sum()}" for name in words]
     missing = (table["n_seeds"] == 0).sum()
+    few = table[table["n_seeds"].between(1, 2) & (table["ci_low"] < table["ci_high"])]["claim"]
     rows = []
     for row in table.itertuples():
         digits, interval = 3 if row.unit == "silhouette" else 1, ""
@@ -309,7 +310,8 @@ def _claims(table: pd.DataFrame, params: Params) -> list[str]:
         f"The paper's claims, one by one. Of {len(table)}: {', '.join(counts)}"
         f"{f' ({missing} of them without the runs that would test it)' if missing else ''}. A claim holds if all of "
         f"its interval lies above 0 (*no worse*: above -{MARGIN:g}, our margin), and does not hold if all of it lies "
-        f"below. {_intervals(params)} Costs are counted or measured once, and have none.",
+        f"below. {_intervals(params)} Costs are counted or measured once, and have none. From fewer than three seeds, "
+        f"so that another may say otherwise: {', '.join(few) or 'none'}.",
         _markdown(pd.DataFrame(rows)),
         _picture(
             "claims",

@@ -1,6 +1,7 @@
 """Beyond the ablations: how models bear corrupted clips and fewer training clips, and which learning rate each got."""
 
 import re
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -41,10 +42,7 @@ def data_table(results: list[Result]) -> pd.DataFrame:
     Columns: model, modality, ours, share, n_seeds, top1, std. What the whole set gives is that of the same seeds.
     """
     rows = []
-    fewer = [r for r in results if r.group == "data"]
-    for model in dict.fromkeys(r.trained.model for r in fewer):
-        whole = _reference(results, model)
-        parts = [r for r in fewer if r.trained.model == model]
+    for model, whole, parts in _by_model(results, "data"):
         seeds = [seed for seed in whole.predictions if all(seed in r.predictions for r in parts)]
         for result in [*parts, whole]:
             found = pd.concat(scores(result.predictions[seed]) for seed in seeds)
@@ -62,10 +60,7 @@ def search_table(results: list[Result]) -> pd.DataFrame:
     All models have as many rates, tried on the same seeds; the test split decides nothing.
     """
     rows = []
-    tried = [r for r in results if r.group == "search"]
-    for model in dict.fromkeys(r.trained.model for r in tried):
-        used = _reference(results, model)
-        parts = [r for r in tried if r.trained.model == model]
+    for model, used, parts in _by_model(results, "search"):
         seeds = [seed for seed in used.curves if all(seed in r.curves for r in parts)]
         for result in [*parts, used]:
             top1 = pd.Series([result.curves[seed]["val_top1"].max() for seed in seeds])
@@ -76,7 +71,9 @@ def search_table(results: list[Result]) -> pd.DataFrame:
     return table.assign(best=best).sort_values(["model", "lr"], kind="stable", ignore_index=True)
 
 
-def _reference(results: list[Result], model: str) -> Result:
-    """The run of a model that the report is about: a stage's, or a baseline's."""
-    ours = [r for r in defaults(results).values() if r.trained.model == model]
-    return next(r for r in [*ours, *results] if r.trained.model == model and r.group in (None, "baseline"))
+def _by_model(results: list[Result], group: str) -> Iterator[tuple[str, Result, list[Result]]]:
+    """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows."""
+    ours, rows = defaults(results).values(), [r for r in results if r.group == group]
+    for model in dict.fromkeys(r.trained.model for r in rows):
+        main = next(r for r in [*ours, *results] if r.trained.model == model and r.group in (None, "baseline"))
+        yield model, main, [r for r in rows if r.trained.model == model]

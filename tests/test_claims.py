@@ -143,6 +143,7 @@ def test_what_was_not_run_is_undecided_and_listed(claims, written):
     text = written["readme"].read_text().split("## Claims")[1].split("## Results")[0]
     assert "(2 of them without the runs that would test it)" in text
     assert all(f"| {claim}" in text for claim in NOT_RUN)
+    assert "so that another may say otherwise: none." in text  # all of three seeds
     assert text.count("not run") == 2
 
 

@@ -50,6 +50,18 @@ class KilledError(Exception):
     """Stands for a machine that goes away."""
 
 
+def kill_in(patch, where, number):
+    """Let a method of Trainer raise KilledError in its call `number`, counted from 0."""
+    original, count = getattr(Trainer, where), itertools.count()
+
+    def killed(self, *given):
+        if next(count) == number:
+            raise KilledError
+        return original(self, *given)
+
+    patch.setattr(Trainer, where, killed)
+
+
 class NoLive:
     """In the place of the live log, a side show that is slow to import."""
 
@@ -163,15 +175,8 @@ def test_a_run_killed_while_training_ends_as_if_nothing_had_happened(
     features, tmp_path, uninterrupted, monkeypatch, steps_done
 ):
     run, recipe, want, want_history, want_optimizer = uninterrupted
-    original, count = Trainer.step, itertools.count()
-
-    def step(self, *given):
-        if next(count) == steps_done:
-            raise KilledError
-        return original(self, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
+        kill_in(patch, "step", steps_done)
         with pytest.raises(KilledError):
             fit(make_trainer(features, tmp_path, run, recipe))
     torch.rand(13)  # whatever happened in between
@@ -191,15 +196,8 @@ def test_a_run_killed_while_training_ends_as_if_nothing_had_happened(
 @pytest.mark.parametrize("where", ["_validate", "_save"])
 def test_a_run_killed_after_an_epoch_repeats_that_epoch(features, tmp_path, uninterrupted, monkeypatch, where):
     run, recipe, want, want_history, _ = uninterrupted
-    original, count = getattr(Trainer, where), itertools.count()
-
-    def killed(self, *given):
-        if next(count) == 1:
-            raise KilledError
-        return original(self, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, where, killed)
+        kill_in(patch, where, 1)
         with pytest.raises(KilledError):
             fit(make_trainer(features, tmp_path, run, recipe))
     trainer = make_trainer(features, tmp_path, run, recipe)
@@ -230,14 +228,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(features, tmp
 
 def test_the_live_log_of_a_resumed_run_has_every_epoch_once(features, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_live", LIVE)
-    original, count = Trainer.step, itertools.count()
-
-    def step(self, *given):
-        if next(count) == 5:
-            raise KilledError
-        return original(self, *given)
-
-    monkeypatch.setattr(Trainer, "step", step)
+    kill_in(monkeypatch, "step", 5)
     with pytest.raises(KilledError):
         fit(make_trainer(features, tmp_path))
     trainer = make_trainer(features, tmp_path)
@@ -462,14 +453,7 @@ def test_the_best_epoch_survives_a_kill(features, tmp_path, monkeypatch):
         return {"val_top1": next(tops), "val_loss": 1.0}
 
     monkeypatch.setattr(Trainer, "_validate", validate)
-    original, count = Trainer.step, itertools.count()
-
-    def step(self, *given):
-        if next(count) == 9:
-            raise KilledError
-        return original(self, *given)
-
-    monkeypatch.setattr(Trainer, "step", step)
+    kill_in(monkeypatch, "step", 9)
     with pytest.raises(KilledError):
         fit(make_trainer(features, tmp_path))
     trainer = make_trainer(features, tmp_path)
