@@ -55,10 +55,10 @@ def robustness(table: pd.DataFrame) -> Figure:
     """
     figure, panels = _figure(len(_CORRUPTED), 3.8)
     for axes, (kind, title) in zip(panels, _CORRUPTED.items(), strict=True):
-        for marker, (model, part) in zip("os^Dvx", table.groupby("model", sort=False), strict=False):
+        for place, (model, part) in enumerate(table.groupby("model", sort=False)):
             levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "sound late")
             shown = pd.concat([part[part["corruption"] == "none"], levels])
-            _line(axes, np.arange(len(shown)), shown, model, marker)
+            _line(axes, np.arange(len(shown)) + 0.06 * place, shown, model, "os^Dvx"[place % 6])  # side by side
             axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
             axes.set_xlabel(_AXES[levels["unit"].iloc[0]])
         axes.set(title=title, ylim=(0, 104))
@@ -84,12 +84,13 @@ def data_efficiency(table: pd.DataFrame) -> Figure:
 
 
 def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
-    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed, a variant of ours dotted."""
+    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed, a variant of ours grey, dotted."""
     ours, modality = bool(part["ours"].iloc[0]), "av" if "modality" not in part else part["modality"].iloc[0]
     colour = COLOURS[modality] if ours else _lighter(COLOURS[modality])
-    line = "--" if not ours else ":" if "-" in model else "-"
-    style = {"color": colour, "linestyle": line, "marker": marker, "capsize": 3}
-    axes.errorbar(x, part["top1"], part["std"].fillna(0), label=model, **style)
+    variant = ours and "-" in model
+    style = {"color": "#555555" if variant else colour, "linestyle": ":" if variant else "-" if ours else "--"}
+    spread = None if part["std"].isna().all() else part["std"]
+    axes.errorbar(x, part["top1"], spread, label=model, marker=marker, capsize=3, **style)
 
 
 def _finished(figure: Figure, panels: np.ndarray, table: pd.DataFrame) -> Figure:

@@ -12,14 +12,14 @@ KIND_COLOURS = {"linear": "#56b4e9", "attention": "#cc79a7", "convolution": "#e6
 
 
 def efficiency(table: pd.DataFrame) -> Figure:
-    """Ratios to the peer of each pair: speed in training and inference, and memory; the line at 1 is the peer.
+    """The peer's cost over ours for each pair, in seconds and in memory: right of the line at 1, ours needs less.
 
     Colours are those of what a model reads, pale in bf16.
     """
     panels = {
         "train_step_ratio": "training step:\npeer's seconds / ours",
         "inference_ratio": "inference:\npeer's seconds / ours",
-        "peak_memory_ratio": "memory in training:\nours / peer's",
+        "peak_memory_ratio": "memory in training:\npeer's GiB / ours",
     }
     y = -np.arange(len(table), dtype=float)
     pairs = zip(table["modality"].map(COLOURS), table["precision"], strict=True)
@@ -27,7 +27,7 @@ def efficiency(table: pd.DataFrame) -> Figure:
     with rc_context(_STYLE):
         figure, axes = _figure(len(panels), 1.6 + 0.34 * len(table))
         for ax, (column, title) in zip(axes, panels.items(), strict=True):
-            values = table[column]
+            values = 1 / table[column] if column == "peak_memory_ratio" else table[column]
             low, high = (table.get(f"{column}_{end}", values) for end in ("low", "high"))
             bars = ax.barh(y, values, 0.7, xerr=[values - low, high - values], color=colours, capsize=3)
             ax.axvline(1, color="#222222", linewidth=1, linestyle=":", zorder=0)

@@ -4,6 +4,7 @@ Sound, picture and both have one colour each in every figure; a baseline is the 
 """
 
 import io
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -98,7 +99,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
         axes[1].plot(kept["epoch"], kept["val_top1"], "o", color=COLOURS[modality], markersize=6)
     for ax in axes:
         ax.set_xlabel("epoch")
-        ax.locator_params(axis="x", integer=True)
+        ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes[0].set_title("training cross-entropy")
     axes[0].set_ylim(bottom=0)
     axes[1].set_title("validation top-1 (%)")
@@ -231,7 +232,7 @@ def claims(table: pd.DataFrame) -> Figure:
             axes.errorbar(part["measured"][here], y[here], xerr=whiskers[:, here], **style)
         for place, row in zip(y, part.itertuples(), strict=True):
             axes.vlines(row.holds_above, place - 0.5, place + 0.5, color="#222222", linewidth=1)
-            paper = [float(text) for text in row.paper.split(" / ") if text]
+            paper = [float(number) for number in re.findall(r"[\d.]+", row.paper)]
             axes.plot(paper, [place] * len(paper), "|", color="#888888", markersize=12, markeredgewidth=2)
             said = row.verdict if row.n_seeds else "not run"
             weight = "bold" if said == "holds" else "normal"

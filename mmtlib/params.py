@@ -157,7 +157,7 @@ class Ablation(Run):
     """One row of the table `ablations`, named by its key."""
 
     group: Literal[
-        "baseline", "parameters", "longer", "objective", "fusion", "pooling", "dropout", "data", "search"
+        "baseline", "parameters", "longer", "init", "objective", "fusion", "pooling", "dropout", "data", "search"
     ] = Field(description="block of the report")
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
 

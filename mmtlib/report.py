@@ -63,9 +63,9 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 ROLES = {
-    "MMT beats the better single sense": "the better of the two single ones, ",
-    "MAT beats AST at equal operations": "its baseline ",
-    "MMT beats MBT at equal operations": "its baseline ",
+    "MMT beats the better single modality": "the better single modality, ",
+    "MAT beats AST": "its baseline ",
+    "MMT beats MBT": "its baseline ",
 }
 """The claims that the answer sums up, and what ours is compared with."""
 
@@ -95,7 +95,7 @@ def write_report(workspace: Path, params: Params) -> dict[str, Any]:
     report = build_report(workspace, params)
     tables = {name: workspace / f"reports/tables/{name}.csv" for name in report.tables}
     for name, path in tables.items():
-        write_text(path, report.tables[name].to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+        write_text(path, report.tables[name].to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     pictures = {name: workspace / f"reports/figures/{name}.png" for name in report.figures}
     for name, path in pictures.items():
         write_bytes(path, figures.png(report.figures[name]))
@@ -199,9 +199,10 @@ def _text(
         *_search(tables["search"]),
         *_claims(tables["claims"], params),
         "## Ablations",
-        "Each row is compared with the default that it changes, by clip and seed on the test split. *Difference* "
-        f"is row minus default in points of top-1, with its {_level(params)} interval. *The default is "
-        "better* holds if all of the interval is below 0, does not hold if it is above, otherwise undecided.",
+        "Each row is compared with the default that it changes, by clip and seed on the test split, over the seeds "
+        "that both have: the default's top-1 stands beside its name. *Difference* is row minus default in points, with "
+        f"its {_level(params)} interval. *The default is better* holds if all of the interval is below 0, does not "
+        "hold if it is above, otherwise undecided.",
         *_ablation_groups(tables["ablations"]),
         _picture("ablations", "Left of the line the default is better; an interval that reaches it decides nothing."),
         *_robustness(tables["robustness"]),
@@ -211,7 +212,7 @@ def _text(
             "learning_curves",
             "Solid: ours, dashed: baselines. The dot is the epoch whose weights are kept, chosen on "
             "validation. Where training still falls while validation stands still, the model overfits."
-            + " Ours of both starts from trained encoders."
+            + " MMT starts from trained encoders."
             * (params.train_mmt.init == "pretrained"),
         ),
         "## Which classes",
@@ -219,7 +220,7 @@ def _text(
         _picture(
             "confusion",
             "Rows are true classes, in percent of the row. A dark cell off the diagonal is a pair of classes "
-            "that the model confuses; compare the panels to see which pairs the other sense settles.",
+            "that the model confuses; compare the panels to see which pairs the other modality settles.",
         ),
         _picture(
             "tsne",
@@ -260,7 +261,8 @@ def _answer(results: list[Result], features: dict[str, Any], tables: dict[str, p
     classes = " x ".join(str(len(names)) for names in features["heads"].values())
     reads = {result.label: READS[result.modality] for result in results}
     word = {"holds": "beats", "does not hold": "does not beat", "undecided": "cannot be told apart from"}
-    claims = tables["claims"].set_index("claim")
+    claims = tables["claims"]
+    claims = claims.set_index(claims["claim"].str.removesuffix(" at equal operations"))
     sentences = [
         f"{row.ours} ({reads[row.ours]}, {row.ours_value:.1f} %) {word[row.verdict]} {role}"
         f"{row.theirs} ({reads[row.theirs]}, {row.theirs_value:.1f} %): {row.measured:+.1f} points "
@@ -269,9 +271,9 @@ def _answer(results: list[Result], features: dict[str, Any], tables: dict[str, p
         if row.n_seeds
     ]
     return (
-        "**Do sound and picture together tell more than the better of the two, and do multiscale "
-        f"Transformers tell more than single-scale ones?** On {tables['headline']['n'].max()} of the {listed} test "
-        f"clips that {_dataset(features)} lists, in {classes} classes, by top-1 (difference with its "
+        "**Do sound and picture together classify better than the better single modality, and do multiscale "
+        f"Transformers classify better than single-scale ones?** On {tables['headline']['n'].max()} of the {listed} "
+        f"test clips that {_dataset(features)} lists, in {classes} classes, by top-1 (difference with its "
         f"{_level(params)} interval): {' '.join(sentences)}"
     )
 
@@ -302,22 +304,23 @@ def _claims(table: pd.DataFrame, params: Params) -> list[str]:
                 "unit": row.unit,
                 "verdict": row.verdict if row.n_seeds else "undecided: not run",
                 "compared": f"{sides} ({UNITS.get(row.measure, row.measure)})" if row.n_seeds else "",
-                "seeds": row.n_seeds,
+                "seeds": row.n_seeds if row.unit != "% less" else "",
             }
         )
     return [
         "## Claims",
-        f"The paper's claims, one by one. Of {len(table)}: {', '.join(counts)}"
-        f"{f' ({missing} of them without the runs that would test it)' if missing else ''}. A claim holds if all of "
-        f"its interval lies above 0 (*no worse*: above -{MARGIN:g}, our margin), and does not hold if all of it lies "
-        f"below. {_intervals(params)} Costs are counted or measured once, and have none. From fewer than three seeds, "
-        f"so that another may say otherwise: {', '.join(few) or 'none'}.",
+        f"The paper's claims, one by one. Of {len(table)}: "
+        f"{', '.join(counts)}{f' ({missing} of them without the runs that would test it)' if missing else ''}. A claim "
+        f"holds if all of its interval lies above 0 (*no worse*: above -{MARGIN:g}, our margin), and does not hold if "
+        f"all of it lies below. {_intervals(params)} Costs are counted or, by `make bench` (`reports/efficiency.md`), "
+        "measured once, and have none. From fewer than three seeds, so that another may say otherwise: "
+        f"{', '.join(few) or 'none'}.",
         _markdown(pd.DataFrame(rows)),
         _picture(
             "claims",
-            "What was found, with its interval; grey: what the paper states for Kinetics-Sounds, EPIC-KITCHENS-100 and "
-            "VGGSound, in this order, or of its costs. Those are other data and larger models: compare the sign, not "
-            "the size.",
+            "What was found, with its interval; grey: what the paper states for Kinetics-Sounds (KS), "
+            "EPIC-KITCHENS-100 and VGGSound (VGG), or of its costs, where its two versions differ. Unless data and "
+            "models are the same, compare the sign, not the size.",
         ),
     ]
 
@@ -330,7 +333,10 @@ def _intervals(params: Params) -> str:
             f"{of} of the test clips, the same for both sides): what other clips of the kind might change. With one "
             "seed, what another one might change is not in them."
         )
-    return f"{of} of test clips and seeds, the same for both sides): what other clips and seeds might change."
+    return (
+        f"{of} of test clips and seeds, the same for both sides): what other clips and seeds might change. A few seeds "
+        "tell little of how much seeds differ: where that is more than a point or two, an interval is too narrow."
+    )
 
 
 def _headline(table: pd.DataFrame) -> str:
@@ -354,7 +360,7 @@ def _headline(table: pd.DataFrame) -> str:
 
 def _headline_caption(tables: dict[str, pd.DataFrame]) -> str:
     tops = _test_ceilings(tables["ceilings"])
-    lines = " Thin lines are the best that the data allows with one sense alone." if tops else ""
+    lines = " Thin lines are the best that the data allows with one modality alone." if tops else ""
     return (
         "Test top-1. Bars of one colour read the same; error bars are bootstrap intervals, the "
         f"dotted line is chance.{lines}"
@@ -371,7 +377,7 @@ def _method(features: dict[str, Any], params: Params) -> str:
         "Each encoder has stages: at each, the tokens are fewer and wider, since attention pools its queries over "
         "time, then over frequency, too (sound), or over the picture (MViTv2). A few bottleneck tokens are all that "
         "the two streams see of each other. Cross-entropy trains the average of the streams' logits; the contrastive "
-        "losses draw the embeddings of a class together, across the senses (AVC) and within each (IMC)."
+        "losses draw the embeddings of a class together, across the modalities (AVC) and within each (IMC)."
     )
     return f"""{text}
 
@@ -391,17 +397,17 @@ def _protocol(params: Params, tables: dict[str, pd.DataFrame]) -> str:
     head, tuning = tables["headline"], ""
     if tables["search"].empty:
         tuning = (
-            " These parameters have no search of learning rates: those of the baselines were tuned no more than "
-            "the values say, and a claim against them is measured at these settings."
+            " These parameters have no search of learning rates: a claim against a baseline is measured at the rates "
+            "that they give."
         )
     clips = " to ".join(str(count) for count in sorted({head["n"].min(), head["n"].max()}))
     return (
         f"Ours are in bold. {_seeds(params)} There are {clips} test clips. {_intervals(params)} "
         "The weights kept are those of the epoch with the highest validation top-1 (of equals, the lowest validation "
         "loss); the test split is read once, after that. All runs share the recipe `training`; their epochs and "
-        f"learning rates are in the parameters of the report.{tuning} Rows with the other sense withheld come from the "
-        "same weights as the row of both. MMACs are million multiply-accumulates for a clip, with all that the model "
-        "reads."
+        f"learning rates are in the parameters of the report.{tuning} Rows with the other modality withheld come from "
+        "the same weights as the row of both. MMACs are million multiply-accumulates for a clip, with all that the "
+        "model reads."
     )
 
 
@@ -416,12 +422,12 @@ def _search(table: pd.DataFrame) -> list[str]:
     shown = pd.DataFrame(rows).set_index("model")
     shown = shown[sorted(shown, key=float)].fillna("").reset_index()
     other = table.query("taken and not best")["model"].tolist()
-    edge = [model for model, part in table.groupby("model", sort=False) if part["taken"].iloc[[0, -1]].any()]
+    edge = [model for model, part in table.groupby("model", sort=False) if part["best"].iloc[[0, -1]].any()]
     return [
         "### How the learning rates were chosen",
         f"Validation top-1 (%) by learning rate, {table['n_seeds'].max()} seed(s). Every model had the same number of "
-        f"tries, and the test split no say. Not the best of its tries: {', '.join(other) or 'none'}. At an edge of "
-        f"what was tried, where another rate may be better still: {', '.join(edge) or 'none'}.",
+        f"tries, and the test split played no part. Not the best of its tries: {', '.join(other) or 'none'}. At an "
+        f"edge of what was tried, where another rate may be better still: {', '.join(edge) or 'none'}.",
         _markdown(shown),
     ]
 
@@ -440,15 +446,15 @@ def _robustness(table: pd.DataFrame) -> list[str]:
     worst = noisy[noisy["level"] == noisy["level"].min()].sort_values("loss", ascending=False, kind="stable").iloc[0]
     return [
         "## Robustness",
-        "Test clips made harder, the same for every model: one sense withheld, white noise in one, the picture frozen "
-        "at its middle frame, the sound late. None was trained for it, but for rows of the group `dropout`, which lost "
-        "one sense of some training clips. Test top-1 (%), in brackets the points below the clean clips:",
+        "Test clips made harder, the same for every model: one modality withheld, white noise in one (in dB of the "
+        "clip's own power), the picture frozen at its middle frame, the sound late (its end returns at the beginning). "
+        "None was trained for it, but for rows of the group `dropout`, which lost one modality of some training clips. "
+        "Test top-1 (%), in brackets the points below the clean clips:",
         _markdown(shown.reset_index()),
         _picture(
             "robustness",
-            "Test top-1 against noise and delay, means over the seeds; pale: baselines, dotted: variants of ours. Most "
-            f"is lost by {worst['model']} to {worst['corruption']} at {worst['level']:g} dB: {worst['loss']:.1f}"
-            " points.",
+            "Test top-1 against noise and delay, means over the seeds; pale: baselines, grey: variants of ours. Of "
+            f"the loudest noises, {worst['corruption']} costs most: {worst['model']} {worst['loss']:.1f} points.",
         ),
     ]
 
@@ -462,11 +468,12 @@ def _data_efficiency(table: pd.DataFrame) -> list[str]:
     return [
         "## Fewer training clips",
         f"Test top-1 (%) with a share of each class's training clips, {table['n_seeds'].max()} seed(s). An epoch "
-        "passes 1/sqrt(share) times over what is left; the encoders of our model are trained on no more, either.",
+        "passes 1/sqrt(share) times, rounded, over what is left, so that fewer clips are fewer steps, too; the "
+        "encoders of our model are trained on no more, either.",
         _markdown(shown),
         _picture(
             "data_efficiency",
-            "A line that still rises at its right end asks for more clips. Solid: ours, dashed and pale: baselines.",
+            "Whose line falls less to the left needs fewer clips. Solid: ours, dashed and pale: baselines.",
         ),
     ]
 
@@ -489,9 +496,10 @@ def _ablation_groups(table: pd.DataFrame) -> list[str]:
             {
                 "row": row.row,
                 "model": row.model,
-                "default": row.default,
+                "default": f"{row.default} {row.default_top1:.1f}",
                 "reads": READS[row.modality],
                 "objective": row.objective,
+                "val top-1 (%)": f"{row.val_top1:.1f}",
                 "test top-1 (%)": f"{row.top1:.1f}" + (f" ± {row.std:.1f}" if row.n_seeds > 1 else ""),
                 "difference": f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]",
                 "the default is better": row.verdict,
@@ -528,7 +536,7 @@ def _ceilings(tables: dict[str, pd.DataFrame]) -> str:
     ]
     room = f" On test, the best model with {'; with '.join(gaps)}." if gaps else ""
     return (
-        "The best top-1 that one sense alone can reach: some events are not heard, some not seen, and of "
+        "The best top-1 that one modality alone can reach: some events are not heard, some not seen, and of "
         f"those only a guess is left.{room}\n\n{_markdown(wide.reset_index())}"
     )
 
@@ -557,8 +565,8 @@ def _calibration(table: pd.DataFrame) -> list[str]:
     return [
         "### Is it right as often as it is sure?",
         "*Confidence* is the mean of the top probability. ECE is how far it lies from the share that is right, in "
-        f"{BINS} equal bins; with NLL and the Brier score (0 to 2), lower is better. Surer than right, on average: "
-        f"{', '.join(sure['model']) or 'none'}. The least ECE has {best['model']}, {best['ece']:.1f} %.",
+        f"{BINS} equal bins; with NLL and the Brier score (0 to 2), lower is better. Overconfident on average: "
+        f"{', '.join(sure['model']) or 'none'}. {best['model']} has the lowest ECE, {best['ece']:.1f} %.",
         _markdown(_measures(table, shown | {"brier": "Brier"})),
         _picture(
             "calibration",
@@ -586,10 +594,10 @@ def _retrieval(table: pd.DataFrame) -> list[str]:
     nearest = ", ".join(map(str, NEAREST))
     return [
         "### Does sound find its picture?",
-        f"Each test clip with both senses looks for its other half among {table['n'].max()}, by the cosine of the two "
-        f"embeddings: percent with the own clip, or one of its class, among the nearest {nearest}. The embeddings "
+        f"Each test clip with both modalities looks for its other half among {table['n'].max()}, by the cosine of the "
+        f"two embeddings: percent with the own clip, or one of its class, among the nearest {nearest}. The embeddings "
         "come from heads before the fusion that only the contrastive losses train: without AVC nothing draws the two "
-        "senses together, and such a row is expected near chance.",
+        "modalities together, and such a row is expected to be no better than chance.",
         _markdown(pd.DataFrame(rows)),
     ]
 
@@ -606,8 +614,8 @@ def _clustering(table: pd.DataFrame, params: Params) -> list[str]:
         "### Do the features tell classes apart?",
         "k-means finds as many clusters as there are classes; NMI and ARI say how well they agree with the classes (1: "
         "the same; ARI 0: by chance). The silhouette says how much nearer a clip lies to its class than to the next "
-        "(-1 to 1, cosine). Models of one sense are read at the input of their classifier, those of both at the heads "
-        f"of the contrastive losses, before the fusion: compare rows of one objective only. {' '.join(judged)}",
+        "(-1 to 1, cosine). Models of one modality are read at the input of their classifier, those of both at the "
+        f"heads of the contrastive losses, before the fusion: compare rows of one objective only. {' '.join(judged)}",
         _markdown(_measures(table, {"nmi": "NMI", "ari": "ARI", "silhouette": "silhouette"}, digits=3)),
     ]
 
@@ -619,13 +627,17 @@ def _limits(results: list[Result], features: dict[str, Any]) -> str:
     unfinished = curves[last & curves["kept"]]["run"].unique()
     few = [r.name for r in results if r.group in (None, *GROUPS) and len(r.predictions) < 3]
     lines = [
-        f"One data set, {_dataset(features)}, and small models: what holds here need not hold on the paper's data, nor "
-        "the other way round.",
+        f"One data set, {_dataset(features)}, and models of these sizes: what holds here need not hold on other data "
+        "or at other sizes, nor the other way round.",
+        "Our model of both starts from encoders that were trained apart, a baseline of both from scratch: the recipe, "
+        "too, is behind what lies between them."
+        if defaults(results)["av"].trained.init == "pretrained"
+        else "",
         "For these, of ours and the baselines, the last epoch was the best on validation with some seed, so that more "
         f"epochs might raise them: {', '.join(unfinished) or 'none'}.",
         f"With fewer than three seeds, little is known of what another would change: {', '.join(few) or 'none'}.",
     ]
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {line}" for line in lines if line)
 
 
 def _measures(table: pd.DataFrame, shown: dict[str, str], digits: int = 2) -> pd.DataFrame:
@@ -679,7 +691,7 @@ def _commit() -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return "unknown"
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", "mmtlib", "params.yaml", "dvc.yaml")
+        changed = git("status", "--porcelain", "--", "mmtlib", "dvc.yaml")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}, with uncommitted changes" if changed else commit

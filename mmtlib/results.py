@@ -29,10 +29,11 @@ GROUPS = {
     "baseline": "Is the multiscale Transformer better than its single-scale peer?",
     "parameters": "Is it better with as many parameters, too?",
     "longer": "Is it still better if its peer trains longer?",
+    "init": "Is starting from trained encoders better than from scratch?",
     "objective": "Is the default objective better than these?",
     "fusion": "Is the default fusion better than these?",
     "pooling": "Is the default pooling of the audio Transformer better than these?",
-    "dropout": "Is training with both senses of every clip better than withholding one of them from some?",
+    "dropout": "Is training with both modalities of every clip better than withholding one from some?",
 }
 """The blocks of ablations.csv, each with the claim that its rows test: the default is the better one.
 
@@ -281,8 +282,9 @@ def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) 
     """Each row beside its default: top1, difference (row - default) with its interval, verdict, costs.
 
     The default is the stage's model of the same modality; in the group `modality` it is the model of both.
-    The verdict is on the claim that the default is the better one. Columns: group, row, model, modality,
-    objective, default, n_seeds, top1, std, difference, low, high, verdict, params_m, mmacs.
+    The verdict is on the claim that the default is the better one. Columns: group, row, model, modality, objective,
+    default, default_top1 (over the same seeds), n_seeds, val_top1 (of the epochs kept), top1, std, difference, low,
+    high, verdict, params_m, mmacs.
     """
     main = defaults(results)
     pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video")]
@@ -301,7 +303,9 @@ def ablations_table(results: list[Result], costs: pd.DataFrame, params: Params) 
                 "modality": result.modality,
                 "objective": result.objective,
                 "default": default.label,
+                "default_top1": theirs[ours.columns.intersection(theirs.columns)].mean(axis=None),
                 "n_seeds": len(seeds),
+                "val_top1": np.mean([curve["val_top1"].max() for curve in result.curves.values()]),
                 "top1": seeds.mean(),
                 "std": seeds.std(),
                 "difference": difference,

@@ -99,7 +99,10 @@ def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = R
     The copy, <workspace>/reports/notebooks/<stage>[-<row>].ipynb, is written on failure too. `workspace` is
     taken from `root`. Raises ParamsError or NotebookError.
     """
-    values = {"workspace": workspace} | stage_values(load(root=root), stage, row)
+    params = load(root=root)
+    values = {"workspace": workspace} | stage_values(params, stage, row)
+    if stage == "features":
+        _check_flips(params, root / workspace / "data/clips/dataset.json")
     source = notebook_of(stage, root)
     known = cell_defaults(source)
     if absent := sorted(values.keys() - known.keys()):
@@ -110,6 +113,14 @@ def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = R
     target = root / workspace / "reports" / "notebooks" / f"{name}.ipynb"
     execute(source, target, values, root)
     return target
+
+
+def _check_flips(params: Params, dataset: Path) -> None:
+    """Raise ParamsError, before hours of extraction, for what training would refuse."""
+    classes = json.loads(dataset.read_text(encoding="utf-8")).get("classes") if dataset.is_file() else None
+    for name in params.training.flip_except if classes else ():
+        if name not in classes:
+            raise ParamsError(f"params.yaml: training.flip_except names {name!r}, no class of the data set; remove it.")
 
 
 def refresh(only: str | None = None, root: Path = ROOT) -> None:
@@ -184,7 +195,11 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
             failure = f"{_unfinished(draft)}: {type(error).__name__}: {message}"
         kept = draft.exists() and (failure is None or target != source)
         if kept:
-            write_text(target, nbformat.writes(scrub(nbformat.read(draft, as_version=4))) + "\n")
+            text = nbformat.writes(scrub(nbformat.read(draft, as_version=4))) + "\n"
+            if target != source:  # its links are to its neighbours
+                neighbours = Path(os.path.relpath(source.parent, target.parent)).as_posix()
+                text = re.sub(r"\]\((\w+\.ipynb)\)", rf"]({neighbours}/\1)", text)
+            write_text(target, text)
     if failure is not None:
         copy = f"The executed copy is {os.path.relpath(target, root)}." if kept else "No copy was written."
         raise NotebookError(f"{source.relative_to(root)} failed in {failure}\n{copy}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from mmtlib import paths
 from mmtlib.data.download import download
 from mmtlib.data.features import extract_features
-from mmtlib.params import Params, Run, load
-from mmtlib.training import train_runs
+from mmtlib.params import Params, load
+from mmtlib.training import arguments_of, train_runs
 
 # Stage or guide -> the stages whose files it reads, in their order.
 NEEDS = {
@@ -74,11 +74,9 @@ def outputs(params: Params, stage: str) -> list[str]:
     ]
 
 
-def _runs(params: Params, stage: str) -> dict[str, Run]:
-    """The runs of a training stage by their folder below models/."""
-    if stage == "ablations":
-        return {f"ablations/{row}": run for row, run in params.ablations.items()}
-    return {stage: getattr(params, stage)}
+def _runs(params: Params, stage: str) -> list[str]:
+    """The folders of a training stage's runs below models/."""
+    return [f"ablations/{row}" for row in params.ablations] if stage == "ablations" else [stage]
 
 
 def _run(folder: Path, params: Params, stage: str) -> None:
@@ -89,15 +87,5 @@ def _run(folder: Path, params: Params, stage: str) -> None:
         manifest = folder / "data/clips/manifest.csv"
         extract_features(manifest, folder / "data/features", **params.features.model_dump())
     else:
-        for place, run in _runs(params, stage).items():
-            name = Path(place).name
-            encoders = {source: getattr(params, source) for source in ("pretrain_mat", "pretrain_mvit")}
-            train_runs(
-                name,
-                run,
-                params.training,
-                stage=place,
-                seeds=params.seeds_of(name),
-                workspace=folder,
-                encoders=encoders,
-            )
+        for place in _runs(params, stage):
+            train_runs(**arguments_of(Path(place).name, params), workspace=folder)

@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
             spec |= {"run": Run.model_validate(spec["run"]), "recipe": Recipe.model_validate(spec["recipe"])}
             spec["encoders"] = {part: Run.model_validate(encoder) for part, encoder in spec["encoders"].items()}
         else:
-            spec = _spec(given.run, load())
+            spec = arguments_of(given.run, load())
         with process_group():
             train_runs(**spec, workspace=workspace_folder(given.workspace))
     except Exception as error:
@@ -229,8 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _spec(name: str | None, params: Params) -> dict[str, Any]:
-    """What train_runs is to be given for a run of params.yaml."""
+def arguments_of(name: str | None, params: Params) -> dict[str, Any]:
+    """What train_runs is to be given for a run of params.yaml. Raises ParamsError for a name that it does not have."""
     stages = {stage: getattr(params, stage) for stage in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
     if name not in (runs := stages | params.ablations):
         raise ParamsError(f"params.yaml has no run {name}; use one of {', '.join(runs)}.")

@@ -211,7 +211,7 @@ def test_claims_are_settled_by_the_numbers():
     good, bad = claims(10.0, 58.0, 5.0), claims(101.0, 120.0, 11.0)
     assert list(good["verdict"]) == ["holds"] * 3
     assert list(good["measured"]) == pytest.approx([90, 42, 50])
-    assert list(good["paper"]) == ["3 / 80", "42", "9.8"]
+    assert list(good["paper"]) == ["3 or 80", "42", "9.8"]
     assert list(bad["verdict"]) == ["does not hold"] * 3
     empty = claims(10.0, 58.0, float("nan"))
     assert list(empty["verdict"]) == ["holds", "holds", "undecided"]
@@ -234,7 +234,8 @@ def test_tables_figures_and_page_are_written(tmp_path):
     for name in ("efficiency", "efficiency_length", "efficiency_stages"):
         assert f"(figures/{name}.png)" in text
         assert f"(tables/{name}.csv)" in text
-    assert all(f"| {column} " in text for table in (pairs, lengths, stages) for column in list(table)[1:])
+    assert all(f"| {column} " in text for column in [*stages, "ours / peer", "GMACs", "inference, times as fast"])
+    assert text.count("| mat_t / ast_t | ") == len(pairs) + len(lengths)
     assert all(f"| {name} " in text for name in benchmark.machine())
 
 
@@ -251,6 +252,7 @@ def test_figures_show_what_was_not_timed_as_nothing():
     lengths = benchmark.length_table(curve, made_up)
     pairs = pairs_table([("mat_t", TINY)], ["fp32"], measure=lambda *_: {"gflops": 1.0, "skipped": "too large"})
     assert png(benchmark.efficiency_figures.efficiency(pairs))
+    assert list(benchmark.beside(pairs)) == ["ours / peer", "precision", "input", "params (M)", "GMACs", "skipped"]
     assert list(claims_table(pairs)["verdict"]) == ["undecided"] * 3
     skipped = lengths.drop(columns=[name for name in lengths if name.startswith(("train", "peer_train"))])
     assert png(benchmark.efficiency_figures.efficiency_length(skipped))  # nothing was timed: no points, no error

@@ -43,7 +43,7 @@ def toy(checkout, stage, *cells, row=None, without=(), **extra):
         new_code_cell("\n".join(lines), id="p", metadata={"tags": ["parameters"]}),
         *(new_code_cell(cell, id=f"c{index}") for index, cell in enumerate(cells)),
     ]
-    notebook = new_notebook(cells=[new_markdown_cell("# Toy", id="t"), *code])
+    notebook = new_notebook(cells=[new_markdown_cell("# Toy\n\nNext: [2](02_features.ipynb).", id="t"), *code])
     path = checkout / "notebooks" / f"{run.STAGES.index(stage) + 1:02d}_{stage}.ipynb"
     nbformat.write(notebook, path)
     return path
@@ -64,6 +64,7 @@ def test_values_arrive_with_their_types_and_two_runs_give_the_same_bytes(checkou
     assert path.read_bytes() == before
     assert [file.name for file in copy.parent.iterdir()] == [copy.name]  # no draft is left behind
     cells = nbformat.read(copy, as_version=4).cells
+    assert "[2](../../../notebooks/02_features.ipynb)" in cells[0].source  # a link still leads to the neighbour
     assert [cell.execution_count for cell in cells if cell.cell_type == "code"] == [1, 2, 3, 4]
 
 
@@ -75,6 +76,17 @@ def test_a_parameter_that_only_one_side_knows_is_refused_before_anything_runs(ch
     with pytest.raises(run.NotebookError, match=r"no field of params\.yaml is named sede; remove or rename"):
         run.run("download", root=checkout)
     assert not (checkout / "reports").exists()
+
+
+def test_classes_that_must_not_be_mirrored_are_checked_before_features_are_extracted(checkout):
+    toy(checkout, "features", "pass")
+    (checkout / "data/clips").mkdir(parents=True)
+    dataset = checkout / "data/clips/dataset.json"
+    dataset.write_text('{"classes": ["turn_left", "purr"]}')
+    with pytest.raises(ParamsError, match=r"training\.flip_except names 'turn_right', no class of the data set"):
+        run.run("features", root=checkout)
+    dataset.write_text('{"classes": ["turn_left", "turn_right"]}')
+    assert run.run("features", root=checkout).is_file()
 
 
 def test_a_row_of_the_table_is_injected_with_its_name(checkout):

@@ -96,7 +96,7 @@ def test_the_search_says_which_rate_was_best_and_which_was_taken(results):
 def test_the_report_tells_them(workspace, params):
     text = build_report(workspace, params).text
     assert (
-        "Not the best of its tries: ast_t. At an edge of what was tried, where another rate may be better still: none"
+        "Not the best of its tries: ast_t. At an edge of what was tried, where another rate may be better still: ast_t"
         in text
     )
     assert "| model   | 0.0001" in text

@@ -61,8 +61,8 @@ def class_table(manifest: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"kind": [_words(event.kind) for event in CLASSES.values()]}, index=list(CLASSES))
     counts = pd.crosstab(manifest["label"], manifest["split"])
     table[list(SPLITS)] = counts.reindex(index=table.index, columns=list(SPLITS), fill_value=0)
-    for sense in ("audible", "visible"):
-        table[sense] = (100 * groups[sense].mean()).map("{:.0f}".format)
+    for share in ("audible", "visible"):
+        table[share] = (100 * groups[share].mean()).map("{:.0f}".format)
     table["median SNR (dB)"] = groups["snr_db"].median().map("{:.1f}".format, na_action="ignore").fillna("")
     return table.rename_axis("class").reset_index()
 
@@ -107,7 +107,7 @@ def _jpeg(figure: Figure) -> bytes:
 
 
 def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
-    """The card as Markdown."""
+    """The card as Markdown: card.md with the numbers of this copy."""
     made = dataset["generation"]
     counts = manifest["split"].value_counts()
     retries = _retries(made["retries"])
@@ -115,97 +115,32 @@ def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
         f"### {_words(kind).capitalize()}\n\n![{_words(kind)}: frames and spectrograms](card/{kind}.jpg)"
         for kind in KINDS
     ]
-    return CARD.format(
-        seconds=f"{SECONDS:g}",
-        number=len(CLASSES),
-        sizes=", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS),
-        seed=made["seed"],
-        game=GAME,
-        rate=TICS_PER_SECOND,
-        levels=", ".join(f"{len(split_levels(split))} {split}" for split in SPLITS),
-        decoy=f"{100 * DECOY:.0f}",
-        distractors=", ".join(f"{100 * share:.0f} % with {count}" for count, share in enumerate(DISTRACTORS)),
-        audible=f"{AUDIBLE_SNR:g}",
-        classes=_markdown(class_table(manifest)),
-        sheets="\n\n".join(sheets),
-        neither=int((~manifest["audible"] & ~manifest["visible"]).sum()),
-        ceilings=_markdown(_ceilings(dataset["ceilings"])),
-        clips=made["clips"],
-        failed=int(retries["tries"].sum()),
-        restarts=made["engine_restarts"],
-        recipe=made["recipe"],
-        retries=_markdown(retries) if len(retries) else "No class needed one.",
+    return (
+        Path(__file__)
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+        .format(
+            seconds=f"{SECONDS:g}",
+            number=len(CLASSES),
+            sizes=", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS),
+            seed=made["seed"],
+            game=GAME,
+            rate=TICS_PER_SECOND,
+            levels=", ".join(f"{len(split_levels(split))} {split}" for split in SPLITS),
+            decoy=f"{100 * DECOY:.0f}",
+            distractors=", ".join(f"{100 * share:.0f} % with {count}" for count, share in enumerate(DISTRACTORS)),
+            audible=f"{AUDIBLE_SNR:g}",
+            classes=_markdown(class_table(manifest)),
+            sheets="\n\n".join(sheets),
+            neither=int((~manifest["audible"] & ~manifest["visible"]).sum()),
+            ceilings=_markdown(_ceilings(dataset["ceilings"])),
+            clips=made["clips"],
+            failed=int(retries["tries"].sum()),
+            restarts=made["engine_restarts"],
+            recipe=made["recipe"],
+            retries=_markdown(retries) if len(retries) else "No class needed one.",
+        )
     )
-
-
-CARD = """\
-# Freedoom-Sounds
-
-This file is written by the stage `download`; do not edit it.
-
-First-person clips of {seconds} s with synchronous sound, in {number} classes: {sizes}. They are
-generated on your machine, not shipped, and follow from one number, the seed: this copy's is {seed}.
-
-## How it is made
-
-A script plays each clip in ViZDoom, on a level of Freedoom (`{game}`), at {rate} pictures a second: it puts
-the player somewhere, puts there what the event needs, and lets it happen at a random time. The event is
-then checked against the engine's own variables and its recorded sound, and the clip is made again, with
-other random numbers, where it did not happen.
-
-The splits share no level ({levels}). No single cue is meant to give a class away: any weapon may be in
-hand, the camera moves, other monsters, barrels or items stand about in {decoy} % of the clips, some clips of
-other classes are before a closed door, and other sounds of the game are mixed in ({distractors}) over faint
-noise. An event may be out of view, its sound then coming from somewhere around the player, or be drowned: it
-counts as *audible* above {audible} dB against everything else, as *visible*
-where enough pixels show it. Every clip's `scene`, `audible`, `visible`, `snr_db` and `onset_s` stand in
-`clips/manifest.csv`.
-
-## Classes
-
-Columns train, val and test count clips; audible and visible are shares of them in percent; the SNR is the
-median over clips whose event makes a sound.
-
-{classes}
-
-Below, each row is the first clip of its class that is both seen and heard (seen, for the silent motions). The
-spectrogram is log-mel over {seconds} s, low frequencies at the bottom.
-
-{sheets}
-
-## What one sense alone can reach
-
-The best top-1 of a classifier that names every clip it can see or hear, and guesses the rest; {neither} clips
-can be neither seen nor heard.
-
-{ceilings}
-
-## What was made again
-
-{clips} clips took {failed} further tries; the engine was restarted {restarts} times. Recipe `{recipe}`.
-
-{retries}
-
-## Licences
-
-- Art, sounds and levels: [Freedoom](https://freedoom.github.io), BSD 3-Clause. What is made with them may be
-  shared under that licence, with its notice.
-- [ViZDoom](https://github.com/Farama-Foundation/ViZDoom), whose wheel carries them: MIT; the engine inside it
-  has licences of its own. It is run, not copied.
-
-## What it can and cannot tell
-
-It can tell whether a model fuses two senses: of every clip it is known whether its event is heard, seen,
-both, masked or out of view; the classes are balanced and the labels are right by construction. It costs
-minutes on a laptop, and nobody's face or voice is in it.
-
-It cannot tell how well a model does on real video. The pictures are of one game: low resolution, few
-textures, sprites in place of bodies. The sounds are some dozen recordings, the same ones in training and
-test, placed, scaled and mixed anew, so that knowing a recording is enough where real sets ask for a kind of
-sound. A clip has one event and a camera that nobody carries. Weights and habits that rely on natural images
-and sounds may do worse here than on real sets, and the other way round. Compare models within this set, and
-do not hold its scores against those of another.
-"""
 
 
 def _ceilings(ceilings: dict[str, dict[str, float]]) -> pd.DataFrame:
