@@ -41,9 +41,10 @@ def saved(
 
 
 def read_efficiency(workspace: Path) -> pd.DataFrame:
-    """What `make bench` measured: efficiency.csv of the workspace, else of the repository, else nothing."""
-    found = [root / "reports/tables/efficiency.csv" for root in (workspace, ROOT)]
-    return next((pd.read_csv(path) for path in found if path.is_file()), pd.DataFrame())
+    """What `make bench` measured of MAT-B: efficiency.csv of the workspace, else of the repository, else nothing."""
+    paths = [root / "reports/tables/efficiency.csv" for root in (workspace, ROOT)]
+    found = [pd.read_csv(path) for path in paths if path.is_file()]
+    return next((table for table in found if "mat_b" in table["model"].tolist()), pd.DataFrame())
 
 
 def efficiency_claims(table: pd.DataFrame) -> pd.DataFrame:

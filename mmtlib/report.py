@@ -95,7 +95,7 @@ def write_report(workspace: Path, params: Params) -> dict[str, Any]:
     report = build_report(workspace, params)
     tables = {name: workspace / f"reports/tables/{name}.csv" for name in report.tables}
     for name, path in tables.items():
-        write_text(path, report.tables[name].to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        write_text(path, report.tables[name].to_csv(index=False, float_format=_number, lineterminator="\n"))
     pictures = {name: workspace / f"reports/figures/{name}.png" for name in report.figures}
     for name, path in pictures.items():
         write_bytes(path, figures.png(report.figures[name]))
@@ -655,6 +655,10 @@ def _measures(table: pd.DataFrame, shown: dict[str, str], digits: int = 2) -> pd
 
 def _picture(name: str, caption: str, folder: str = "figures") -> str:
     return f"![{name.replace('_', ' ')}]({folder}/{name}.png)\n\n*{caption}*"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.4g}"  # a learning rate is small
 
 
 def _markdown(table: pd.DataFrame) -> str:
