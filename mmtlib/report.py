@@ -232,7 +232,7 @@ def _text(
         *_retrieval(tables["retrieval"]),
         *_clustering(tables["clustering"], params),
         "## Limits",
-        _limits(results, features),
+        _limits(results, features, tables["ablations"]),
         "## Tables",
         "\n".join(f"- [{name}.csv](tables/{name}.csv)" for name in tables),
         "## Parameters",
@@ -620,17 +620,19 @@ def _clustering(table: pd.DataFrame, params: Params) -> list[str]:
     ]
 
 
-def _limits(results: list[Result], features: dict[str, Any]) -> str:
+def _limits(results: list[Result], features: dict[str, Any], ablations: pd.DataFrame) -> str:
     """What the figures do not say."""
     curves = curves_table(results)
     last = curves["epoch"] == curves.groupby(["run", "seed"])["epoch"].transform("max")
     unfinished = curves[last & curves["kept"]]["run"].unique()
     few = [r.name for r in results if r.group in (None, *GROUPS) and len(r.predictions) < 3]
+    rows = ablations[(ablations["group"] == "init") & (ablations["modality"] == "av")].itertuples()
+    scratch = "".join(f" From scratch, ours has {row.top1:.1f} % in place of {row.default_top1:.1f} %." for row in rows)
     lines = [
         f"One data set, {_dataset(features)}, and models of these sizes: what holds here need not hold on other data "
         "or at other sizes, nor the other way round.",
         "Our model of both starts from encoders that were trained apart, a baseline of both from scratch: the recipe, "
-        "too, is behind what lies between them."
+        f"too, is behind what lies between them.{scratch}"
         if defaults(results)["av"].trained.init == "pretrained"
         else "",
         "For these, of ours and the baselines, the last epoch was the best on validation with some seed, so that more "
