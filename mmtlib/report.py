@@ -15,19 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
-from mmtlib import analysis_figures, figures
-from mmtlib.analysis import (
-    BINS,
-    CHANCES,
-    NEAREST,
-    RECALLS,
-    calibration_table,
-    certainties,
-    clustering_table,
-    reliability,
-    retrieval_table,
-    selective,
-)
+from mmtlib import analysis, analysis_figures, figures
 from mmtlib.claims import MARGIN, claims_table
 from mmtlib.claims_ledger import read_efficiency
 from mmtlib.figures import READS
@@ -112,7 +100,7 @@ def build_report(workspace: Path, params: Params) -> Report:
     features = read_features(workspace)
     loaded = load_results(workspace, params)
     results = [result for result in loaded if result.group in (None, *GROUPS)]  # other groups have their own pages
-    costs, clustering = costs_table(results, features), clustering_table(results, params)
+    costs, clustering = costs_table(results, features), analysis.clustering_table(results, params)
     tables = {
         "claims": claims_table(results, costs, clustering, read_efficiency(workspace), params),
         "results": results_table(loaded, _dataset(features)),
@@ -122,8 +110,8 @@ def build_report(workspace: Path, params: Params) -> Report:
         "coverage": coverage_table(features),
         "ceilings": ceilings_table(workspace),
         "costs": costs,
-        "calibration": calibration_table(results),
-        "retrieval": retrieval_table(results),
+        "calibration": analysis.calibration_table(results),
+        "retrieval": analysis.retrieval_table(results),
         "clustering": clustering,
         "robustness": robustness_table(loaded),
         "data_efficiency": data_table(loaded),
@@ -148,7 +136,7 @@ def report_figures(
     mapped = [main["av"], main["audio"], *audio_peers[:1]]
     points = {f"{r.label}, {READS[r.modality]}": tsne_points(r, r.modality, classes) for r in mapped}
     head = tables["headline"]
-    clips = [certainties(result) for result in headliners(results)]
+    clips = [analysis.certainties(result) for result in headliners(results)]
     return {
         "claims": figures.claims(tables["claims"]),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
@@ -160,7 +148,9 @@ def report_figures(
         "tsne": figures.tsne(points, classes),
         "ablations": figures.ablations(tables["ablations"]),
         "calibration": analysis_figures.calibration(
-            tables["calibration"], [reliability(table) for table in clips], [selective(table) for table in clips]
+            tables["calibration"],
+            [analysis.reliability(table) for table in clips],
+            [analysis.selective(table) for table in clips],
         ),
         "robustness": analysis_figures.robustness(tables["robustness"]),
         "data_efficiency": analysis_figures.data_efficiency(tables["data_efficiency"]),
@@ -202,7 +192,8 @@ def _text(
         "Each row is compared with the default that it changes, by clip and seed on the test split, over the seeds "
         "that both have: the default's top-1 stands beside its name. *Difference* is row minus default in points, with "
         f"its {_level(params)} interval. *The default is better* holds if all of the interval is below 0, does not "
-        "hold if it is above, otherwise undecided.",
+        "hold if it is above, otherwise undecided. Of so many rows, chance alone decides some whose interval ends near "
+        "0.",
         *_ablation_groups(tables["ablations"]),
         _picture("ablations", "Left of the line the default is better; an interval that reaches it decides nothing."),
         *_robustness(tables["robustness"]),
@@ -250,7 +241,8 @@ def _section(tables: dict[str, pd.DataFrame], params: Params, answer: str) -> st
         answer,
         _headline(tables["headline"]),
         _picture("headline", _headline_caption(tables), folder="reports/figures"),
-        f"{_seeds(params)} Everything else is in [reports/README.md](reports/README.md).",
+        f"{_seeds(params)} {_beside_the_gaps(tables['ablations'])} Everything else is in "
+        "[reports/README.md](reports/README.md).",
     ]
     return "\n\n".join(parts)
 
@@ -473,7 +465,7 @@ def _data_efficiency(table: pd.DataFrame) -> list[str]:
         _markdown(shown),
         _picture(
             "data_efficiency",
-            "Whose line falls less to the left needs fewer clips. Solid: ours, dashed and pale: baselines.",
+            "A line tells of fewer clips and of fewer steps together. Solid: ours, dashed and pale: baselines.",
         ),
     ]
 
@@ -565,8 +557,8 @@ def _calibration(table: pd.DataFrame) -> list[str]:
     return [
         "### Is it right as often as it is sure?",
         "*Confidence* is the mean of the top probability. ECE is how far it lies from the share that is right, in "
-        f"{BINS} equal bins; with NLL and the Brier score (0 to 2), lower is better. Overconfident on average: "
-        f"{', '.join(sure['model']) or 'none'}. {best['model']} has the lowest ECE, {best['ece']:.1f} %.",
+        f"{analysis.BINS} equal bins; with NLL and the Brier score (0 to 2), lower is better. Overconfident on "
+        f"average: {', '.join(sure['model']) or 'none'}. {best['model']} has the lowest ECE, {best['ece']:.1f} %.",
         _markdown(_measures(table, shown | {"brier": "Brier"})),
         _picture(
             "calibration",
@@ -583,15 +575,17 @@ def _retrieval(table: pd.DataFrame) -> list[str]:
     kinds = {"audio": "picture from sound", "video": "sound from picture"}
     # the models of all rows read the same clips, so one line of chance is enough
     of_chance = table.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
-    of_chance[RECALLS] = of_chance[CHANCES].to_numpy()
+    of_chance[analysis.RECALLS] = of_chance[analysis.CHANCES].to_numpy()
     rows = []
     for (name, objective), part in pd.concat([table, of_chance]).groupby(["row", "objective"], sort=False):
         cells = {
-            f"{kinds[line['query']]}, {line['wanted']}": " / ".join(f"{line[recall]:.1f}" for recall in RECALLS)
+            f"{kinds[line['query']]}, {line['wanted']}": " / ".join(
+                f"{line[recall]:.1f}" for recall in analysis.RECALLS
+            )
             for line in part.to_dict("records")
         }
         rows.append({"row": name, "objective": objective} | cells)
-    nearest = ", ".join(map(str, NEAREST))
+    nearest = ", ".join(map(str, analysis.NEAREST))
     return [
         "### Does sound find its picture?",
         f"Each test clip with both modalities looks for its other half among {table['n'].max()}, by the cosine of the "
@@ -626,20 +620,28 @@ def _limits(results: list[Result], features: dict[str, Any], ablations: pd.DataF
     last = curves["epoch"] == curves.groupby(["run", "seed"])["epoch"].transform("max")
     unfinished = curves[last & curves["kept"]]["run"].unique()
     few = [r.name for r in results if r.group in (None, *GROUPS) and len(r.predictions) < 3]
-    rows = ablations[(ablations["group"] == "init") & (ablations["modality"] == "av")].itertuples()
-    scratch = "".join(f" From scratch, ours has {row.top1:.1f} % in place of {row.default_top1:.1f} %." for row in rows)
     lines = [
         f"One data set, {_dataset(features)}, and models of these sizes: what holds here need not hold on other data "
         "or at other sizes, nor the other way round.",
         "Our model of both starts from encoders that were trained apart, a baseline of both from scratch: the recipe, "
-        f"too, is behind what lies between them.{scratch}"
+        "too, is behind what lies between them."
         if defaults(results)["av"].trained.init == "pretrained"
         else "",
         "For these, of ours and the baselines, the last epoch was the best on validation with some seed, so that more "
         f"epochs might raise them: {', '.join(unfinished) or 'none'}.",
         f"With fewer than three seeds, little is known of what another would change: {', '.join(few) or 'none'}.",
+        _beside_the_gaps(ablations),
     ]
     return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _beside_the_gaps(table: pd.DataFrame) -> str:
+    """What else bears on the gaps to the baselines: as many parameters, longer training, another start."""
+    rows = table[table["group"].isin(["parameters", "longer", "init"])].itertuples()
+    told = [
+        f"{row.row} {row.top1:.1f} % ({row.default} {row.default_top1:.1f} %, seeds: {row.n_seeds})" for row in rows
+    ]
+    return f"Read the gaps to the baselines beside the rows {', '.join(told)}." if told else ""
 
 
 def _measures(table: pd.DataFrame, shown: dict[str, str], digits: int = 2) -> pd.DataFrame:

@@ -125,6 +125,12 @@ def test_the_ablations_are_rebuilt_from_the_raw_predictions(written, workspace):
         assert (row["verdict"], row["n_seeds"]) == (wanted, 3)
 
 
+def test_what_bears_on_the_gaps_is_named_in_the_report(written, workspace):
+    ours, default = (read(workspace, *RUNS[run]).mean() for run in ("ast_wide", "mat_t"))
+    wanted = f"beside the rows ast_wide {ours:.1f} % (mat_t {default:.1f} %, seeds: 3)."
+    assert wanted in written["readme"].read_text().split("## Limits")[1]
+
+
 def test_the_columns_that_others_read_come_first_and_no_claim_is_dropped(claims, written):
     first = ["claim", "paper", "measured", "ci_low", "ci_high", "n_seeds", "verdict"]
     assert list(pd.read_csv(written["tables"]["claims"]))[:7] == first

@@ -110,5 +110,8 @@ def test_the_ablations_follow_from_what_is_kept(right):
         assert row["top1"] == pytest.approx(ours.mean(axis=None), abs=1e-3)
         assert row["default_top1"] == pytest.approx(theirs[shared].mean(axis=None), abs=1e-3)
         assert row["difference"] == pytest.approx(row["top1"] - row["default_top1"], abs=1e-3)
+        width = row["high"] - row["low"]
+        found = interval((ours[shared] - theirs[shared]).to_numpy())
+        assert [row["low"], row["high"]] == pytest.approx(found, abs=0.1 * width + 0.2)
         told = "holds" if row["high"] < 0 else "does not hold" if row["low"] > 0 else "undecided"
         assert row["verdict"] == told

@@ -51,7 +51,7 @@ MAY_IMPORT = {
 MODULES = sorted(path for path in (ROOT / "mmtlib").rglob("*.py") if path.name != "__init__.py")
 PACKAGES = sorted((ROOT / "mmtlib").rglob("__init__.py"))
 LARGEST = 4000  # lines
-CODE_NOW = 7732  # lines that hold code, a ceiling for what is there until LARGEST holds: only ever lower it
+CODE_NOW = 7730  # lines that hold code, a ceiling for what is there until LARGEST holds: only ever lower it
 
 
 def part(path: Path) -> str:
