@@ -638,9 +638,7 @@ def _limits(results: list[Result], features: dict[str, Any], ablations: pd.DataF
 def _beside_the_gaps(table: pd.DataFrame) -> str:
     """What else bears on the gaps to the baselines: as many parameters, longer training, another start."""
     rows = table[table["group"].isin(["parameters", "longer", "init"])].itertuples()
-    told = [
-        f"{row.row} {row.top1:.1f} % ({row.default} {row.default_top1:.1f} %, seeds: {row.n_seeds})" for row in rows
-    ]
+    told = [f"{r.row} {r.top1:.1f} % ({r.default} {r.default_top1:.1f} %, seeds: {r.n_seeds})" for r in rows]
     return f"Read the gaps to the baselines beside the rows {', '.join(told)}." if told else ""
 
 
