@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -192,20 +191,14 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def predictions_bytes(predictions: pd.DataFrame, about: dict[str, Any]) -> bytes:
-    """A table of predictions as a parquet file that carries `about`, a JSON value."""
+def predictions_bytes(predictions: pd.DataFrame) -> bytes:
+    """A table of predictions as a parquet file."""
     table = pa.Table.from_pandas(predictions, preserve_index=False)
-    table = table.replace_schema_metadata((table.schema.metadata or {}) | {"mmtlib": json.dumps(about)})
     buffer = io.BytesIO()
     text = [name for name in predictions if name not in ("logits", "embedding")]
     floats = [f"{name}.list.element" for name in ("logits", "embedding") if name in predictions]
     pq.write_table(table, buffer, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
     return buffer.getvalue()
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What `predictions_bytes` was given beside the table."""
-    return json.loads(pq.read_schema(path).metadata[b"mmtlib"])
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

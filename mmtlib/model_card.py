@@ -37,7 +37,7 @@ def model_card(
         **{f"classes ({head}, {len(names)})": ", ".join(names) for head, names in header["heads"].items()},
         "trained on": f"{data}; {clips:,} clips",
         "starts from": "; ".join(_origin(*item, data) for item in encoders.items()) or "random weights, no other data",
-        "run": f"{header['hash']}, seed {header['seed']}",
+        "run": f"{header['key']}, seed {header['seed']}",
         **{field: _plain(value) for field, value in run.items() if field not in ("model", "init", "robustness")},
         **{field: _plain(value) for field, value in recipe.items()},
     }
@@ -83,7 +83,7 @@ def _data(stats: Mapping[str, Any]) -> str:
 def _origin(part: str, header: Mapping[str, Any], own: str) -> str:
     """Where an encoder comes from; data other than the run's own are named."""
     data = _data(header["stats"]) if "stats" in header else "data that its file does not state"
-    run = f", run {header['hash']}" if "hash" in header else ""
+    run = f", run {header['key']}" if "key" in header else ""
     return f"{part}: {header['name']}{run}, trained on {'the same data' if data == own else data}"
 
 

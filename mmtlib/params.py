@@ -231,6 +231,11 @@ class Params(Section):
                 raise ValueError(f"{problem}; raise the one or lower the other")
         return self
 
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All that is trained: the stages, then the rows of the table."""
+        return {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")} | self.ablations
+
     def seeds_of(self, name: str) -> list[int]:
         """The seeds of a stage or of a row of the table."""
         row = self.ablations.get(name)

@@ -4,7 +4,6 @@ Every number and every verdict in the text is computed here, none is typed.
 """
 
 import platform
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
@@ -18,6 +17,7 @@ from ruamel.yaml import YAML
 from mmtlib import analysis, analysis_figures, figures
 from mmtlib.claims import MARGIN, claims_table
 from mmtlib.claims_ledger import read_efficiency
+from mmtlib.experiment import made_with
 from mmtlib.figures import READS
 from mmtlib.files import write_bytes, write_text
 from mmtlib.params import Params
@@ -685,19 +685,4 @@ def about_versions() -> dict[str, str]:
     """What made the report: Python, the packages that scores may depend on, and the commit of the code."""
     packages = ("torch", "torchaudio", "torchvision", "transformers", "numpy")
     found = {name: version(name).split("+")[0] for name in packages}  # without the build for one platform
-    return {"python": platform.python_version()} | found | {"commit": _commit()}
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return "unknown"
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", "mmtlib", "dvc.yaml")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}, with uncommitted changes" if changed else commit
+    return {"python": platform.python_version()} | found | {"commit": made_with()["commit"]}

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from mmtlib.claims_ledger import verdict
 from mmtlib.efficiency import count_macs, count_parameters
 from mmtlib.evaluation import guesses, head_sizes, read_predictions, scores
+from mmtlib.experiment import run_of
 from mmtlib.models import MODALITY, build_model
 from mmtlib.params import Objective, Params, Report, Run
 
@@ -88,8 +89,7 @@ def load_results(workspace: Path, params: Params) -> list[Result]:
             about, curve = (_find(workspace / "models" / folder, f"{file}.{end}", stage) for end in ("json", "csv"))
             table = _find(workspace / "predictions" / folder, f"{file}.parquet", stage)
             try:
-                settings = json.loads(about.read_text(encoding="utf-8"))["run"]
-                trained = Run.model_validate({key: settings[key] for key in settings if key not in ("group", "seeds")})
+                trained = run_of(json.loads(about.read_text(encoding="utf-8"))["parts"])
                 predictions[seed], curves[seed] = read_predictions(table), pd.read_csv(curve)
             except (ValueError, OSError, KeyError, TypeError) as error:
                 raise ReportError(f"{error!r} in the files of {name}; run stage {stage} again.") from error

@@ -1,23 +1,19 @@
 """The training loop: one for every model, ours and the baselines alike.
 
-A run is decided by its params, its seed, the features, the run that its encoders come from and the code: their hash
-names the folder runs/<hash>-<features>/ that holds its checkpoint. A run that was interrupted goes on from there with
-the same result; a run with anything changed has another hash and can never pick up old weights.
+A run's key (experiment.py) names the folder runs/<key>-<features>/ that holds its checkpoint. A run that was
+interrupted goes on from there with the same result; a run with anything changed has another key and can never pick up
+old weights.
 
 On several GPUs or machines each process trains on its share of every batch (DistributedDataParallel). What is trained
 does not depend on their number, but for what each draws by itself: dropped paths, dropout, the partners of mixup.
 """
 
-import ast
-import io
 import math
 import os
 import time
-import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -30,6 +26,7 @@ from mmtlib.data.augmentation import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
 from mmtlib.evaluation import forward, outputs, topk_accuracy, usable
+from mmtlib.experiment import key_of, parts_of, plain
 from mmtlib.files import digest
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, AVOutput, build_model
@@ -91,10 +88,12 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.model, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
             )
-        origins = {part: read_header(path).get("hash") or digest(path.read_bytes()) for part, path in init.items()}
-        self.hash = run_hash(run, recipe, seed, features, origins)
-        # Weights differ where the features do, be it in the last bits; the hash does not (see FeatureDataset).
-        self.checkpoint = Path(runs) / f"{self.hash}-{self.train.fingerprint[:8]}" / "last.pt"
+        self.parts = parts_of(
+            run, recipe, seed, self.train.identity, {part: origin(path) for part, path in init.items()}
+        )
+        self.key = key_of(self.parts)
+        # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
+        self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
         steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
         groups = parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)  # one call for all: 4 times faster on a CPU
@@ -113,11 +112,11 @@ class Trainer:
         if state is None:
             precision = from_first(choose_precision(self.recipe.precision, self._time_step, self.device, log))
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
-            log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.hash}")
+            log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.key}")
         elif state["epoch"] < self.run.epochs:
-            log(f"resumes after epoch {state['epoch']} of {self.run.epochs}, run {self.hash}")
+            log(f"resumes after epoch {state['epoch']} of {self.run.epochs}, run {self.key}")
         else:
-            log(f"was trained already, run {self.hash}")
+            log(f"was trained already, run {self.key}")
         bf16 = state["precision"] == "bf16"
         with _live(self.checkpoint.parent / "live") if rank() == 0 else nullcontext() as live:
             for row in state["history"]:
@@ -243,7 +242,7 @@ class Trainer:
             run=plain(self.run),
             recipe=self.recipe.model_dump(),
             seed=self.seed,
-            hash=self.hash,
+            key=self.key,
         )
 
     def _wait(self) -> None:
@@ -368,6 +367,11 @@ def modality_of(model: str) -> str:
     return MODALITY[model]
 
 
+def origin(weights: Path) -> str:
+    """The key of the run that weights come from; of weights from elsewhere a hash of the file."""
+    return read_header(weights).get("key") or digest(weights.read_bytes())
+
+
 def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Start an encoder of MMT from a trained MAT or MViTv2: all of its `encoder.` weights, head left out.
 
@@ -384,22 +388,6 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def plain(run: Run) -> dict[str, Any]:
-    """What decides a run: a row's place in the report does not."""
-    return run.model_dump(exclude={"group", "seeds"})
-
-
-def run_hash(run: Run, recipe: Recipe, seed: int, features: Path, init: Mapping[str, str]) -> str:
-    """What a training run is known by; `init` are the hashes of the runs that its encoders come from.
-
-    Raises DatasetError where there are no features.
-    """
-    stated = {"run": plain(run), "recipe": recipe.model_dump(exclude={"nproc", "kept"})}
-    stated["run"].pop("robustness")  # concerns what is done with the trained model
-    identity = FeatureDataset(features, "train").identity
-    return digest(stated | dict(seed=seed, features=identity, init=dict(init), code=source_digest()))
-
-
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
     """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
     if share == 1:
@@ -409,35 +397,6 @@ def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: flo
     place = table.sort_values("order").groupby("label").cumcount()
     count = table.groupby("label")["index"].transform("size")
     return indices[torch.tensor((place.reindex(table.index) < (share * count).round().clip(lower=1)).tolist())]
-
-
-def source_digest() -> str:
-    """Hash of the code that decides what training computes, so that changed code never resumes old weights.
-
-    Comments and docstrings do not count. Nor does evaluation.py: what it stores follows from the weights.
-    """
-    package = Path(__file__).parent
-    files = [*package.glob("models/*.py"), package / "losses.py", package / "trainer.py"]
-    files += [package / "data/augmentation.py", package / "data/dataset.py", package / "distributed.py"]
-    return code_digest(sorted(files))
-
-
-def code_digest(files: Sequence[Path]) -> str:
-    """Hash of the lines of modules without comments and docstrings: the same in every version of Python."""
-    text = []
-    for path in files:
-        source = path.read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:
-                row, column = token.start
-                lines[row - 1] = lines[row - 1][:column]
-        for node in ast.walk(ast.parse(source)):
-            match node:
-                case ast.Expr(ast.Constant(str())):
-                    lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-        text += [line.rstrip() for line in lines if line.strip()] + ["\0"]
-    return digest("\n".join(text).encode())
 
 
 def nothing(_: str) -> None:

@@ -1,6 +1,6 @@
 """The training stages: a run for each of its seeds, in one process or several, and what it leaves.
 
-With `training.kept`, predictions of finished runs are kept in a folder, too, under the hash of the run (see trainer),
+With `training.kept`, predictions of finished runs are kept in a folder, too, under the key of the run (see experiment),
 and taken from there instead of training. `training.nproc` starts processes on this machine, `torchrun ... -m
 mmtlib.training STAGE` anywhere.
 """
@@ -21,13 +21,14 @@ import pandas as pd
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
-from mmtlib.evaluation import predict, predictions_bytes, read_about, read_predictions, scores
-from mmtlib.files import digest, write_bytes, write_json, write_text
+from mmtlib.evaluation import predict, predictions_bytes, read_predictions, scores
+from mmtlib.experiment import ENCODERS, encoder_runs, is_kept, keep, kept, key_of, made_with, parts_of, plain
+from mmtlib.files import write_bytes, write_json, write_text
 from mmtlib.model_card import model_card
 from mmtlib.models.weights import read_header
 from mmtlib.params import Params, ParamsError, Recipe, Run, load
 from mmtlib.paths import workspace as workspace_folder
-from mmtlib.trainer import Trainer, code_digest, nothing, plain, run_hash
+from mmtlib.trainer import Trainer, nothing, origin
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,18 @@ def _train_one(
     name: str, run: Run, recipe: Recipe, stage: str, seed: int, workspace: Path, encoders: Mapping[str, Run]
 ) -> Trained:
     features, runs = workspace / "data/features", workspace / "runs"
-    starts = {}  # part -> hash of the run that it comes from, and how to get its weights
-    if run.init == "pretrained":
-        for part, source in (("audio", "pretrain_mat"), ("video", "pretrain_mvit")):
-            encoder = encoders.get(source)
-            encoder = encoder and encoder.model_copy(update={"train_share": run.train_share})
-            starts[part] = _encoder(source, encoder, recipe, seed, workspace)
+    starts = {  # part -> key of the run that it comes from, and how to get its weights
+        part: _encoder(ENCODERS[part], own, recipe, seed, workspace)
+        for part, own in encoder_runs(run, encoders).items()
+    }
     weights, path = _files(name, stage, seed, workspace)
-    hashed = run_hash(run, recipe, seed, features, {part: start[0] for part, start in starts.items()})
-    about = {"run": plain(run), "recipe": recipe.model_dump(), "seed": seed, "hash": hashed}
-    kept = workspace / recipe.kept / f"{_kept_name(run, hashed)}.parquet" if recipe.kept else None
-    if kept is not None and kept.is_file():
-        _say(name, seed)(f"takes the kept predictions, run {hashed}")
-        data, history = kept.read_bytes(), None
-        if rank() == 0 and weights.is_file() and read_header(weights).get("hash") != hashed:
+    identity = FeatureDataset(features, "train").identity
+    parts = parts_of(run, recipe, seed, identity, {part: start[0] for part, start in starts.items()})
+    key, found = key_of(parts), kept(workspace / recipe.kept, parts) if recipe.kept else None
+    if found is not None and is_kept(found):
+        _say(name, seed)(f"takes the kept predictions, run {key}")
+        data, about, history = found.predictions.read_bytes(), found.about, None
+        if rank() == 0 and weights.is_file() and read_header(weights).get("key") != key:
             weights.unlink()  # of another run
             weights.with_suffix(".md").unlink(missing_ok=True)
     else:
@@ -142,9 +141,9 @@ def _train_one(
         conditions = [None, *CONDITIONS] if run.robustness and trainer.modality == "av" else [None]
         tables = [predict(trainer.model, run.model, trainer.val)]
         tables += [predict(trainer.model, run.model, test, condition=condition) for condition in conditions]
-        about["history"] = history.drop(columns="seconds").to_csv(index=False)
+        about = {"parts": parts, "history": history.drop(columns="seconds").to_csv(index=False)} | made_with()
         predictions = pd.concat(tables, ignore_index=True)
-        data = predictions_bytes(predictions, about)
+        data = predictions_bytes(predictions)
         if rank() == 0:
             trainer.save(weights)
             card = model_card(
@@ -156,13 +155,13 @@ def _train_one(
                 encoders={part: read_header(start) for part, start in init.items()},
             )
             write_text(weights.with_suffix(".md"), card)
-            if kept is not None:
-                write_bytes(kept, data)
+            if found is not None:
+                keep(found, data, about)
     if rank() == 0:
         write_bytes(path, data)
-        about = read_about(path)
-        write_text(weights.with_suffix(".csv"), about.pop("history"))
-        write_json(weights.with_suffix(".json"), about)
+        write_text(weights.with_suffix(".csv"), about["history"])
+        # Of what made it nothing: DVC compares bytes, and a commit changes none of them.
+        write_json(weights.with_suffix(".json"), {"key": key, "parts": about["parts"]})
     barrier()
     done = _finished(name, stage, seed, workspace)
     return done if history is None else replace(done, history=history)
@@ -171,12 +170,12 @@ def _train_one(
 def _encoder(
     source: str, run: Run | None, recipe: Recipe, seed: int, workspace: Path
 ) -> tuple[str, Callable[[], Path]]:
-    """The hash of the run that an encoder comes from, and a call that gives its weights, trained if need be."""
+    """The key of the run that an encoder comes from, and a call that gives its weights, trained if need be."""
     path = _files(source, source, seed, workspace)[0]
     if run is None or (run.train_share == 1 and path.is_file()):
-        return read_header(path).get("hash") or digest(path.read_bytes()), lambda: path
+        return origin(path), lambda: path
     features, runs = workspace / "data/features", workspace / "runs"
-    hashed = run_hash(run, recipe, seed, features, {})
+    key = key_of(parts_of(run, recipe, seed, FeatureDataset(features, "train").identity, {}))
 
     def train() -> Path:
         trainer = Trainer(run, recipe, seed=seed, features=features, runs=runs, init={})
@@ -188,17 +187,12 @@ def _encoder(
             barrier()
         return own
 
-    return hashed, train
+    return key, train
 
 
 def _say(name: str, seed: int) -> Callable[[str], None]:
     """A log that begins each line with the run, on the first rank."""
     return (lambda line: print(f"{name} seed {seed} | {line}", flush=True)) if rank() == 0 else nothing
-
-
-def _kept_name(run: Run, hashed: str) -> str:
-    """What kept predictions are called: those of corrupted clips depend on how they are corrupted, too."""
-    return digest([hashed, code_digest([Path(__file__).parent / "data/corruption.py"])]) if run.robustness else hashed
 
 
 def main(arguments: list[str] | None = None) -> int:

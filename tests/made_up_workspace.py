@@ -9,6 +9,7 @@ from torch import nn
 
 from mmtlib import params as params_module
 from mmtlib.data.corruption import CONDITIONS
+from mmtlib.experiment import plain
 from mmtlib.models import MODALITY
 from mmtlib.models.weights import save_model
 from mmtlib.params import Params
@@ -102,7 +103,9 @@ def _write_run(root, name, folder, run, seed, right, splits, place) -> None:
     about = {"run": run.model_dump(mode="json"), "seed": seed}
     weights = root / f"models/{folder}/{name}-seed{seed}.safetensors"
     save_model(weights, nn.Linear(1, 1), name=run.model, num_classes=4, overrides=run.overrides, **about)
-    _write_json(weights.with_suffix(".json"), about | {"recipe": {}, "hash": "0" * 16})
+    parts = {"run": plain(run), "conditions": {} if run.robustness else None}
+    parts["run"].pop("robustness")
+    _write_json(weights.with_suffix(".json"), {"key": "0" * 16, "parts": parts})
     epochs = np.arange(1, 5)
     curve = {"epoch": epochs, "lr": 1e-3, "loss": 2 / epochs, "ce": 2 / epochs}
     curve |= {"val_loss": [1.4, 1.2, 1.1, 1.3], "val_top1": [30.0, 50.0, 60.0 + place, 55.0]}

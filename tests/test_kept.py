@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mmtlib.evaluation import read_about
+from mmtlib.data.freedoom import VERSION
+from mmtlib.experiment import is_kept, kept_runs, planned, run_of
+from mmtlib.experiment import kept as kept_at
 from mmtlib.params import load
 from mmtlib.paths import ROOT
-from mmtlib.trainer import plain
 
 PARAMS = load("params/multiseed.yaml")
-RUNS = {name: getattr(PARAMS, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")} | PARAMS.ablations
 TABLES = ROOT / "reports/tables"
+KEPT = ROOT / PARAMS.training.kept
+DATA = kept_runs(KEPT)[0].about["parts"]["data"]
 
 
 @pytest.fixture(scope="module")
 def kept():
-    """(run as JSON, seed) -> file."""
-    folder = ROOT / PARAMS.training.kept
-    return {(str(about["run"]), about["seed"]): path for path, about in ((p, read_about(p)) for p in folder.iterdir())}
+    """(name, seed) -> file."""
+    return {(name, seed): kept_at(KEPT, parts).predictions for name, seed, parts in planned(PARAMS, DATA)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def right(kept):
         columns = {}
         for seed in PARAMS.seeds_of(name):
             wanted = ["split", "modality", "clip_id", "logits", "label_index"]
-            table = pd.read_parquet(kept[str(plain(RUNS[name])), seed], columns=wanted)
+            table = pd.read_parquet(kept[name, seed], columns=wanted)
             table = table[(table["split"] == "test") & (table["modality"] == modality)].sort_values("clip_id")
             columns[seed] = 100.0 * (np.stack(table["logits"]).argmax(axis=1) == table["label_index"]).to_numpy()
         return pd.DataFrame(columns)
@@ -56,9 +57,25 @@ def interval(difference):
     return np.percentile([draw.mean() for draw in draws], [2.5, 97.5])
 
 
-def test_each_run_of_the_profile_is_kept_and_nothing_else(kept):
-    wanted = {(str(plain(run)), seed) for name, run in RUNS.items() for seed in PARAMS.seeds_of(name)}
-    assert set(kept) == wanted
+def test_each_run_of_the_profile_is_kept_under_todays_key_and_nothing_else():
+    """A miss would train for hours; `python -m mmtlib.runs params/multiseed.yaml` says what differs."""
+    wanted = [(name, kept_at(KEPT, parts)) for name, _, parts in planned(PARAMS, DATA)]
+    assert [name for name, run in wanted if not is_kept(run)] == []
+    assert {run for _, run in wanted} == set(kept_runs(KEPT))
+    assert len(list(KEPT.iterdir())) == 2 * len(wanted)
+
+
+def test_a_kept_run_is_of_the_run_and_the_data_that_the_profile_asks_for():
+    for name, seed, parts in planned(PARAMS, DATA):
+        about = kept_at(KEPT, parts).about["parts"]
+        assert (about["seed"], run_of(about).model) == (seed, PARAMS.runs[name].model)
+    read = PARAMS.features.model_dump(exclude={"cache", "workers", "clips", "crops"})
+    assert DATA["settings"] == read
+    assert DATA["source"] == {
+        "version": VERSION,
+        "seed": PARAMS.download.seed,
+        "clips_per_class": PARAMS.download.clips_per_class.model_dump(),
+    }
 
 
 def test_the_headline_follows_from_what_is_kept(right, headline):

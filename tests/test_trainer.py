@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_features import AUDIO, CLASSES, MVIT, OVERRIDES, VIDEO, make_recipe, make_run, write_features
+from toy_features import AUDIO, CLASSES, MVIT, OVERRIDES, SETTINGS, VIDEO, make_recipe, make_run, write_features
 
 from mmtlib import trainer as trainer_module
 from mmtlib.data.dataset import Batch, DatasetError, FeatureDataset
 from mmtlib.evaluation import usable
+from mmtlib.experiment import NUMERICS
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import AVOutput, build_model
 from mmtlib.models.weights import load_weights
@@ -292,8 +293,7 @@ def test_every_epoch_draws_other_augmentation(features, tmp_path, batches_seen, 
 # What names a run.
 
 
-def test_anything_that_changes_the_result_changes_the_hash(features, tmp_path, monkeypatch):
-    other_features = write_features(tmp_path / "other", seed=5)
+def test_anything_that_changes_the_result_changes_the_key(features, tmp_path, monkeypatch):
     audio, video = (tmp_path / name for name in ("audio.safetensors", "video.safetensors"))
     _save_encoder(audio, "mat_t")
     _save_encoder(video, "mvitv2_t")
@@ -313,7 +313,6 @@ def test_anything_that_changes_the_result_changes_the_hash(features, tmp_path, m
         name(recipe=make_recipe(mixup=0.1)),
         name(recipe=make_recipe(precision="auto")),
         name(seed=1),
-        name(folder=other_features),
         name(mmt),
         name(mmt, init=init),
         name(make_run("mmt_t", objective={"avc": 0.1})),
@@ -326,40 +325,19 @@ def test_anything_that_changes_the_result_changes_the_hash(features, tmp_path, m
     copy = tmp_path / "copy"
     shutil.copytree(features, copy)
     assert name(folder=copy) == hashes[0], "it is the content of the features that counts, not the place"
-    monkeypatch.setattr(trainer_module, "source_digest", lambda: "other code")
+    monkeypatch.setitem(NUMERICS, "mat", 2)
     assert name() != hashes[0]
+    assert name(mmt) == hashes[9], "of another family"
 
 
-def test_the_checkpoint_lies_in_the_folder_of_the_hash(features, tmp_path):
+def test_the_checkpoint_lies_in_the_folder_of_the_key(features, tmp_path):
     trainer = make_trainer(features, tmp_path / "runs", make_run(epochs=1))
     fit(trainer)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name == f"{trainer.hash}-{trainer.train.fingerprint[:8]}"
+    assert folder.name == f"{trainer.key}-{trainer.train.fingerprint[:8]}"
     assert trainer.checkpoint == folder / "last.pt"
     assert trainer.checkpoint.is_file()
     assert not list(trainer.checkpoint.parent.glob("*.tmp"))
-
-
-def test_the_source_digest_covers_what_computes_a_run(monkeypatch, tmp_path):
-    package = tmp_path / "mmtlib"
-    shutil.copytree(trainer_module.__file__.rsplit("/", 1)[0], package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(trainer_module, "__file__", str(package / "trainer.py"))
-    digests = [trainer_module.source_digest()]
-    for name in ("models/fusion.py", "losses.py", "trainer.py", "data/dataset.py", "data/augmentation.py"):
-        with (package / name).open("a") as file:
-            file.write("changed = True\n")
-        digests.append(trainer_module.source_digest())
-    assert len(set(digests)) == len(digests)
-    with (package / "losses.py").open("a") as file:
-        file.write('# a comment\ndef told():\n    """Told."""\n')
-    told = trainer_module.source_digest()
-    (package / "losses.py").write_text(
-        (package / "losses.py").read_text().replace('"""Told."""', '"""Told anew."""  # !')
-    )
-    assert trainer_module.source_digest() == told != digests[-1], "prose does not count"
-    digests.append(told)
-    (package / "report.py").write_text("# the report trains nothing")
-    assert trainer_module.source_digest() == digests[-1]
 
 
 def test_an_identity_is_of_the_clips_and_settings_not_of_the_last_bits(tmp_path):
@@ -371,10 +349,12 @@ def test_an_identity_is_of_the_clips_and_settings_not_of_the_last_bits(tmp_path)
     index.loc[0, "clip_id"] = "another"
     index.to_csv(folders[1] / "index.csv", index=False)
     assert FeatureDataset(folders[1], "train").identity != one.identity
-    described = json.loads((folders[0] / "features.json").read_text())
-    described["log_mel"]["mean"] += 0.1
-    (folders[0] / "features.json").write_text(json.dumps(described))
-    assert FeatureDataset(folders[0], "train").identity != one.identity
+    for what, value in (("settings", SETTINGS | {"hop_ms": 12.5}), ("source", {"seed": 8}), ("classes", CLASSES[::-1])):
+        described = json.loads((folders[0] / "features.json").read_text())
+        (folders[0] / "features.json").write_text(json.dumps(described | {what: value}))
+        changed = FeatureDataset(folders[0], "train").identity
+        assert changed != one.identity
+        one = FeatureDataset(folders[0], "train")
 
 
 def test_a_share_of_the_clips_is_of_each_class_and_within_a_larger_share(features):

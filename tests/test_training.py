@@ -1,8 +1,10 @@
 """The training stages on a toy set: what they leave, where encoders come from, predictions that are kept."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,10 @@ from toy_features import CLASSES, make_recipe, make_run, write_features
 from mmtlib import training
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.evaluation import read_about
+from mmtlib.experiment import NUMERICS, is_kept, kept, kept_runs, key_of, parts_of, plain, run_of, why_not
 from mmtlib.models.weights import WeightsError, load_model, load_weights
-from mmtlib.params import Ablation
-from mmtlib.trainer import Trainer, run_hash
+from mmtlib.params import Ablation, Run
+from mmtlib.trainer import Trainer
 from mmtlib.training import train_runs
 
 ROUGH = {
@@ -106,19 +108,19 @@ def test_weights_have_a_card_whose_figures_are_those_of_the_run(workspace):
             model, about = load_model(run.weights)
             count = sum(part.numel() for part in model.parameters())
             assert f"- model: {stages[stage].model}, {count:,} parameters" in card
-            assert f"- run: {about['hash']}, seed {run.seed}" in card
+            assert f"- run: {about['key']}, seed {run.seed}" in card
             assert f"- trained on: toy, fingerprint {about['stats']['fingerprint'][:16]}; 32 clips" in card
             assert f"- lr: {stages[stage].lr}\n" in card
             rows = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")][1:]
             wanted = run.scores.round(1).astype(str).values.tolist()
             assert [[cell.strip() for cell in row] for row in rows] == wanted
     card = trained["train_mmt"][0].weights.with_suffix(".md").read_text()
-    hashes = [load_model(trained[stage][0].weights)[1]["hash"] for stage in ("pretrain_mat", "pretrain_mvit")]
+    hashes = [load_model(trained[stage][0].weights)[1]["key"] for stage in ("pretrain_mat", "pretrain_mvit")]
     assert f"starts from: audio: mat_t, run {hashes[0]}, trained on the same data; video: mvitv2_t" in card
     assert hashes[1] in card
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1] + "print(about['hash'], about['seed'])"
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1] + "print(about['key'], about['seed'])"
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert said.split() == [about["hash"], "0"]
+    assert said.split() == [about["key"], "0"]
 
 
 def test_the_predictions_are_those_of_the_saved_weights(workspace):
@@ -262,7 +264,8 @@ def test_weights_of_another_run_do_not_stay_beside_kept_predictions(stages, tmp_
     assert first.weights.with_suffix(".md").is_file()
     assert not train("pretrain_mat", stages, recipe, tmp_path).weights.is_file()
     assert not first.weights.with_suffix(".md").exists(), "it was of those weights"
-    assert read_about(first.predictions)["run"]["lr"] == stages["pretrain_mat"].lr
+    about = json.loads(first.weights.with_suffix(".json").read_text())
+    assert about["parts"]["run"]["lr"] == stages["pretrain_mat"].lr
 
 
 def test_corrupted_test_clips_are_read_only_where_it_is_asked_for(stages, tmp_path):
@@ -282,10 +285,44 @@ def test_corrupted_test_clips_are_read_only_where_it_is_asked_for(stages, tmp_pa
 def test_a_place_in_the_report_does_not_make_another_run(stages, tmp_path, features):
     run = stages["pretrain_mat"]
     row = Ablation.model_validate(run.model_dump() | {"group": "search", "seeds": [0]})
-    folder = features
-    hashes = [
-        run_hash(one, make_recipe(nproc=n, kept=k), 0, folder, {})
+    data = FeatureDataset(features, "train").identity
+    parts = [
+        parts_of(one, make_recipe(nproc=n, kept=k), 0, data, {})
         for one, n, k in ((run, 1, None), (row, 1, None), (run, 2, "kept"))
     ]
-    assert len(set(hashes)) == 1
-    assert run_hash(run.model_copy(update={"train_share": 0.5}), make_recipe(), 0, folder, {}) != hashes[0]
+    assert parts[0] == parts[1] == parts[2]
+    fewer = parts_of(run.model_copy(update={"train_share": 0.5}), make_recipe(), 0, data, {})
+    assert key_of(fewer) != key_of(parts[0])
+
+
+def test_how_a_model_is_tested_keeps_another_file_but_trains_no_other_weights(stages, features):
+    data = FeatureDataset(features, "train").identity
+    run = stages["train_mmt"]
+    robust, not_so = (
+        parts_of(run.model_copy(update={"robustness": flag}), make_recipe(), 0, data, {}) for flag in (True, False)
+    )
+    assert key_of(robust) == key_of(not_so)
+    assert kept(Path("kept"), robust) != kept(Path("kept"), not_so)
+
+
+def test_a_kept_run_says_what_it_is_and_a_run_that_is_not_kept_what_differs(stages, tmp_path, monkeypatch):
+    recipe = make_recipe(kept="kept")
+    write_features(tmp_path / "data/features")
+    run = stages["pretrain_mat"]
+    for lr in (1e-3, 2e-3):
+        train("pretrain_mat", stages, recipe, tmp_path, lr=lr)
+    first = next(one for one in kept_runs(tmp_path / "kept") if one.about["parts"]["run"]["lr"] == 1e-3)
+    parts = first.about["parts"]
+    assert {"run", "model", "recipe", "seed", "fold", "data", "encoders", "numerics", "conditions"} == parts.keys()
+    assert run_of(parts) == Run.model_validate(plain(run) | {"lr": 1e-3})
+    assert parts["model"]["dim"] == 8
+    assert re.fullmatch(r"[0-9a-f]{40}.*|unknown", first.about["commit"])
+    data = FeatureDataset(tmp_path / "data/features", "train").identity
+    same = parts_of(run.model_copy(update={"lr": 1e-3}), recipe, 0, data, {})
+    assert is_kept(kept(tmp_path / "kept", same))
+    noisy = parts_of(run.model_copy(update={"lr": 1e-3}), make_recipe(noise=0.1), 0, data, {})
+    assert why_not(tmp_path / "kept", noisy) == "recipe.noise: 0.0 is kept, 0.1 is wanted"
+    monkeypatch.setitem(NUMERICS, "mat", 2)
+    later = parts_of(run.model_copy(update={"lr": 2e-3}), recipe, 0, data, {})
+    assert why_not(tmp_path / "kept", later) == "numerics: 1 is kept, 2 is wanted"
+    assert why_not(tmp_path / "nowhere", later) == f"no run is kept in {tmp_path / 'nowhere'}"

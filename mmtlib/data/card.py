@@ -123,7 +123,7 @@ def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
             seconds=f"{SECONDS:g}",
             number=len(CLASSES),
             sizes=", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS),
-            seed=made["seed"],
+            seed=dataset["source"]["seed"],
             game=GAME,
             rate=TICS_PER_SECOND,
             levels=", ".join(f"{len(split_levels(split))} {split}" for split in SPLITS),
@@ -137,7 +137,7 @@ def card_text(manifest: pd.DataFrame, dataset: dict[str, Any]) -> str:
             clips=made["clips"],
             failed=int(retries["tries"].sum()),
             restarts=made["engine_restarts"],
-            recipe=made["recipe"],
+            version=dataset["source"]["version"],
             retries=_markdown(retries) if len(retries) else "No class needed one.",
         )
     )

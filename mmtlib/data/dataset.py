@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode, decoders, share_of_cores
 from mmtlib.data.manifest import media_root
+from mmtlib.files import digest
 
 MODALITIES = ("audio", "video", "av")
 _AHEAD = 2  # batches that are read or decoded while the caller computes
@@ -54,9 +55,9 @@ class FeatureDataset:
     Attributes: index (the split's rows of index.csv), clip_ids, heads (name -> classes; an ordinary set has the one
     head "label"), num_logits (classes of all heads), classes (what labels count: with several heads their
     combinations, the last head fastest), labels (int64), has_audio, has_video (bool), stats (features.json as read:
-    settings, normalisation, coverage), fingerprint (of every bit) and identity (of which clips there are, how they are
-    read and, roughly, their statistics: the same on every machine). Raises DatasetError if the folder is missing,
-    incomplete or has no clip of the split.
+    settings, normalisation, coverage), fingerprint (of every bit) and identity (which data this is, as JSON: source,
+    classes, settings and a hash of the clips' ids; the same on every machine). Raises DatasetError if the folder is
+    missing, incomplete or has no clip of the split.
     """
 
     def __init__(self, root: str | os.PathLike, split: str):
@@ -87,7 +88,7 @@ class FeatureDataset:
             raise DatasetError(
                 f"{self.root} is damaged ({error}); run the stage again: dvc repro --force features."
             ) from error
-        # Arrays differ in last bits between processors, whose encoders round differently; this hash does not.
+        # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
@@ -101,12 +102,12 @@ class FeatureDataset:
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
 
-    def _identify(self, index: pd.DataFrame) -> str:
+    def _identify(self, index: pd.DataFrame) -> dict[str, Any]:
         columns = ["clip_id", "split", "start", "end", "has_audio", "has_video", *self.heads]
-        rows = index.reindex(columns=columns).to_csv(index=False, float_format="%.3f")
-        means = [[round(float(v), 2) for v in np.ravel(self.stats[name]["mean"])] for name in ("log_mel", "frames")]
-        about = {"heads": self.heads, "settings": self.stats.get("settings"), "means": means, "rows": rows}
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        rows = index.reindex(columns=columns).to_json(orient="values", double_precision=15)
+        about = {name: self.stats.get(name) for name in ("name", "class_list", "source", "settings")}
+        # A list of pairs: the order of the heads is that of their logits.
+        return about | {"heads": [list(head) for head in self.heads.items()], "clips": digest(rows.encode())}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -216,8 +217,8 @@ def _shared_decoders() -> ProcessPoolExecutor:
 
 def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:
     """A CPU generator for each (seed, epoch, stream): a resumed epoch draws what an unbroken one would."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{stream}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    drawn = hashlib.blake2b(f"{seed}/{epoch}/{stream}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(drawn, "big") >> 1)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Tensor]:

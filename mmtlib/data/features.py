@@ -181,7 +181,8 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
         if len(set(names)) < len(names):
             raise FeatureError(f"{path} names a class twice; correct its classes.")
     described = {"name": name, "class_list": str(given.get("class_list", name)), "classes": classes}
-    return {**described, "heads": heads} if heads else described
+    described |= {"heads": heads} if heads else {}
+    return described | ({"source": given["source"]} if "source" in given else {})
 
 
 def _decode_flags(settings: Settings, task: Task) -> Decoded:
@@ -273,7 +274,10 @@ def _finish(
         arrays[1][~flags[:, 1]] = np.rint(picture_mean)
         for array in arrays:
             array.flush()
+    source = described.pop("source", None)  # no part of the fingerprint: that is of what was read
     described["fingerprint"] = _fingerprint(described, folder, used.digest)
+    if source is not None:
+        described["source"] = source
     if not part["cache"]:
         described["manifest"] = part["manifest"]  # says that there are no arrays, and where to decode from
     (folder / "features.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

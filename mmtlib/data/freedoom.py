@@ -33,7 +33,7 @@ from mmtlib.data.manifest import SPLITS, write_manifest
 from mmtlib.data.media import write_clip
 
 NAME = "freedoom-sounds"
-MODULES = ("freedoom.py", "freedoom_clip.py", "freedoom_sound.py", "freedoom_engine.py")
+VERSION = 1  # of the clips: raise it when a change of code changes what they hold
 STALL_SECONDS = 60.0
 ATTEMPTS = 3  # engine processes that one clip may bring down
 RECORDS = "records.jsonl"  # one line a clip: how it was made
@@ -57,16 +57,11 @@ def clip_specs(seed: int, clips_per_class: dict[str, int]) -> list[ClipSpec]:
     return specs
 
 
-def recipe_hash() -> str:
-    """Hash of the code that makes clips: clips of another recipe are not taken over."""
-    return files.digest(b"".join(Path(__file__).with_name(name).read_bytes() for name in MODULES))
-
-
 def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: int = 0) -> pd.DataFrame:
     """Make the set in `out`: manifest.csv, dataset.json and clips/; returns the manifest.
 
     clips_per_class: split -> clips of each class. workers: engine processes (0: one per core). A clip that an
-    earlier call with this seed and recipe finished is kept; the outcome does not depend on it.
+    earlier call with this seed and version finished is kept; the outcome does not depend on it.
 
     Raises GenerationError if a clip could not be made, or an engine stalled or ended again and again on it;
     EngineError if the engine is missing or has no sound (the text says what to install); ValueError like
@@ -76,10 +71,10 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
     specs = clip_specs(seed, clips_per_class)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     (out / ".parts").mkdir(exist_ok=True)
-    begun, recipe = time.monotonic(), recipe_hash()
-    known = _known_records(out, f"{recipe}-{seed}")
+    begun, key = time.monotonic(), f"{VERSION}-{seed}"
+    known = _known_records(out, key)
     todo = [spec for spec in specs if spec.clip_id not in known]
-    pool = _Pool(out, f"{recipe}-{seed}", workers or os.cpu_count() or 1)
+    pool = _Pool(out, key, workers or os.cpu_count() or 1)
     known |= {record["clip_id"]: record for record in pool.run(todo)}
 
     records = [known[spec.clip_id] for spec in specs]
@@ -89,9 +84,8 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
         "classes": list(CLASSES),
         "class_list": NAME,
         "ceilings": ceilings(manifest),
+        "source": {"version": VERSION, "seed": seed, "clips_per_class": dict(clips_per_class)},
         "generation": {
-            "seed": seed,
-            "recipe": recipe,
             "clips": len(records),
             "retries": _retries(records),
             "engine_restarts": pool.restarts,
@@ -132,7 +126,7 @@ def _retries(records: list[dict]) -> dict[str, dict[str, int]]:
 
 
 def _known_records(out: Path, key: str) -> dict[str, dict]:
-    """Records of the clips in `out` that an earlier call finished with the same seed and recipe."""
+    """Records of the clips in `out` that an earlier call finished with the same seed and version."""
     lines = (out / RECORDS).read_text().splitlines() if (out / RECORDS).is_file() else []
     lines += [file.read_text() for file in sorted((out / ".parts").glob("*.json"))]
     records = [json.loads(line) for line in lines]

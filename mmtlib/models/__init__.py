@@ -1,6 +1,7 @@
 """The models, by name: `build_model("mmt_t", num_classes=18)`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,9 +11,22 @@ from mmtlib.models.mat import MAT, build_mat
 from mmtlib.models.mmt import MMT_SIZES, build_mmt
 from mmtlib.models.mvit import MVIT, build_mvit, load_torchvision_mvit
 
-__all__ = ["MODALITY", "AVOutput", "build_model", "load_torchvision_mvit"]
+__all__ = ["MODALITY", "AVOutput", "build_model", "load_torchvision_mvit", "resolved"]
 
 MODALITY = dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
+
+
+def resolved(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model by its name, with `overrides` in their place. Raises ValueError for an unknown name."""
+    for table in (MAT, AST, MVIT, MBT_SIZES):
+        if name in table:
+            return dict(table[name]) | dict(overrides)
+    if name not in MMT_SIZES:
+        raise ValueError(f"no model is called {name!r}; the names are {', '.join(MODALITY)}")
+    settings = MMT_SIZES[name] | dict(overrides)
+    for part, table in (("audio", MAT), ("video", MVIT)):
+        settings[part] = table[MMT_SIZES[name][part]] | overrides.get(part, {})
+    return settings
 
 
 def build_model(

@@ -44,10 +44,11 @@ def workspace(tmp_path_factory):
     (clips / "clips").mkdir(parents=True)
     manifest = pd.DataFrame(rows(), columns=list(COLUMNS))
     write_manifest(manifest, clips / "manifest.csv")
-    generation = {"seed": 11, "recipe": "abc", "clips": len(manifest), "engine_restarts": 3}
+    generation = {"clips": len(manifest), "engine_restarts": 3}
     generation["retries"] = {"turn_left": {"stopped": 1, "a sound": 4}, "teleport": {"not seen": 2}}
     tops = {"train": {"audio": 81.5, "video": 70.0}, "test": {"audio": 30.0, "video": 100.0}}
     about = {"name": "freedoom-sounds", "classes": list(CLASSES), "ceilings": tops, "generation": generation}
+    about["source"] = {"version": 5, "seed": 11, "clips_per_class": {}}
     (clips / "dataset.json").write_text(json.dumps(about))
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (8, 3, 4, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2)
