@@ -18,20 +18,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmtlib.benchmark import machine
+from mmtlib.config import ROOT, load
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.decode import Settings, Task, decode, decoders, share_of_cores
 from mmtlib.data.features import extract_features, merge_features
 from mmtlib.data.manifest import write_manifest
 from mmtlib.data.media import write_clip
 from mmtlib.data.probe import probe
-from mmtlib.efficiency import count_macs, count_parameters
-from mmtlib.figures import READS
 from mmtlib.files import write_text
 from mmtlib.models import MODALITY, build_model
-from mmtlib.params import load
-from mmtlib.paths import ROOT
-from mmtlib.trainer import Trainer
+from mmtlib.models.cost import count_macs, count_parameters
+from mmtlib.training.loop import Trainer
+from study.bench import machine
+from study.figures.results import READS
 
 PAGE = ROOT / "docs/scale.md"
 PROFILE = load("params/vggsound.yaml")

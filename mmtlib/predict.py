@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmtlib.config import ROOT
 from mmtlib.data.decode import FeatureError, Settings, Task, View, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
 from mmtlib.models import MODALITY
-from mmtlib.models.weights import WeightsError, load_model
-from mmtlib.paths import ROOT
+from mmtlib.models.hub import WeightsError, load_model
 
 WEIGHTS = ROOT / "models/train_mmt/train_mmt-seed0.safetensors"
 """The MMT of the pipeline."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmtlib.evaluation import read_predictions
+from mmtlib.evaluation.predictions import read_predictions
 from mmtlib.files import write_text
 
 LABEL_SETS = {"A": ("A", "AV"), "V": ("V", "AV"), "AV": ("AV",), "all": ("A", "V", "AV")}

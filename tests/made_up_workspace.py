@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from mmtlib import params as params_module
+from mmtlib import config as params_module
+from mmtlib.config import Params
 from mmtlib.data.corruption import CONDITIONS
-from mmtlib.experiment import plain
 from mmtlib.models import MODALITY
-from mmtlib.models.weights import save_model
-from mmtlib.params import Params
+from mmtlib.models.hub import save_model
+from mmtlib.training.experiment import plain
 
 CLASSES = ["bell", "dog", "drum", "wave"]
 SPLITS = {"train": 8, "val": 3, "test": 10}  # clips of each class

@@ -7,12 +7,13 @@ import pytest
 import torch
 from toy_features import MMT, make_recipe, make_run, write_features
 
-from mmtlib import distributed, training
+from mmtlib import distributed
+from mmtlib.config import ParamsError
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
-from mmtlib.models.weights import load_weights
-from mmtlib.params import ParamsError
-from mmtlib.trainer import Trainer
-from mmtlib.training import TrainingError, train_runs
+from mmtlib.models.hub import load_weights
+from mmtlib.training.loop import Trainer
+from mmtlib.training.stage import TrainingError, train_runs
+from mmtlib.training import stage as training
 
 # Nothing that a process draws by itself: no dropped path, no mixup.
 SURE = copy.deepcopy(MMT)

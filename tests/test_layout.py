@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import mmtlib
-from mmtlib.paths import ROOT
+from mmtlib.config import ROOT
 
 BASE = {"files", "paths"}
 # A part of mmtlib and what it may import. Models take plain values, so they know neither data nor params.
@@ -91,7 +91,7 @@ def yaml(name: str) -> dict:
 
 
 def test_imported_parts_sees_every_form():
-    code = "import os, mmtlib.run\nfrom mmtlib import losses\ndef f():\n    from mmtlib.data.media import x"
+    code = "import os, study.run\nfrom mmtlib import losses\ndef f():\n    from mmtlib.data.media import x"
     assert imported_parts(code) == {"run", "losses", "data"}
 
 

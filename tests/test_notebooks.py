@@ -6,9 +6,8 @@ import re
 import nbformat
 import pytest
 
-from mmtlib import run
-from mmtlib.params import load
-from mmtlib.paths import ROOT
+from mmtlib.config import ROOT, load
+from study import run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMOKE = load("params/smoke.yaml")

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mmtlib.paths import ROOT, workspace
+from mmtlib.config import ROOT, workspace
 
 
 def test_a_relative_workspace_is_taken_from_the_root_wherever_one_stands(tmp_path, monkeypatch):

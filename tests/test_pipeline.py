@@ -11,9 +11,8 @@ import nbformat
 import pytest
 from ruamel.yaml import YAML
 
-from mmtlib import run
-from mmtlib.params import Params
-from mmtlib.paths import ROOT
+from mmtlib.config import ROOT, Params
+from study import run
 
 # What decides no result, and what it imports: a field added for one stage, or a picture, must not run the
 # others again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from toy_features import OVERRIDES
 
-from mmtlib import figures, predict, predict_figures
+from mmtlib import predict
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
 from mmtlib.data.media import CUT_OFF_S, write_clip
-from mmtlib.evaluation import predict as pipeline_predict
+from mmtlib.evaluation.predictions import predict as pipeline_predict
 from mmtlib.models import build_model
-from mmtlib.models.weights import WeightsError, save_model
+from mmtlib.models.hub import WeightsError, save_model
 from mmtlib.predict import PredictionError, predict_file, window_spans
+from study.figures import predict as predict_figures
+from study.figures import results as figures
 
 SETTINGS = dict(sample_rate=8000, mel_bins=32, window_ms=25, hop_ms=20, frames=4, size=16, seconds=1.0)
 FPS, HZ = 8, 8000

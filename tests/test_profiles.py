@@ -7,10 +7,9 @@ import made_up_sets
 import pandas as pd
 import pytest
 
-from mmtlib import smoke
-from mmtlib.params import Params, load
-from mmtlib.paths import ROOT
-from mmtlib.report import write_report
+from mmtlib.config import ROOT, Params, load
+from study import smoke
+from study.report import write_report
 
 REAL = ["vggsound", "kinetics-sounds", "epic-kitchens-100"]
 STATUS = ["missing", "broken", "silent", "too_short"]

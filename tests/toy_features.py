@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmtlib import params
-from mmtlib.params import Recipe, Run
+from mmtlib import config as params
+from mmtlib.config import Recipe, Run
 
 CLASSES = ["bell", "dog", "drum", "wave"]
 AUDIO, VIDEO = (40, 32), (4, 16, 16)  # (time, mel), (T, H, W)

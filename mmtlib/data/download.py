@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from freedoom_sounds import generate as freedoom
 from mmtlib import files
-from mmtlib.data import freedoom
-from mmtlib.data.annotations import SourceError
 from mmtlib.data.manifest import write_manifest
-from mmtlib.data.sources import SOURCES, survey
+from mmtlib.data.sources.listing import SourceError
+from mmtlib.data.sources.survey import SOURCES, survey
 
 
 def download(

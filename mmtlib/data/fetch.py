@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmtlib.data.annotations import list_media
-from mmtlib.data.youtube import KINETICS_LISTS, kinetics_sounds, vggsound
+from mmtlib.data.sources.listing import list_media
+from mmtlib.data.sources.youtube import KINETICS_LISTS, kinetics_sounds, vggsound
 from mmtlib.files import write_text
 
 SOURCES = {"vggsound": vggsound, "kinetics-sounds": kinetics_sounds}

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmtlib import files, paths
+from mmtlib import config
+from mmtlib import files
 
 COLUMNS = ("clip_id", "path", "start", "end", "label", "split")
 SPLITS = ("train", "val", "test")
@@ -40,7 +41,7 @@ def media_root(path: str | os.PathLike) -> Path:
         return path.parent.resolve()
     try:
         media = json.loads(described.read_text(encoding="utf-8")).get("media")
-        return path.parent.resolve() if media is None else paths.workspace(media)
+        return path.parent.resolve() if media is None else config.workspace(media)
     except (ValueError, AttributeError, TypeError) as error:
         raise ManifestError(f"{described} is damaged ({error}); run the download stage again.") from error
 

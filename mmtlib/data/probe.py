@@ -23,9 +23,10 @@ from typing import NamedTuple
 import av
 import pandas as pd
 
-from mmtlib import files, paths
-from mmtlib.data.annotations import SourceError, list_media
+from mmtlib import config
+from mmtlib import files
 from mmtlib.data.media import CUT_OFF_S, MediaError, describe, locate, open_media
+from mmtlib.data.sources.listing import SourceError, list_media
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
 _CHUNK = 16  # files per task of a worker
@@ -183,11 +184,11 @@ def main() -> None:
     parser.add_argument("--cache", default="data/probe", help="folder of the verdicts; of the default workspace")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one for each core")
     given = parser.parse_args()
-    root = paths.workspace(given.media)
+    root = config.workspace(given.media)
     try:
         found = probe(
             [root / name for name in list_media(root)],
-            cache=paths.workspace(given.cache),
+            cache=config.workspace(given.cache),
             workers=given.workers,
             shard=given.shard,
         )

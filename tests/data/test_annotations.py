@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_sets import put
 
-from mmtlib.data.annotations import SourceError, hold_out, list_media, stem
+from mmtlib.data.sources.listing import SourceError, hold_out, list_media, stem
 
 
 def test_media_files_are_listed_once_pictures_first(tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from mmtlib.config import ROOT
 from mmtlib.data.decode import LogMel, Settings, Task, decode
 from mmtlib.data.media import write_clip
-from mmtlib.paths import ROOT
 
 FLOOR = math.log(1e-6)
 

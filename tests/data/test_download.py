@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from real_sets import clip_bytes, csv_text, put
 
+from freedoom_sounds import generate as freedoom
+from mmtlib.config import Download, ParamsError, check
 from mmtlib.data import download as module
-from mmtlib.data import freedoom, media_root, read_manifest
-from mmtlib.data.annotations import SourceError
+from mmtlib.data import media_root, read_manifest
 from mmtlib.data.download import download
-from mmtlib.data.sources import SOURCES
-from mmtlib.params import Download, ParamsError, check
+from mmtlib.data.sources.listing import SourceError
+from mmtlib.data.sources.survey import SOURCES
 
 
 def test_the_generated_set_is_called_with_what_it_needs(tmp_path, monkeypatch):

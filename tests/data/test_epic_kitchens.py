@@ -7,7 +7,7 @@ import pytest
 from real_sets import clip_bytes, csv_text, put
 
 from mmtlib.data import ManifestError, build_manifest
-from mmtlib.data.sources import survey
+from mmtlib.data.sources.survey import survey
 
 build = partial(build_manifest, workers=1)
 HEADER = ["narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp"]

@@ -11,9 +11,9 @@ from functools import partial
 import pandas as pd
 import pytest
 
+from mmtlib.config import ROOT
 from mmtlib.data import fetch
 from mmtlib.data.fetch import FetchError, command, main
-from mmtlib.paths import ROOT
 
 STAND_IN = f"""#!{sys.executable}
 import json, pathlib, sys, time

@@ -6,8 +6,8 @@ import pytest
 from real_sets import clip_bytes, csv_text, put
 
 from mmtlib.data import ManifestError, build_manifest, read_manifest, write_manifest
-from mmtlib.data.annotations import SourceError
-from mmtlib.data.sources import survey
+from mmtlib.data.sources.listing import SourceError
+from mmtlib.data.sources.survey import survey
 
 build = partial(build_manifest, "folder", workers=1)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtlib.config import ROOT
 from mmtlib.data import ManifestError, media_root, read_manifest, write_manifest
-from mmtlib.paths import ROOT
 
 HEADER = "clip_id,path,start,end,label,split"
 ROW = "a,a.mp4,0,1.5,shot,train"

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from real_sets import counts, csv_text, flawed, video_id
 
-from mmtlib.data.annotations import SourceError, list_media
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import ManifestError
 from mmtlib.data.media import MediaError, locate, members, open_media, write_clip
 from mmtlib.data.pack import PackError, main, pack
 from mmtlib.data.probe import probe
-from mmtlib.data.sources import build_manifest
+from mmtlib.data.sources.listing import SourceError, list_media
+from mmtlib.data.sources.survey import build_manifest
 
 SETTINGS = {
     "sample_rate": 16000,

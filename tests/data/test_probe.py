@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from real_sets import clip_bytes, put
 
+from mmtlib.config import ROOT
 from mmtlib.data import probe as module
-from mmtlib.data.annotations import SourceError
 from mmtlib.data.media import MediaError, read_clip, write_clip
 from mmtlib.data.probe import look, probe
-from mmtlib.paths import ROOT
+from mmtlib.data.sources.listing import SourceError
 
 # Container -> codec of the picture, of the sound, options of the muxer.
 KINDS = {

@@ -3,7 +3,7 @@
 import pytest
 
 from mmtlib.data import build_manifest
-from mmtlib.data.annotations import SourceError
+from mmtlib.data.sources.listing import SourceError
 
 
 def test_an_unknown_source_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from real_sets import clip_bytes, counts, csv_text, flawed, put, video_id
 
 from mmtlib.data import ManifestError, build_manifest
-from mmtlib.data.annotations import SourceError, class_names
+from mmtlib.data.sources.listing import SourceError, class_names
 
 build = partial(build_manifest, workers=1)
 TRAIN = ["good", "good", "missing", "truncated", "no index", "silent", "blind", "short", "good", "good"]

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmtlib import params
+from mmtlib import config as params
 from mmtlib.models import MODALITY, AVOutput, build_model
 
 TINY = [name for name in MODALITY if name.endswith("_t")]

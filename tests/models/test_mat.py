@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmtlib.efficiency import count_parameters
 from mmtlib.models import build_model
+from mmtlib.models.cost import count_parameters
 from mmtlib.models.mat import MAT
 from mmtlib.models.multiscale import pooled_grid
 

@@ -1,0 +1,337 @@
+"""Typed, checked parameters: one pydantic model for each section of params.yaml.
+
+Every field states its unit and range here; params.yaml carries the values. A section is named like the stage
+(and the notebook) that it belongs to; `seeds` and `training` are shared by the training stages.
+"""
+
+import difflib
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository root of this (editable) install."""
+
+
+def workspace(path: str | Path = ".") -> Path:
+    """Return the workspace folder as an absolute path; a relative one is taken from the repository root.
+
+    JupyterLab and nbval run a notebook in `notebooks/`, DVC in the root: both must find the same folder.
+    """
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+class ParamsError(ValueError):
+    """A parameter is missing, unknown or out of range; the message is one sentence that says what to do."""
+
+
+# A name that is safe in file names and on command lines: lower-case letters, digits, `_` and `-`.
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    # Strict: no "32" for 32 and no 1 for true; YAML 1.2 already gives the right types, 1e-3 included.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class ClipsPerClass(Section):
+    """How many clips of each class a split holds."""
+
+    train: int = Field(ge=1, description="clips")
+    val: int = Field(ge=1, description="clips")
+    test: int = Field(ge=1, description="clips")
+
+
+class Download(Section):
+    """Stage `download`: the clips and their manifest, generated or from files that are there already."""
+
+    source: Literal["freedoom-sounds", "vggsound", "kinetics-sounds", "epic-kitchens-100", "folder"] = Field(
+        description="name of the data set"
+    )
+    seed: Seed | None = Field(default=None, description="of the generated set; the same seed gives the same clips")
+    clips_per_class: ClipsPerClass | None = Field(default=None, description="of the generated set")
+    annotations: str | None = Field(default=None, description="a real set's official CSV file, or their folder")
+    media: str | None = Field(default=None, description="folder of a real set's files; relative: to the repository")
+    class_list: Literal["kinetics-sounds-31", "kinetics-sounds-32"] | None = Field(
+        default=None, description="which Kinetics-Sounds"
+    )
+    val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
+    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+
+    @model_validator(mode="after")
+    def _settings_of_the_source(self) -> "Download":
+        needed = {
+            "freedoom-sounds": ["seed", "clips_per_class"],
+            "kinetics-sounds": ["annotations", "media", "class_list"],
+            "folder": ["media"],
+        }.get(self.source, ["annotations", "media"])
+        may = needed if self.source == "freedoom-sounds" else [*needed, "annotations", "val_share"]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing, which {self.source} needs; add it")
+        for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share"):
+            if name not in may and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} means nothing to {self.source}; remove it")
+        return self
+
+
+class Features(Section):
+    """Stage `features`: decode the clips into log-mel spectrograms and frames."""
+
+    sample_rate: int = Field(ge=4000, le=96000, description="Hz, mono")
+    mel_bins: int = Field(ge=8, le=512, description="mel bands")
+    window_ms: float = Field(gt=0, le=200, description="ms, length of the STFT window")
+    hop_ms: float = Field(gt=0, le=200, description="ms between two windows")
+    frames: int = Field(ge=1, le=256, description="RGB frames for each clip, evenly spaced")
+    size: int = Field(ge=16, le=512, description="pixels, height and width of a frame")
+    seconds: float = Field(gt=0, le=60, description="s of a clip that are used")
+    clips: int = Field(default=1, ge=1, le=100, description="windows of a test clip, evenly spaced")
+    crops: Literal[1, 3] = Field(default=1, description="crops of each window of a test clip")
+    cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
+    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+
+    @model_validator(mode="after")
+    def _overlap(self) -> "Features":
+        if self.hop_ms > self.window_ms:
+            raise ValueError(f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms")
+        return self
+
+
+class SpecAugment(Section):
+    """Masks over the log-mel spectrogram (Park et al. 2019, without the time warp); 0 masks switch it off."""
+
+    time_masks: int = Field(ge=0, le=16, description="masks along time")
+    time_width: int = Field(ge=0, description="spectrogram frames, the widest time mask")
+    freq_masks: int = Field(ge=0, le=16, description="masks along frequency")
+    freq_width: int = Field(ge=0, description="mel bands, the widest frequency mask")
+
+
+class Recipe(Section):
+    """Section `training`: what every run shares, ours and the baselines alike."""
+
+    batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
+    nproc: int = Field(default=1, ge=1, le=64, description="processes on this machine; torchrun overrides it")
+    accumulate: int = Field(default=1, ge=1, description="parts of a batch, one after the other")
+    kept: str | None = Field(
+        default=None, description="folder of finished runs' predictions, taken where a run is the same; null = train"
+    )
+    weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
+    warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
+    label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")
+    clip_norm: float = Field(ge=0, description="largest gradient norm; 0 = no clipping")
+    spec_augment: SpecAugment
+    crop_scale: float = Field(gt=0, le=1, description="smallest share of the area in a random crop; 1 = off")
+    flip: bool = Field(description="mirror a clip's frames left to right, half the time")
+    flip_except: list[Slug] = Field(description="classes that a mirror image would turn into others")
+    mixup: float = Field(ge=0, le=10, description="alpha of the beta distribution; 0 = off")
+    gain: float = Field(ge=0, le=10, description="largest change of loudness, standard deviations of the log-mel")
+    noise: float = Field(ge=0, le=10, description="loudest added white noise, in the same unit; 0 = off")
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto = bf16 where it is fast")
+
+
+class Objective(Section):
+    """Cross-entropy + avc * AVC + imc * IMC."""
+
+    avc: float = Field(default=0.0, ge=0, le=100, description="weight of the audio-video contrastive loss")
+    imc: float = Field(default=0.0, ge=0, le=100, description="weight of the intra-modal contrastive loss")
+    temperature: float = Field(default=0.1, gt=0, le=10, description="divides the cosine similarities")
+
+
+class Run(Section):
+    """Sections `pretrain_mat`, `pretrain_mvit` and `train_mmt`: one model and its schedule."""
+
+    model: Slug = Field(description="name known to mmtlib.models.build_model")
+    epochs: int = Field(ge=1, le=10000, description="passes over the training split")
+    lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
+    objective: Objective = Objective()
+    overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
+    init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = encoders of the stages")
+    train_share: float = Field(default=1.0, gt=0, le=1, description="of each class's train clips, encoders' too")
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of train clips that lose one modality")
+    robustness: bool = Field(default=False, description="read the test clips corrupted, too (models of both)")
+
+
+class Ablation(Run):
+    """One row of the table `ablations`, named by its key."""
+
+    group: Literal[
+        "baseline", "parameters", "longer", "init", "objective", "fusion", "pooling", "dropout", "data", "search"
+    ] = Field(description="block of the report")
+    seeds: list[Seed] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
+
+
+class Report(Section):
+    """Stage `report`: the tables and figures."""
+
+    bootstrap: int = Field(ge=100, le=100_000, description="resamples behind each confidence interval")
+    confidence: float = Field(gt=0.5, lt=1, description="level of the intervals")
+
+
+class Pair(Section):
+    """One row of the table `efficiency.pairs`, named by our model: what it is measured against, and on what."""
+
+    peer: Slug = Field(description="name known to build_model, or torchvision: its mvit_v2_s")
+    batch: int = Field(ge=1, description="clips in a step")
+    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
+    video: list[int] | None = Field(default=None, min_length=3, max_length=3, description="frames, height, width")
+    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
+
+    @model_validator(mode="after")
+    def _input(self) -> "Pair":
+        if self.seconds is None and self.video is None:
+            raise ValueError("neither seconds nor video is given, so the model reads nothing; give one or both")
+        return self
+
+
+class Curve(Section):
+    """A training step against the length of the sound, in fp32."""
+
+    model: Slug = Field(description="name known to build_model")
+    peer: Slug = Field(description="name known to build_model")
+    batch: int = Field(ge=1, description="clips in a step")
+    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
+    lengths: list[Annotated[float, Field(ge=0.2, le=120)]] = Field(min_length=1, description="s of sound")
+
+
+class Efficiency(Section):
+    """Stage `efficiency`: what the models cost, measured beside their peers (`make bench`)."""
+
+    precisions: list[Literal["fp32", "bf16"]] = Field(min_length=1, description="bf16 = under autocast")
+    pairs: dict[Slug, Pair] = Field(min_length=1)
+    curve: Curve
+    stages: list[Slug] = Field(min_length=1, description="models whose operations are told apart by stage")
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seeds: list[Seed] = Field(min_length=1, description="one training run for each seed")
+    download: Download
+    features: Features
+    training: Recipe
+    pretrain_mat: Run
+    pretrain_mvit: Run
+    train_mmt: Run
+    ablations: dict[Slug, Ablation] = Field(min_length=1)
+    report: Report
+    efficiency: Efficiency
+
+    @model_validator(mode="after")
+    def _across(self) -> "Params":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names a seed twice; keep each once")
+        runs = {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
+        runs |= {f"ablations.{name}": row for name, row in self.ablations.items()}
+        warm_up = self.training.warmup_epochs
+        for name, run in runs.items():
+            if run.epochs <= warm_up:
+                problem = f"{name}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
+                raise ValueError(f"{problem}; raise the one or lower the other")
+        return self
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All that is trained: the stages, then the rows of the table."""
+        return {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")} | self.ablations
+
+    def seeds_of(self, name: str) -> list[int]:
+        """The seeds of a stage or of a row of the table."""
+        row = self.ablations.get(name)
+        return self.seeds if row is None or row.seeds is None else row.seeds
+
+
+def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:
+    """Read and check a parameter file; a relative path is taken from `root`.
+
+    Raises ParamsError: no such file, not YAML 1.2, a key given twice, or a field that is unknown, missing or
+    out of range.
+    """
+    file = root / path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file in {root}; copy a profile from params/ there.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: cannot be read ({error}); it must be a UTF-8 text file.") from error
+    try:
+        values = YAML(typ="safe", pure=True).load(StringIO(text))
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        problem = error.problem.split(" with value")[0].removeprefix("found duplicate key ")
+        raise ParamsError(f"{path}: key {problem} is given twice (line {line}); keep one of them.") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ParamsError(f"{path}: not valid YAML{line} ({problem}); mend that line.") from None
+    return check(Params, values, str(path))
+
+
+# What is wanted, by pydantic's name of the error, where its own words do not fit the sentence.
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping of names to values",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "invalid-json-value": "a number, text, true, false, null, a list or a mapping",
+    "list_type": "a list, as in [0, 1]",
+    "model_type": "a mapping of fields to values",
+    "string_pattern_mismatch": "a name of lower-case letters, digits, _ and -",
+    "string_type": "text",
+    "too_short": "given at least one entry",
+}
+
+
+def check(model: type[S], values: Any, where: str) -> S:
+    """Return `values` as a checked section, or raise a ParamsError that begins with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # An unknown key explains a missing one (a typo is both), so it goes first.
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+        raise ParamsError(f"{where}: {_sentence(problems[0], model)}{more}.") from None
+
+
+def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
+    """Say what is wrong with one field, what was given, what is wanted and what to do."""
+    loc = [str(part) for part in problem["loc"] if part != "[key]"]
+    field, given, kind = ".".join(loc), problem["input"], problem["type"]
+    if kind == "extra_forbidden":
+        known = _fields(model, loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        hint = f"did you mean {close[0]}" if close else f"use one of {', '.join(known)}"
+        return f"{field} is not a known field; {hint}, or remove it"
+    if kind == "missing":
+        return f"{field} is missing; add it (params/smoke.yaml shows every field)"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{field}: {message}" if field else message
+    wanted = _WANTED.get(kind) or message.removeprefix("Input should be ")
+    shown = json.dumps(given, default=str)
+    return f"{field or 'the file'} is {shown} but must be {wanted}; change it"
+
+
+def _fields(model: type[Section], path: list[str]) -> list[str]:
+    """List the fields that may stand below `path`."""
+    path = list(path)
+    while path:
+        annotation: Any = model.model_fields[path.pop(0)].annotation
+        if not isinstance(annotation, type):  # dict[name, section], list[section]: step over the name
+            path.pop(0)
+            annotation = annotation.__args__[-1]
+        model = annotation
+    return list(model.model_fields)

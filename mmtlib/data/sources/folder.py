@@ -1,0 +1,59 @@
+"""A set of one's own: one folder a class, or a CSV file. Files of sound alone or of pictures alone are fine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mmtlib.data.manifest import SPLITS, read_table, typed_rows
+from mmtlib.data.sources.listing import Listing, SourceError, hold_out
+
+TEST_SHARE = 0.2
+
+
+def folder(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+    """The clips of folders named by their class, or of a CSV with columns path, label and what else it has.
+
+    Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its
+    id; where all first folders are called train, val or test, they are splits and hold the class folders. A
+    CSV may add clip_id (else the path), start, end, split and columns of its own. Where no split is given a
+    fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a hash of the id).
+    Raises SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule.
+    """
+    if class_list is not None:
+        raise SourceError(f"download.class_list: a folder has no list {class_list!r}; leave it out.")
+    clips = _from_folders(media) if annotations is None else _from_csv(annotations)
+    if "split" not in clips:
+        clips["split"] = np.where(hold_out(clips.clip_id, TEST_SHARE, "test"), "test", "train")
+    if "val" not in set(clips.split):
+        clips.loc[(clips.split == "train") & hold_out(clips.clip_id, val_share), "split"] = "val"
+    classes = sorted(set(clips.label))
+    return Listing(clips.assign(lasts=np.nan), {"name": "folder", "class_list": "labels found", "classes": classes})
+
+
+def _from_folders(media: list[str]) -> pd.DataFrame:
+    # An archive is no folder of its own: shard.tar/dog/x.mp4 is of the class dog.
+    places = sorted(media)
+    parts = [[name for name in path.split("/") if not name.endswith(".tar")] for path in places]
+    columns = ["label"]
+    if parts and {names[0] for names in parts} <= set(SPLITS):
+        columns = ["split", "label"]
+    if astray := [names for names in parts if len(names) <= len(columns)]:
+        raise SourceError(f"download.media: {'/'.join(astray[0])} lies in no class folder; move it into one.")
+    if not parts:
+        raise SourceError("download.media holds no media file; give a folder with one folder a class.")
+    clips = pd.DataFrame([names[: len(columns)] for names in parts], columns=columns)
+    clips = clips.assign(clip_id=["/".join(names) for names in parts], path=places, start=np.nan, end=np.nan)
+    if (twice := clips.clip_id.duplicated()).any():
+        one, other, *_ = clips.path[clips.clip_id == clips.clip_id[twice.idxmax()]]
+        raise SourceError(f"download.media: {one} and {other} have one name; move one away or rename it.")
+    return clips
+
+
+def _from_csv(path: Path) -> pd.DataFrame:
+    given = read_table(path, ("path", "label"))
+    absent = {"clip_id": given.path, "start": "", "end": "", "split": SPLITS[0]}
+    table = given.assign(**{name: value for name, value in absent.items() if name not in given})
+    return typed_rows(path, table).drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True)

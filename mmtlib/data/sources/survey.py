@@ -1,0 +1,130 @@
+"""Real data sets: their official annotations and a local folder of media become a manifest and its coverage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mmtlib import config
+from mmtlib.data.manifest import COLUMNS, SPLITS, ManifestError, stays_below
+from mmtlib.data.sources.epic_kitchens import epic_kitchens
+from mmtlib.data.sources.folder import folder
+from mmtlib.data.sources.listing import SourceError, list_media
+from mmtlib.data.sources.youtube import kinetics_sounds, vggsound
+
+SOURCES = {
+    "vggsound": vggsound,
+    "kinetics-sounds": kinetics_sounds,
+    "epic-kitchens-100": epic_kitchens,
+    "folder": folder,
+}
+"""Name -> function(annotations, media files, *, class_list, val_share) that lists the clips."""
+
+_STATUS = ("missing", "broken", "silent", "blind", "too_short")
+_CUT_S = 1.0  # a file at most this much longer than its clip is taken to be the clip
+_SHORT_S = 0.5  # a clip that lacks less than this is whole: cutting at key frames is no more exact
+
+
+class Survey(NamedTuple):
+    """A data set as it is on this machine."""
+
+    manifest: pd.DataFrame
+    dataset: dict[str, Any]  # dataset.json
+    coverage: pd.DataFrame  # split, listed, found, broken, silent, blind, too_short
+    problems: pd.DataFrame  # clip_id, path, status, reason: a row for each problem of a clip
+
+
+def build_manifest(source: str, annotations, media, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The manifest of a data set and its coverage, a row a split; see `survey`, which returns more."""
+    found = survey(source, annotations, media, **options)
+    return found.manifest, found.coverage
+
+
+def survey(
+    source: str,
+    annotations: str | os.PathLike | None,
+    media: str | os.PathLike,
+    *,
+    class_list: str | None = None,
+    val_share: float | int = 0.05,
+    workers: int = 0,
+    cache: Path | None = None,
+) -> Survey:
+    """List a data set's clips and look into each of their files once.
+
+    source: a name of SOURCES; annotations: its annotation file, or the folder of them (none: the folders name
+    the classes); media: the folder with the files. Relative paths start at the repository root. val_share: the
+    share of train clips held out where the set has no validation split. workers, cache: see `probe`.
+
+    The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file
+    of a clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage
+    counts files: found (missing ones are not), broken (not whole, no media, or over before the clip begins),
+    and of the others silent (no sound), blind (no picture) and too_short (it lacks more than 0.5 s of the clip).
+    Raises SourceError for a setting, ManifestError for an annotation file that cannot be used.
+    """
+    # Not at the top: the package imports this module, and `python -m mmtlib.data.probe` must not meet itself.
+    from mmtlib.data.probe import probe
+
+    if source not in SOURCES:
+        raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
+    if annotations is None and source != "folder":
+        raise SourceError(f"download.annotations: {source} needs them; give its official CSV file or their folder.")
+    root = config.workspace(media)
+    if not root.is_dir():
+        raise SourceError(f"download.media: {root} is no folder; give the one that holds the media files.")
+    listed = None if annotations is None else config.workspace(annotations)
+    listing = SOURCES[source](listed, list_media(root), class_list=class_list, val_share=val_share)
+    clips = _once(listing.clips)
+    inside = stays_below(root, clips.path)
+    if not inside.all():
+        raise ManifestError(f"{root}: the link {clips.path[inside.idxmin()]!r} leads out of it; put the file there.")
+    places = f"{root}/" + clips.path
+    facts = probe(places, cache=cache, workers=workers).set_index("path").loc[places].reset_index(drop=True)
+    clips, problems = _judge(clips, facts)
+    coverage = pd.crosstab(problems.split, problems.status).reindex(index=SPLITS, columns=_STATUS, fill_value=0)
+    coverage.insert(0, "listed", clips.split.value_counts().reindex(SPLITS, fill_value=0))
+    coverage.insert(1, "found", coverage.listed - coverage.pop("missing"))
+    dataset = listing.dataset | {"media": str(media)} | ({"name": root.name} if source == "folder" else {})
+    extras = [name for name in clips if name not in (*COLUMNS, "lasts")]
+    return Survey(
+        clips[[*COLUMNS, *extras]],
+        dataset,
+        coverage.rename_axis(columns=None).rename_axis("split").reset_index(),
+        problems[["clip_id", "path", "status", "reason"]],
+    )
+
+
+def _once(clips: pd.DataFrame) -> pd.DataFrame:
+    """The clips without those whose id stands further up."""
+    again = clips.clip_id.duplicated()
+    if again.any():
+        first = clips.clip_id[again.idxmax()]
+        print(f"note: {again.sum()} lines repeat a clip and are left out; {first!r} is the first", flush=True)
+    return clips[~again].reset_index(drop=True)
+
+
+def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The clips with their final windows, and what is wrong with each, told from its file."""
+    good = facts.status == "ok"
+    is_cut = good & (facts.duration <= clips.lasts + _CUT_S)
+    clips = clips.assign(start=clips.start.mask(is_cut), end=clips.end.mask(is_cut))
+    start = clips.start.fillna(0.0)
+    outside = good & (start >= facts.duration)
+    usable = good & ~outside
+    wanted = clips.lasts.fillna(clips.end - start)
+    there = np.minimum(clips.end.fillna(np.inf), facts.duration) - start
+    length = facts.duration.map("{:.2f} s".format)
+    found = [
+        ("missing", facts.status == "missing", "no such file below the media folder"),
+        ("broken", facts.status == "broken", facts.reason),
+        ("broken", outside, "the file lasts " + length + ", which is before the clip begins"),
+        ("silent", usable & ~facts.has_audio, "the file has no sound"),
+        ("blind", usable & ~facts.has_video, "the file has no picture"),
+        ("too_short", usable & (there < wanted - _SHORT_S), "the file lasts " + length + ", the clip should be longer"),
+    ]
+    parts = [clips.assign(status=status, reason=reason)[which] for status, which, reason in found]
+    return clips, pd.concat(parts).sort_index(kind="stable")

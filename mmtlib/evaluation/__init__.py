@@ -1,0 +1,1 @@
+"""What trained models say of clips, the scores that follow, and how sure they are."""

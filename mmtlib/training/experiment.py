@@ -1,0 +1,150 @@
+"""What a training run is known by, and where finished runs are kept.
+
+The key of a run is a hash of what it is, in plain values: the run, the recipe, the seed, the fold, the data, the keys
+of the runs that its encoders come from, and the version of its family's numbers, NUMERICS. No source text is part of
+it: a rename orphans nothing. What the numbers of a family depend on is guarded by tests/test_numerics.py instead.
+"""
+
+import functools
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtlib.config import ROOT, Params, Recipe, Run
+from mmtlib.data.corruption import CONDITIONS
+from mmtlib.files import digest, write_bytes, write_json
+from mmtlib.models import resolved
+
+NUMERICS = {"mat": 1, "ast": 1, "mvitv2": 1, "mmt": 1, "mbt": 1}
+"""Version of the numbers of each family of models: raise it when a change of code changes what training computes."""
+
+CORRUPTION = 1
+"""The same for how test clips are corrupted."""
+
+Parts = dict[str, Any]
+
+
+def plain(run: Run) -> dict[str, Any]:
+    """What decides a run: a row's place in the report does not."""
+    return run.model_dump(mode="json", exclude={"group", "seeds"})
+
+
+def parts_of(run: Run, recipe: Recipe, seed: int, data: Parts, encoders: Mapping[str, str]) -> Parts:
+    """What a run is known by, as JSON.
+
+    `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from. Raises ValueError for a
+    model that is not known.
+    """
+    parts = {
+        "run": plain(run),
+        "model": resolved(run.model, run.overrides),
+        "recipe": recipe.model_dump(exclude={"nproc", "kept"}),
+        "seed": seed,
+        "fold": None,
+        "data": data,
+        "encoders": dict(encoders),
+        "numerics": NUMERICS[run.model.rsplit("_", 1)[0]],
+    }
+    # How the trained model is tested, too, decides what is kept of the run, but not its weights.
+    robust = parts["run"].pop("robustness")
+    parts["conditions"] = {"names": list(CONDITIONS), "version": CORRUPTION} if robust else None
+    return json.loads(json.dumps(parts))  # lists for tuples, as a file gives them back
+
+
+def run_of(parts: Parts) -> Run:
+    """The run that `parts_of` was given. Raises ValueError where it is not one of today's."""
+    return Run.model_validate(parts["run"] | {"robustness": parts["conditions"] is not None})
+
+
+ENCODERS = {"audio": "pretrain_mat", "video": "pretrain_mvit"}
+"""The stages whose runs the encoders of a model with init "pretrained" come from."""
+
+
+def encoder_runs(run: Run, stages: Mapping[str, Run | None]) -> dict[str, Run | None]:
+    """part -> the run that a run's encoder comes from, of as few clips; none for one that starts from scratch."""
+    runs = {part: stages.get(stage) for part, stage in ENCODERS.items()} if run.init == "pretrained" else {}
+    return {part: own and own.model_copy(update={"train_share": run.train_share}) for part, own in runs.items()}
+
+
+def planned(params: Params, data: Parts) -> Iterator[tuple[str, int, Parts]]:
+    """Name, seed and parts of every run that a parameter file asks for, on data of this identity."""
+    for name, run in params.runs.items():
+        for seed in params.seeds_of(name):
+            starts = encoder_runs(run, params.runs).items()
+            keys = {part: key_of(parts_of(own, params.training, seed, data, {})) for part, own in starts}
+            yield name, seed, parts_of(run, params.training, seed, data, keys)
+
+
+def key_of(parts: Parts) -> str:
+    """The key of a trained model: of all parts but how it is tested."""
+    return digest({name: part for name, part in parts.items() if name != "conditions"})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished run that is kept: a table of predictions and, beside it, a JSON file that says what it is."""
+
+    predictions: Path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """parts (see parts_of), history (the learning curve as CSV), commit, torch."""
+        return json.loads(self.predictions.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def kept(folder: Path, parts: Parts) -> Kept:
+    """Where a run is kept, whether it is there or not."""
+    return Kept(folder / f"{digest(parts)}.parquet")
+
+
+def is_kept(run: Kept) -> bool:
+    """Whether both files are there; the JSON file is written last."""
+    return run.predictions.is_file() and run.predictions.with_suffix(".json").is_file()
+
+
+def keep(run: Kept, predictions: bytes, about: Mapping[str, Any]) -> None:
+    """Write a finished run, its JSON file last."""
+    write_bytes(run.predictions, predictions)
+    write_json(run.predictions.with_suffix(".json"), about)
+
+
+def kept_runs(folder: Path) -> list[Kept]:
+    """All runs that are kept in a folder, by name."""
+    return [run for run in map(Kept, sorted(folder.glob("*.parquet"))) if is_kept(run)]
+
+
+def differences(wanted: Any, found: Any, name: str = "") -> Iterator[str]:
+    """What differs between two values of JSON, a line each: `recipe.noise: 0.1 is kept, 0.0 is wanted`."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in sorted(wanted.keys() | found.keys()):
+            yield from differences(wanted.get(key), found.get(key), f"{name}.{key}".removeprefix("."))
+    elif wanted != found:
+        yield f"{name}: {json.dumps(found)} is kept, {json.dumps(wanted)} is wanted"
+
+
+def why_not(folder: Path, parts: Parts) -> str:
+    """For a run that is not kept: what sets it apart from the kept run that is nearest to it."""
+    runs = [list(differences(parts, run.about["parts"])) for run in kept_runs(folder)]
+    return "; ".join(min(runs, key=len)) if runs else f"no run is kept in {folder}"
+
+
+@functools.cache
+def made_with() -> dict[str, str]:
+    """The commit of the code and the version of torch, for the record; neither is part of a key."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
+            raise OSError("another checkout")
+        changed = git("status", "--porcelain", "--", "mmtlib", "study", "freedoom_sounds", "dvc.yaml")
+        commit = git("rev-parse", "HEAD").strip() + ", with uncommitted changes" * bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    return {"commit": commit, "torch": torch.__version__.split("+")[0]}

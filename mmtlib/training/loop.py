@@ -1,0 +1,419 @@
+"""The training loop: one for every model, ours and the baselines alike.
+
+A run's key (experiment.py) names the folder runs/<key>-<features>/ that holds its checkpoint. A run that was
+interrupted goes on from there with the same result; a run with anything changed has another key and can never pick up
+old weights.
+
+On several GPUs or machines each process trains on its share of every batch (DistributedDataParallel). What is trained
+does not depend on their number, but for what each draws by itself: dropped paths, dropout, the partners of mixup.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmtlib.config import Objective, ParamsError, Recipe, Run
+from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
+from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
+from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.evaluation.predictions import forward, outputs, topk_accuracy, usable
+from mmtlib.files import digest
+from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
+from mmtlib.models import MODALITY, AVOutput, build_model
+from mmtlib.models.hub import load_weights, read_header, save_model
+from mmtlib.models.mmt import MMT
+from mmtlib.models.mvit import fit_tables
+from mmtlib.training.experiment import key_of, parts_of, plain
+
+
+class Trainer:
+    """One run of one seed: `fit()` trains, or goes on from the checkpoint of the same run."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        *,
+        seed: int,
+        features: Path,
+        runs: Path,
+        init: Mapping[str, Path],
+        device: str | None = None,
+    ):
+        self.run, self.recipe, self.seed = run, recipe, seed
+        self.device = torch.device(
+            device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+        )
+        self.modality = modality_of(run.model)
+        self.train = FeatureDataset(features, "train")
+        self.val = FeatureDataset(features, "val")
+        self.indices = share_of(self.train, usable(self.train, self.modality), run.train_share)
+        self.passes = round(run.train_share**-0.5)  # over the clips in an epoch: fewer clips are seen more often
+        for split in (self.train, self.val):
+            if not len(usable(split, self.modality)):
+                raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
+        self.sizes = [len(classes) for classes in self.train.heads.values()]  # of the heads, side by side in the logits
+        self.batch_size = self._divide(recipe.batch_size)
+        self.augment = Augmenter(
+            self.train.classes,
+            **recipe.spec_augment.model_dump(),
+            crop_scale=recipe.crop_scale,
+            flip=recipe.flip,
+            flip_except=recipe.flip_except,
+            gain=recipe.gain,
+            noise=recipe.noise,
+        )
+        torch.manual_seed(seed)
+        self.overrides = input_sizes(self.train) | run.overrides
+        self.model = build_model(run.model, self.train.num_logits, **self.overrides)
+        if init and not isinstance(self.model, MMT):
+            raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
+        for part, path in init.items():
+            load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
+        self.model.to(self.device)
+        self.parallel: nn.Module = self.model
+        if ranks() > 1:
+            contrast = max(run.objective.avc, run.objective.imc) > 0
+            gpu = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
+            )
+        self.parts = parts_of(
+            run, recipe, seed, self.train.identity, {part: origin(path) for part, path in init.items()}
+        )
+        self.key = key_of(self.parts)
+        # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
+        self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
+        steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
+        groups = parameter_groups(self.model, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)  # one call for all: 4 times faster on a CPU
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, warmup_cosine(round(recipe.warmup_epochs * steps), run.epochs * steps)
+        )
+
+    def fit(self, log: Callable[[str], None] = print) -> pd.DataFrame:
+        """Train to the last epoch, keep the weights of the best one on validation, return the learning curve.
+
+        The weights of the epoch with the highest validation top-1 (of equals, the lowest validation loss) stay
+        in `self.model`. One line an epoch goes to `log`, from the first rank.
+        """
+        log = log if rank() == 0 else nothing
+        state = self._restore()
+        if state is None:
+            precision = from_first(choose_precision(self.recipe.precision, self._time_step, self.device, log))
+            state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
+            log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.key}")
+        elif state["epoch"] < self.run.epochs:
+            log(f"resumes after epoch {state['epoch']} of {self.run.epochs}, run {self.key}")
+        else:
+            log(f"was trained already, run {self.key}")
+        bf16 = state["precision"] == "bf16"
+        with _live(self.checkpoint.parent / "live") if rank() == 0 else nullcontext() as live:
+            for row in state["history"]:
+                _log_live(live, row)
+            for epoch in range(state["epoch"], self.run.epochs):
+                started = time.perf_counter()
+                row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
+                row |= self._train_epoch(epoch, bf16) | self._validate()
+                row["seconds"] = time.perf_counter() - started
+                key = (row["val_top1"], -row["val_loss"])
+                if state["best_key"] is None or key > tuple(state["best_key"]):
+                    state["best_key"] = list(key)
+                    state["best"] = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+                state["history"].append(row)
+                state["epoch"] = epoch + 1
+                self._save(state)
+                _log_live(live, row)
+                log(
+                    f"epoch {epoch + 1:3d}/{self.run.epochs}  loss {row['loss']:.3f}  "
+                    f"val loss {row['val_loss']:.3f}  val top-1 {row['val_top1']:.1f}  {row['seconds']:.1f} s"
+                )
+        self.model.load_state_dict(state["best"])
+        return pd.DataFrame(state["history"])
+
+    def _divide(self, batch_size: int) -> int:
+        """Clips in an optimiser step: `batch_size`, or as many as there are, in equal parts for all ranks."""
+        parts = self.recipe.accumulate * ranks()
+        if batch_size % parts:
+            raise ParamsError(
+                f"training.batch_size {batch_size} is no multiple of {self.recipe.accumulate} (training.accumulate) x "
+                f"{ranks()} (processes); change one of them."
+            )
+        found = min(batch_size, len(self.indices)) // parts * parts
+        if not found:
+            raise ParamsError(f"{len(self.indices)} train clips are too few for {parts} parts of a batch; use fewer.")
+        return found
+
+    def _plan(self, epoch: int) -> Iterator[Tensor]:
+        """This rank's clips in each part of a batch, in order."""
+        for number in range(epoch * self.passes, (epoch + 1) * self.passes):
+            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number, drop_last=True):
+                for part in picks.split(self.batch_size // self.recipe.accumulate):
+                    yield self.indices[part.chunk(ranks())[rank()]]
+
+    def _train_epoch(self, epoch: int, bf16: bool) -> dict[str, float]:
+        self.model.train()
+        # All randomness of an epoch follows from (seed, epoch), so that a resumed run draws what a whole one does.
+        torch.manual_seed(self.seed * 100_003 + epoch + rank() * 1_000_003)
+        draws = Draws(epoch_generator(self.seed, epoch, "augmentation"), rank(), ranks())
+        totals: dict[str, float] = {}
+        for number, batch in enumerate(self.train.stream(self._plan(epoch), self.modality, self.device), start=1):
+            batch, targets = mixup(
+                self.augment(batch, draws), one_hot(batch.labels, self.sizes), self.recipe.mixup, draws
+            )
+            batch = modality_dropout(batch, self.run.modality_dropout, draws)
+            last = number % self.recipe.accumulate == 0
+            for name, value in self.step(batch, targets, bf16, last).items():
+                totals[name] = totals.get(name, 0.0) + value
+        everyone = gather_objects(totals)
+        return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
+
+    def step(
+        self, batch: Batch, targets: Float[Tensor, "batch logits"], bf16: bool, last: bool = True
+    ) -> dict[str, float]:
+        """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
+
+        Returns the parts of the loss.
+        """
+        with nullcontext() if last or ranks() == 1 else self.parallel.no_sync():
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                out = forward(self.parallel, batch, self.modality)
+            loss, parts = training_loss(
+                out, batch, targets, self.run.objective, self.recipe.label_smoothing, self.sizes
+            )
+            if not math.isfinite(parts["loss"]):
+                raise FloatingPointError(
+                    f"the loss of {self.run.model} is {parts['loss']}; lower `lr` or set `training.precision: fp32`"
+                )
+            (loss / self.recipe.accumulate).backward()
+        if last:
+            if self.recipe.clip_norm > 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.schedule.step()
+        return parts
+
+    def _validate(self) -> dict[str, float]:
+        indices = usable(self.val, self.modality)
+        logits, _ = outputs(self.model, self.val, indices, self.modality, self.modality)
+        labels = self.val.labels[indices]
+        return {
+            "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
+            "val_top1": topk_accuracy(logits, labels, 1, self.sizes),
+        }
+
+    def _time_step(self, bf16: bool) -> float:
+        """Seconds of a forward and backward pass on one batch, for the choice of precision; changes no weight."""
+        batch = self.train.batch(next(self._plan(0)), self.modality, self.device)
+        times = []
+        for _ in range(3):
+            self._wait()
+            started = time.perf_counter()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                out = forward(self.model, batch, self.modality)
+            targets = one_hot(batch.labels, self.sizes)
+            training_loss(out, batch, targets, self.run.objective, 0.0, self.sizes)[0].backward()
+            self._wait()
+            times.append(time.perf_counter() - started)
+        self.model.zero_grad(set_to_none=True)
+        return min(times)
+
+    def save(self, path: Path) -> None:
+        """Write the weights, with all that their use needs."""
+        save_model(
+            path,
+            self.model,
+            name=self.run.model,
+            num_classes=self.train.num_logits,
+            overrides=self.overrides,
+            heads=self.train.heads,
+            stats=self.train.stats,
+            run=plain(self.run),
+            recipe=self.recipe.model_dump(),
+            seed=self.seed,
+            key=self.key,
+        )
+
+    def _wait(self) -> None:
+        """Until the device has done what it was asked: a GPU works on after the call has returned."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _save(self, state: dict) -> None:
+        """Write the checkpoint, whole or not at all; it is the same on all ranks."""
+        if rank() > 0:
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.checkpoint.with_suffix(".tmp")
+        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _restore(self) -> dict | None:
+        if not self.checkpoint.is_file():
+            return None
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state.pop(name))
+        return state
+
+
+def training_loss(
+    out: Tensor | AVOutput,
+    batch: Batch,
+    targets: Float[Tensor, "batch logits"],
+    objective: Objective,
+    label_smoothing: float,
+    sizes: Sequence[int],
+) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
+
+    `targets` of the cross-entropy may be soft (mixup); the contrastive losses take each clip's own label (our
+    reading), and only clips that have the modality. Those losses see the clips of all ranks. Averaged over the ranks,
+    the gradient is that of one process with all clips.
+    """
+    av = isinstance(out, AVOutput)
+    loss = cross_entropy((out.logits if av else out).float(), targets, sizes, label_smoothing)
+    parts = {"loss": 0.0, "ce": loss.item()}
+    contrasts = {}
+    if av and max(objective.avc, objective.imc) > 0:
+        labels, has_audio, has_video = gather(batch.labels), gather(batch.has_audio), gather(batch.has_video)
+        audio, video, both = gather(out.audio_embedding), gather(out.video_embedding), has_audio & has_video
+        if objective.avc > 0:
+            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], objective.temperature)
+        if objective.imc > 0:
+            contrasts["imc"] = sum(
+                intra_modal_contrastive(z[has], labels[has], objective.temperature)
+                for z, has in ((audio, has_audio), (video, has_video))
+            )
+    for name, contrast in contrasts.items():
+        parts[name] = contrast.item()
+        # Each rank has the gradient of its own clips alone, and an average over the ranks divides that.
+        loss = loss + ranks() * getattr(objective, name) * contrast
+    parts["loss"] = parts["ce"] + sum(getattr(objective, name) * parts[name] for name in contrasts)
+    return loss, parts
+
+
+def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Float[Tensor, "batch logits"]:
+    """Targets of labels, side by side for the heads (see evaluation.hits)."""
+    parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
+    return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch logits"],
+    targets: Float[Tensor, "batch logits"],
+    sizes: Sequence[int],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy, averaged over the heads (our reading) and the batch."""
+    pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
+    return sum(F.cross_entropy(*pair, label_smoothing=label_smoothing) for pair in pairs) / len(sizes)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's groups: no weight decay on 1-D parameters (norms, biases), nor on tokens and position tables."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        table = any(word in name for word in ("token", "position", "rel_pos", "bottleneck", "modality"))
+        (plain if parameter.ndim <= 1 or table else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def warmup_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
+    """Learning-rate factor of a step: linear warm-up, then half a cosine down to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    return factor
+
+
+def choose_precision(
+    wanted: str, time_step: Callable[[bool], float], device: torch.device, log: Callable[[str], None]
+) -> str:
+    """fp32 or bf16: as wanted, or for "auto" whichever a quick measurement on this machine finds faster."""
+    if wanted != "auto":
+        return wanted
+    fp32, bf16 = time_step(False), time_step(True)
+    chosen = "bf16" if bf16 < fp32 else "fp32"
+    log(f"precision auto: a step takes {fp32:.3f} s in fp32, {bf16:.3f} s in bf16 on {device.type}; takes {chosen}")
+    return chosen
+
+
+def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:
+    """The sizes of a data set's inputs, as `build_model` takes them: (time, mel) and (T, H, W)."""
+    return {"audio_size": dataset.stats["log_mel"]["shape"][1:], "video_size": dataset.stats["frames"]["shape"][1:4]}
+
+
+def modality_of(model: str) -> str:
+    """What a model reads, "audio", "video" or "av"; ValueError for an unknown name."""
+    if model not in MODALITY:
+        raise ValueError(f"no model is called {model!r}; the names are {', '.join(MODALITY)}")
+    return MODALITY[model]
+
+
+def origin(weights: Path) -> str:
+    """The key of the run that weights come from; of weights from elsewhere a hash of the file."""
+    return read_header(weights).get("key") or digest(weights.read_bytes())
+
+
+def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Start an encoder of MMT from a trained MAT or MViTv2: all of its `encoder.` weights, head left out.
+
+    One that was trained at another input size has its position tables interpolated. Raises ValueError for one of
+    another shape.
+    """
+    own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
+    except RuntimeError as error:
+        raise ValueError(
+            "the pretrained encoder does not fit this model; give pretrain_mat, pretrain_mvit and this run the "
+            "same `overrides`"
+        ) from error
+
+
+def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
+    """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
+    if share == 1:
+        return indices
+    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.labels[indices].numpy()})
+    table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
+    place = table.sort_values("order").groupby("label").cumcount()
+    count = table.groupby("label")["index"].transform("size")
+    return indices[torch.tensor((place.reindex(table.index) < (share * count).round().clip(lower=1)).tolist())]
+
+
+def nothing(_: str) -> None:
+    """The log of a rank that is not the first."""
+
+
+def _live(folder: Path):
+    from dvclive import Live  # slow to import
+
+    return Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False)
+
+
+def _log_live(live, row: dict) -> None:
+    if live is None:  # on a rank that is not the first
+        return
+    live.step = int(row["epoch"])
+    for name, value in row.items():
+        if name not in ("epoch", "seconds"):
+            live.log_metric(name, float(value))
+    live.make_summary()

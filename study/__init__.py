@@ -1,0 +1,1 @@
+"""This paper's study: its claims, tables, figures and report, on top of mmtlib."""

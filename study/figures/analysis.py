@@ -1,0 +1,103 @@
+"""The figures of the analyses beyond accuracy; colours as in the report's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from study.figures.results import _STYLE, _WIDTH, COLOURS, READS, _figure, _lighter
+
+
+@rc_context(_STYLE)
+def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Sequence[pd.Series]) -> Figure:
+    """Above, accuracy against confidence; below, accuracy over the clips that a model is surest of. Ours and peers.
+
+    `table`: model, modality, ours; for each of its rows `bins` has confidence, right (0 to 1) and n, and `surest`
+    accuracy by share (percent). The area of a dot is the share of the clips in its bin.
+    """
+    figure = Figure(figsize=(_WIDTH, 6.4), layout="constrained")
+    axes = figure.subplots(2, len(COLOURS), sharex="row", sharey="row")
+    for column, modality in enumerate(COLOURS):
+        above, below = axes[:, column]
+        above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
+        handles = []
+        for row in table[table["modality"] == modality].sort_values("ours").itertuples():  # ours on top
+            colour = COLOURS[modality] if row.ours else _lighter(COLOURS[modality])
+            style = {"color": colour, "linestyle": "-" if row.ours else "--", "linewidth": 1.6}
+            found = 100 * bins[row.Index][["confidence", "right"]]
+            above.plot(found["confidence"], found["right"], **style)
+            sizes = 400 * bins[row.Index]["n"] / bins[row.Index]["n"].sum()
+            above.scatter(found["confidence"], found["right"], sizes, color=colour, edgecolors="white", zorder=3)
+            below.plot(surest[row.Index], **style)
+            handles.insert(0, Line2D([], [], label=row.model, **style))
+        above.set(title=READS[modality], xlabel="top probability (%)", xlim=(0, 104), ylim=(0, 104))
+        below.set(xlabel="clips answered, surest first (%)", ylim=(0, 104), xticks=range(20, 101, 20))
+        below.legend(handles=handles, loc="lower left")
+    axes[0, 0].set_ylabel("recognised (%)")
+    axes[1, 0].set_ylabel("of these recognised (%)")
+    return figure
+
+
+_CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
+_AXES = {"dB": "signal over noise (dB)", "s": "delay (s)"}
+
+
+@rc_context(_STYLE)
+def robustness(table: pd.DataFrame) -> Figure:
+    """Test top-1 of the models of both against how much noise there is, and how late the sound comes.
+
+    `table` is robustness_table; at the left of each panel are the clean clips, whiskers are a standard deviation over
+    the seeds. Without a row it is a picture that says so.
+    """
+    figure, panels = _figure(len(_CORRUPTED), 3.8)
+    for axes, (kind, title) in zip(panels, _CORRUPTED.items(), strict=True):
+        for place, (model, part) in enumerate(table.groupby("model", sort=False)):
+            levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "sound late")
+            shown = pd.concat([part[part["corruption"] == "none"], levels])
+            _line(axes, np.arange(len(shown)) + 0.06 * place, shown, model, "os^Dvx"[place % 6])  # side by side
+            axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
+            axes.set_xlabel(_AXES[levels["unit"].iloc[0]])
+        axes.set(title=title, ylim=(0, 104))
+    return _finished(figure, panels, table)
+
+
+@rc_context(_STYLE)
+def data_efficiency(table: pd.DataFrame) -> Figure:
+    """Test top-1 against the share of the training clips, a panel for sound and one for both.
+
+    `table` is data_table. Without a row it is a picture that says so.
+    """
+    shown = [modality for modality in COLOURS if modality in set(table["modality"])] or ["av"]
+    figure, panels = _figure(len(shown), 3.8)
+    for axes, modality in zip(panels, shown, strict=True):
+        for marker, (model, part) in zip("os", table[table["modality"] == modality].groupby("model"), strict=False):
+            _line(axes, 100 * part["share"], part, model, marker)
+            axes.set_xscale("log")
+            axes.set_xticks(100 * part["share"], [f"{100 * share:g} %" for share in part["share"]], minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104))
+    return _finished(figure, panels, table)
+
+
+def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
+    """A model's top-1 with its spread over the seeds; a baseline is pale and dashed, a variant of ours grey, dotted."""
+    ours, modality = bool(part["ours"].iloc[0]), "av" if "modality" not in part else part["modality"].iloc[0]
+    colour = COLOURS[modality] if ours else _lighter(COLOURS[modality])
+    variant = ours and "-" in model
+    style = {"color": "#555555" if variant else colour, "linestyle": ":" if variant else "-" if ours else "--"}
+    spread = None if part["std"].isna().all() else part["std"]
+    axes.errorbar(x, part["top1"], spread, label=model, marker=marker, capsize=3, **style)
+
+
+def _finished(figure: Figure, panels: np.ndarray, table: pd.DataFrame) -> Figure:
+    if table.empty:
+        panels[0].text(0.02, 0.5, "no run of these parameters is for this", transform=panels[0].transAxes)
+        return figure
+    panels[0].set_ylabel("test top-1 (%)")
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6)
+    return figure

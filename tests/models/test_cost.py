@@ -1,0 +1,243 @@
+"""The cost counter against arithmetic by hand, and that our models and their peers cost about the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmtlib import config as params
+from mmtlib.models import build_model
+from mmtlib.models import cost as efficiency
+from mmtlib.models.cost import (
+    Timing,
+    available_memory,
+    count_macs,
+    count_parameters,
+    counting,
+    interleaved,
+    macs,
+    matmul_rate,
+    step_memory,
+)
+from mmtlib.models.fusion import transformer_block
+from mmtlib.models.multiscale import MultiscaleAttention
+
+
+def test_a_linear_layer():
+    assert count_macs(nn.Linear(7, 5), torch.randn(3, 7)) == 3 * 7 * 5
+
+
+@pytest.mark.parametrize(("groups", "inner"), [(1, 6), (6, 1)])
+def test_a_convolution(groups, inner):
+    # 12 x 9 at stride 2 without padding gives 5 x 4 places for a window of 3 x 3
+    conv = nn.Conv2d(6, 12, 3, stride=2, groups=groups)
+    assert count_macs(conv, torch.randn(2, 6, 12, 9)) == 2 * 5 * 4 * 12 * inner * 3 * 3
+
+
+def test_a_transformer_block_attention_products_included():
+    tokens, dim, batch = 10, 16, 2
+    projections = tokens * dim * (3 * dim + dim)  # q, k, v and the output
+    products = 2 * tokens * tokens * dim  # q k' and the weights times v, over all heads
+    mlp = 2 * tokens * dim * 4 * dim
+    x = torch.randn(batch, tokens, dim)
+    assert macs(transformer_block(dim, 4), x) == (batch * (projections + products + mlp), batch * products)
+
+
+def test_a_layer_of_ast_whose_attention_is_fused():
+    from transformers import ASTConfig
+    from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTLayer
+
+    tokens, dim, batch = 10, 16, 2
+    config = ASTConfig(hidden_size=dim, num_attention_heads=4, intermediate_size=4 * dim, attn_implementation="sdpa")
+    products = 2 * tokens * tokens * dim
+    found = macs(ASTLayer(config), torch.randn(batch, tokens, dim))
+    assert found == (batch * (tokens * dim * dim * (4 + 8) + products), batch * products)
+
+
+def test_attention_of_torchvision_whose_relative_positions_are_products_with_a_table():
+    from torchvision.models.video.mvit import MultiscaleAttention as Theirs
+
+    attention = Theirs([2, 4, 6], 8, 16, 2, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 2, 2], True, False, True)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, (2, 4, 6))[0]
+
+    tokens, queries, keys, dim = 1 + 48, 1 + 2 * 2 * 3, 1 + 2 * 2 * 3, 16
+    products = 2 * queries * keys * dim
+    linear = tokens * 8 * 3 * dim + queries * dim * dim
+    positions = (queries - 1) * dim * (2 + 2 + 3)
+    pooling = 3 * (queries - 1) * dim * 27
+    assert macs(Wrapped(), torch.randn(3, tokens, 8)) == (3 * (products + linear + positions + pooling), 3 * products)
+
+
+def test_memory_that_is_used_again_is_not_taken_for_what_it_held():
+    class Reuse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(2, 64, 64))
+
+        def forward(self, x):
+            for _ in range(5):
+                y = x * 2  # its memory is free when the table's copy asks for as much
+                del y
+                table = self.table * 2
+                x = x @ table  # a weight
+                del table
+            return x @ x  # tokens with tokens
+
+    assert macs(Reuse(), torch.randn(2, 64, 64)) == (6 * 2 * 64**3, 2 * 64**3)
+
+
+def test_what_is_counted_can_be_told_apart_by_place_and_kind():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4, 5))
+    x = torch.randn(1, 2, 6)
+    with counting(model, x) as counter:
+        counter.where = "here"
+        model(x)
+    assert counter.macs == {("here", "convolution"): 3 * 4 * 2 * 3, ("here", "linear"): 3 * 4 * 5}
+
+
+def test_a_multiscale_attention_layer():
+    grid, dim_in, dim, heads = (8, 4), 6, 8, 2
+    attention = MultiscaleAttention(
+        dim_in, dim, heads, grid=grid, kernel=(3, 3), stride_q=(2, 1), stride_kv=(2, 2), num_prefix=0
+    )
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, grid)[0]
+
+    tokens, queries, keys, places = 32, 4 * 4, 4 * 2, 4 + 2  # 8 keys: a multiple of 4, so none is spare
+    want = tokens * dim_in * 3 * dim  # q, k, v
+    want += (queries + 2 * keys) * dim * 9  # pooling, one kernel of 3 x 3 for each channel
+    want += queries * dim * places  # q R of both axes: all heads' channels, for each place
+    # A head's channels twice, in q k' and in weights times v, and the positions that ride along in q and k.
+    products = heads * queries * keys * (2 * dim // heads + places)
+    want += products
+    want += queries * dim * dim  # projection
+    assert macs(Wrapped(), torch.randn(1, tokens, dim_in)) == (want, products)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_leaves_the_model_and_torch_as_they_were(training):
+    model = nn.Sequential(nn.BatchNorm1d(4), transformer_block(4, 2)).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    count_macs(model, torch.randn(3, 4, 4))
+    assert model.training == training
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError):
+        count_macs(model, torch.randn(3, 4, 5))
+    assert model.training == training
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+
+
+def test_training_and_evaluation_mode_count_the_same():
+    model = build_model("mat_t", 5)
+    x = torch.randn(1, 1, 198, 128)
+    assert count_macs(model.train(), x) == count_macs(model.eval(), x)
+
+
+def test_macs_grow_with_the_batch():
+    model = build_model("ast_t", 5)
+    one, two = (count_macs(model, torch.randn(n, 1, 198, 128)) for n in (1, 2))
+    assert two == 2 * one
+
+
+def test_only_trainable_parameters_count():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+    model[0].bias.requires_grad_(False)
+    assert count_parameters(model) == 3 * 4 + 4 * 2
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("mvitv2_s", 64.0), ("mvitv2_b", 225.0)])
+def test_published_video_models_cost_what_is_published(name, gmacs):
+    """MViTv2's table gives 64 and 225 GFLOPs (multiply-adds) with 16 and 32 frames of 224 x 224.
+
+    Ours are somewhat more: the relative positions ride along in the products.
+    """
+    frames = {"mvitv2_s": 16, "mvitv2_b": 32}[name]
+    with torch.device("meta"):
+        model, clip = build_model(name, 400), torch.empty(1, 3, frames, 224, 224)
+    assert 1.0 < count_macs(model, clip) / 1e9 / gmacs < 1.15
+
+
+def cost(name: str) -> int:
+    """MACs for one clip of the embedded data set."""
+    given = params.load("params.yaml").features
+    time = 1 + int((given.seconds * 1000 - given.window_ms) // given.hop_ms)
+    audio = torch.randn(1, 1, time, given.mel_bins)
+    video = torch.randn(1, 3, given.frames, given.size, given.size)
+    both = name.startswith(("mmt", "mbt"))
+    sizes = {"audio_size": tuple(audio.shape[2:])} | ({"video_size": tuple(video.shape[2:])} if both else {})
+    return count_macs(build_model(name, 18, **sizes), *((audio, video) if both else (audio,)))
+
+
+@pytest.mark.parametrize(("ours", "peer"), [("mat_t", "ast_t"), ("mmt_t", "mbt_t")])
+def test_a_peer_costs_about_what_our_model_costs(ours, peer):
+    """A comparison at equal cost: within 15 %, or a starved baseline would flatter us."""
+    assert cost(peer) == pytest.approx(cost(ours), rel=0.15)
+
+
+# ------------------------------------------------------------------------------- measured
+
+
+def test_two_models_take_turns_after_an_untimed_call_of_each(monkeypatch):
+    calls, clock = [], iter(map(float, range(100)))
+    monkeypatch.setattr(efficiency.time, "perf_counter", lambda: next(clock))
+    timing = interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 3)
+    assert calls == ["ours", "peer"] * 4
+    assert timing == ([1, 1, 1], [1, 1, 1])
+    calls.clear()
+    interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 1, warm_up=False)
+    assert calls == ["ours", "peer"]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_above_1_where_ours_is_faster():
+    timing = Timing(ours=[1.0, 2.0, 1.0], peer=[3.0, 2.0, 20.0])
+    assert timing.ratios == [3.0, 1.0, 20.0]
+    assert timing.ratio == 3.0
+
+
+def test_memory_of_a_step_is_what_it_holds_at_most():
+    def step():
+        first = torch.zeros(1_000_000)  # 4 MB
+        del first
+        second, third = torch.zeros(500_000), torch.zeros(750_000)  # 5 MB together
+        return len(second) + len(third)
+
+    held = torch.zeros(2_000_000)
+    assert step_memory(step, torch.device("cpu")) == pytest.approx(5_000_000, rel=0.001)
+    assert step_memory(held.sum, torch.device("cpu")) < 1000
+    assert step_memory(lambda: None, torch.device("cpu")) == 0
+
+
+def test_memory_is_the_same_in_two_runs():
+    model, x = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)), torch.randn(32, 64)
+
+    def step():
+        model(x).square().mean().backward()
+        model.zero_grad()
+
+    step()
+    first, second = (step_memory(step, torch.device("cpu")) for _ in range(2))
+    assert first == second > 4 * count_parameters(model)
+
+
+def test_the_rate_of_a_matrix_product_is_that_of_the_best_one(monkeypatch):
+    seconds = iter([0.5, 0.25, 1.0])
+    monkeypatch.setattr(efficiency, "_seconds", lambda call: next(seconds))
+    assert matmul_rate(torch.float32, torch.device("cpu"), 8) == pytest.approx(2 * 8**3 / 0.25 / 1e9)
+
+
+def test_free_memory_is_some_and_not_all_of_it():
+    assert 2**20 < available_memory(torch.device("cpu")) < 2**60

@@ -1,0 +1,199 @@
+"""A saved model comes back whole, and a file that is not one is refused in a sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from mmtlib.models import MODALITY, AVOutput, build_model
+from mmtlib.models.hub import WeightsError, load_model, load_weights, save_model
+from mmtlib.models.mvit import fit_tables
+
+OVERRIDES = {
+    "depths": [1, 1, 1, 1],
+    "dim": 8,
+    "audio_size": [64, 48],
+    "pooling": ["time", "none", "both", "both"],
+}
+
+
+REMOVED = object()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build_model("mat_t", 4, **OVERRIDES).eval()
+    path = tmp_path / "deep" / "model.safetensors"
+    save_model(path, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3)
+    return path, model
+
+
+def test_a_round_trip_gives_the_same_model(saved):
+    path, model = saved
+    again, header = load_model(path)
+    assert not again.training
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert header == {
+        "name": "mat_t",
+        "num_classes": 4,
+        "overrides": OVERRIDES,
+        "classes": ["a", "b", "c", "d"],
+        "seed": 3,
+    }
+    x = torch.randn(2, 1, 64, 48)
+    assert torch.equal(again(x), model(x))
+    tensors, same_header = load_weights(path)
+    assert set(tensors) == set(model.state_dict())
+    assert same_header == header
+
+
+@pytest.mark.parametrize("name", ["mmt_t", "mbt_t", "ast_t", "mvitv2_t"])
+def test_every_kind_of_model_can_be_saved(tmp_path, name):
+    model = build_model(name, 3)
+    save_model(tmp_path / "m.safetensors", model, name=name, num_classes=3, overrides={})
+    again, _ = load_model(tmp_path / "m.safetensors")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
+    """Whatever the order of the words about it: DVC compares bytes."""
+    path, model = saved
+    other = tmp_path / "other.safetensors"
+    save_model(
+        other,
+        model,
+        seed=3,
+        classes=["a", "b", "c", "d"],
+        overrides=dict(reversed(OVERRIDES.items())),
+        num_classes=4,
+        name="mat_t",
+    )
+    assert other.read_bytes() == path.read_bytes()
+    with torch.no_grad():
+        model.head.bias[0] += 1.0
+    save_model(other, model, name="mat_t", num_classes=4, overrides=OVERRIDES, classes=["a", "b", "c", "d"], seed=3)
+    assert other.read_bytes() != path.read_bytes()
+
+
+def test_saving_leaves_the_model_as_it_was(saved):
+    path, model = saved
+    model.train()
+    save_model(path, model, name="mat_t", num_classes=4, overrides=OVERRIDES)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_missing_file_says_what_to_run(tmp_path):
+    with pytest.raises(WeightsError, match=r"gone.safetensors does not exist.*dvc repro"):
+        load_model(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not safetensors at all",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:4] + b"\xff" * 8 + data[12:],
+        lambda data: save(load(data)),  # without our header
+        lambda data: save(load(data), metadata={"mmtlib": "{"}),
+    ],
+    ids=["empty", "text", "cut", "garbled", "foreign", "bad header"],
+)
+def test_a_damaged_or_foreign_file_is_refused(saved, damage):
+    path, _ = saved
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(WeightsError, match=path.name):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overrides": OVERRIDES | {"dim": 16}},
+        {"num_classes": 5},
+        {"name": "mat_of_another_version"},
+        {"overrides": OVERRIDES | {"no_such_setting": 1}},
+        {"name": REMOVED},
+    ],
+    ids=["width", "classes", "name", "setting", "no name"],
+)
+def test_weights_of_another_version_of_the_code_are_refused(saved, change):
+    path, _ = saved
+    data = path.read_bytes()
+    tensors, header = load_weights(path)
+    header = {key: value for key, value in (header | change).items() if value is not REMOVED}
+    path.write_bytes(save(tensors, metadata={"mmtlib": json.dumps(header)}))
+    with pytest.raises(WeightsError, match=path.name):
+        load_model(path)
+    path.write_bytes(data)
+    load_model(path)  # partner: unchanged it loads
+
+
+SMALL = {"audio_size": [64, 48], "video_size": [8, 32, 32]}
+OTHER = {"audio_size": (120, 70), "video_size": (4, 48, 40)}
+
+
+def drawn(name: str, **overrides) -> torch.nn.Module:
+    """A model whose position tables are large enough to show."""
+    model = build_model(name, 3, **overrides).eval()
+    for key, parameter in model.named_parameters():
+        if "rel_pos" in key or "position" in key:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def outputs(model, name: str, audio_size, video_size) -> list[torch.Tensor]:
+    torch.manual_seed(5)
+    audio, video = torch.randn(2, 1, *audio_size), torch.randn(2, 3, *video_size)
+    with torch.no_grad():
+        out = model(*{"audio": [audio], "video": [video], "av": [audio, video]}[MODALITY[name]])
+    return list(out) if isinstance(out, AVOutput) else [out]
+
+
+@pytest.mark.parametrize("name", [name for name in MODALITY if name.endswith("_t")])
+def test_a_model_loaded_for_another_size_does_what_the_trained_one_does_there(tmp_path, name):
+    """Tables interpolated once on loading, or at each call: the same."""
+    model, path = drawn(name, **SMALL), tmp_path / "m.safetensors"
+    save_model(path, model, name=name, num_classes=3, overrides=SMALL)
+    same, other = load_model(path, **SMALL)[0], load_model(path, **OTHER)[0]
+    for got, want in zip(outputs(same, name, **SMALL), outputs(model, name, **SMALL), strict=True):
+        assert torch.equal(got, want)
+    for got, want in zip(outputs(other, name, **OTHER), outputs(model, name, **OTHER), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    shapes = {key: value.shape for key, value in other.state_dict().items()}
+    built = build_model(name, 3, **OTHER).state_dict()
+    assert shapes == {key: value.shape for key, value in built.items()}
+    assert shapes != {key: value.shape for key, value in model.state_dict().items()}
+
+
+def test_one_size_alone_can_be_another(tmp_path):
+    save_model(tmp_path / "m.safetensors", drawn("mmt_t"), name="mmt_t", num_classes=3, overrides={})
+    model, header = load_model(tmp_path / "m.safetensors", audio_size=(64, 48))
+    assert len(model.audio_encoder.positions[0]) == 5
+    assert len(model.video_encoder.positions[1]) == 8
+    assert header["overrides"] == {}
+
+
+def test_a_size_too_small_is_refused_with_the_least_one(saved):
+    with pytest.raises(ValueError, match=r"\(64, 15\) is smaller.*at least \(16, 16\)") as error:
+        load_model(saved[0], audio_size=(64, 15))
+    assert not isinstance(error.value, WeightsError), "nothing is wrong with the file"
+
+
+def test_only_rows_of_position_tables_are_fitted():
+    model, other = build_model("mat_t", 3, size=(64, 48)), build_model("mat_t", 3, size=(100, 48))
+    own = other.state_dict()
+    fitted = fit_tables(model.state_dict(), own)
+    other.load_state_dict(fitted)
+    changed = {name for name, value in model.state_dict().items() if value.shape != own[name].shape}
+    assert changed
+    for name, value in model.state_dict().items():
+        if name in changed:
+            assert "positions" in name or "rel_pos" in name
+        else:
+            assert torch.equal(fitted[name], value)
+    wider = build_model("mat_t", 3, size=(100, 48), dim=32)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        wider.load_state_dict(fit_tables(model.state_dict(), wider.state_dict()))

@@ -1,0 +1,179 @@
+"""The written report: complete, right about which model is better, and the same on every run."""
+
+import hashlib
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_up_workspace import ROWS, made_up_params, made_up_workspace
+from matplotlib.image import imread
+
+from mmtlib.config import Params
+from mmtlib.models import build_model
+from mmtlib.models.cost import count_macs, count_parameters
+from study.report import BEGIN, END, ReportError, about_versions, build_report, update_readme, write_report
+
+TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
+TABLES |= {"calibration", "retrieval", "clustering", "claims", "robustness", "data_efficiency", "search"}
+FIGURES = {"headline", "learning_curves", "confusion", "per_class", "tsne", "ablations", "calibration", "claims"}
+FIGURES |= {"robustness", "data_efficiency"}
+NO_RUNS = {"data_efficiency", "search"}  # written for every profile; these parameters have no rows for them
+
+
+@pytest.fixture(scope="module")
+def params():
+    return made_up_params([0])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, params):
+    return made_up_workspace(tmp_path_factory.mktemp("workspace"), params)
+
+
+@pytest.fixture(scope="module")
+def written(workspace, params):
+    return write_report(workspace, params)
+
+
+def test_all_files_are_there_and_the_text_shows_them(written, workspace):
+    assert set(written["tables"]) == TABLES
+    assert set(written["figures"]) == FIGURES
+    text = written["readme"].read_text()
+    for name, path in written["tables"].items():
+        assert path == workspace / f"reports/tables/{name}.csv"
+        assert pd.read_csv(path).empty == (name in NO_RUNS)
+        assert f"(tables/{name}.csv)" in text
+    for name, path in written["figures"].items():
+        assert path == workspace / f"reports/figures/{name}.png"
+        assert (f"(figures/{name}.png)" in text) == (name not in NO_RUNS)
+    left = {path.name for path in workspace.glob("reports/*/*")}
+    assert left == {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES}
+
+
+def test_figures_show_something(written):
+    for path in (path for name, path in written["figures"].items() if name not in NO_RUNS):
+        picture = imread(path)
+        assert picture.shape[1] == 1000
+        assert picture[..., :3].std() > 0.02, path
+        assert b"matplotlib" not in path.read_bytes().lower()[:400]  # no version in the file
+
+
+def test_costs_are_of_the_models_that_were_trained(written):
+    costs = pd.read_csv(written["tables"]["costs"]).set_index("model")
+    assert set(costs.index) == {"mat_t", "mvitv2_t", "mmt_t", "ast_t", "mbt_t", "mmt_t-late"}
+    mat = build_model("mat_t", 4)
+    assert costs.loc["mat_t", "params_m"] == pytest.approx(count_parameters(mat) / 1e6, abs=1e-4)
+    assert costs.loc["mat_t", "mmacs"] == pytest.approx(count_macs(mat, torch.zeros(1, 1, 198, 128)) / 1e6)
+    assert costs.loc["mmt_t", "mmacs"] > costs.loc["mat_t", "mmacs"] + costs.loc["mvitv2_t", "mmacs"]
+    assert costs.loc["mmt_t-late", "params_m"] < costs.loc["mmt_t", "params_m"]
+
+
+def test_the_answer_follows_from_the_numbers(written):
+    text = written["readme"].read_text()
+    assert "mmt_t (both, 90.0 %) beats the better single modality, mat_t (sound, 60.0 %): +30.0" in text
+    assert "mat_t (sound, 60.0 %) beats its baseline ast_t (sound, 35.0 %): +25.0 points" in text
+    assert "mmt_t (both, 90.0 %) cannot be told apart from its baseline mbt_t (both, 87.5 %): +2.5" in text
+    assert (
+        "On 40 of the 40 test clips that made-up lists, in 4 classes, by top-1 (difference with its 95 % interval)"
+        in text
+    )
+    assert "One seed (0)." in text
+    assert "highest validation top-1" in text
+    assert "claim against a baseline is measured at the rates that they give" in text
+    assert written["test_top1"]["mmt_t/av"] == 90.0
+    assert written["test_top1"]["mmt_t/video"] == 47.5
+
+
+def test_the_answer_turns_when_the_numbers_do(tmp_path):
+    params = made_up_params([0, 3], {"ast_t": ROWS["ast_t"]})
+    right = {
+        "pretrain_mat": {"audio": 12},
+        "pretrain_mvit": {"video": 39},
+        "train_mmt": {"av": 14, "audio": 9, "video": 9},
+        "ast_t": {"audio": 34},
+    }
+    text = build_report(made_up_workspace(tmp_path, params, right), params).text
+    assert "does not beat the better single modality, mvitv2_t (picture" in text
+    assert "does not beat its baseline ast_t" in text
+    assert "2 seeds (0, 3); scores are means over them" in text
+    assert "std over seeds" in text
+    assert "### Fusion" not in text  # no row of that group
+
+
+def test_text_has_ceilings_coverage_parameters_and_versions(written, workspace, params):
+    text = written["readme"].read_text()
+    assert "sound alone is 20.0 points below (60.0 of 80.0)" in text
+    assert "| test    | 40       | 40     |" in text
+    assert "f" * 64 in text
+    for name, value in about_versions().items():
+        assert name in text
+        assert value in text or name == "commit"
+    block = text.split("```yaml\n")[1].split("```")[0]
+    assert Params.model_validate(_yaml(block)) == params
+    assert "Trained with other values" not in text
+
+
+def test_runs_of_other_parameters_are_named(workspace, params):
+    longer = params.model_copy(update={"train_mmt": params.train_mmt.model_copy(update={"epochs": 7})})
+    assert "Trained with other values than these: train_mmt." in build_report(workspace, longer).text
+
+
+def test_a_second_run_writes_the_same_bytes(written, workspace, params):
+    def state():
+        files = sorted(path for path in (workspace / "reports").rglob("*") if path.is_file())
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = state()
+    write_report(workspace, params)
+    assert state() == before
+    assert len(before) == 1 + len(TABLES) + len(FIGURES)
+
+
+def test_one_clip_a_class_is_enough(tmp_path):
+    params = made_up_params([0], {"mbt_t": ROWS["mbt_t"]})
+    right = {
+        "pretrain_mat": {"audio": 0},
+        "pretrain_mvit": {"video": 1},
+        "train_mmt": {"av": 4, "audio": 0, "video": 4},
+        "mbt_t": {"av": 0, "audio": 0, "video": 0},
+    }
+    made_up_workspace(tmp_path, params, right, {"train": 2, "val": 1, "test": 1})
+    (tmp_path / "data/clips/dataset.json").unlink()
+    out = write_report(tmp_path, params)
+    assert out["test_top1"]["mmt_t/av"] == 100
+    assert "states no ceilings" in out["readme"].read_text()
+    assert np.isclose(pd.read_csv(out["tables"]["results"])["n"], 4).all()
+
+
+def test_nothing_is_written_when_a_stage_has_not_run(tmp_path, params):
+    with pytest.raises(ReportError, match="run stage features"):
+        write_report(tmp_path, params)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_readme_is_updated_between_its_markers_only(tmp_path):
+    path = tmp_path / "README.md"
+    assert "left as it is" in update_readme(path, "new")
+    assert not path.exists()
+    path.write_text(f"top\n{END}\n{BEGIN}\n")
+    assert "left as it is" in update_readme(path, "new")
+    path.write_text(f"top\n{BEGIN}\nold\n{END}\nbottom\n")
+    assert update_readme(path, "new\n") == "README.md: results updated."
+    assert path.read_text() == f"top\n{BEGIN}\nnew\n{END}\nbottom\n"
+    assert update_readme(path, "new\n") == "README.md: results updated."
+    assert path.read_text().count("new") == 1
+
+
+def test_the_readme_of_the_repository_gets_the_headline(workspace, params):
+    section = build_report(workspace, params).section
+    assert "| **mmt_t**" in section
+    assert "(reports/figures/headline.png)" in section
+    assert "reports/README.md" in section
+
+
+def _yaml(text: str) -> dict:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(io.StringIO(text))

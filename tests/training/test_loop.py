@@ -1,0 +1,720 @@
+"""The training loop on a toy set: it learns, resumes after a kill with the same result, never sees the test split."""
+
+import itertools
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy_features import AUDIO, CLASSES, MVIT, OVERRIDES, SETTINGS, VIDEO, make_recipe, make_run, write_features
+
+from mmtlib.config import Objective
+from mmtlib.data.dataset import Batch, DatasetError, FeatureDataset
+from mmtlib.evaluation.predictions import usable
+from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
+from mmtlib.models import AVOutput, build_model
+from mmtlib.models.hub import load_weights
+from mmtlib.training.experiment import NUMERICS
+from mmtlib.training.loop import (
+    Trainer,
+    choose_precision,
+    input_sizes,
+    load_encoder,
+    one_hot,
+    parameter_groups,
+    share_of,
+    training_loss,
+    warmup_cosine,
+)
+from mmtlib.training import loop as trainer_module
+
+ROUGH = {
+    "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},
+    "crop_scale": 0.6,
+    "flip": True,
+    "flip_except": ["dog"],
+    "mixup": 0.4,
+    "gain": 0.3,
+    "noise": 0.3,
+    "label_smoothing": 0.1,
+    "warmup_epochs": 0.5,
+}
+"""Everything that draws random numbers; the tiny models drop paths too."""
+
+CONTRAST = {"avc": 0.1, "imc": 0.1}
+
+
+class KilledError(Exception):
+    """Stands for a machine that goes away."""
+
+
+def kill_in(patch, where, number):
+    """Let a method of Trainer raise KilledError in its call `number`, counted from 0."""
+    original, count = getattr(Trainer, where), itertools.count()
+
+    def killed(self, *given):
+        if next(count) == number:
+            raise KilledError
+        return original(self, *given)
+
+    patch.setattr(Trainer, where, killed)
+
+
+class NoLive:
+    """In the place of the live log, a side show that is slow to import."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def log_metric(self, *_):
+        pass
+
+    def make_summary(self):
+        pass
+
+
+LIVE = trainer_module._live
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr(trainer_module, "_live", lambda folder: NoLive())
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("toy") / "data/features")
+
+
+def make_trainer(features, runs, run=None, recipe=None, *, seed=0, init=None) -> Trainer:
+    return Trainer(
+        run or make_run(),
+        recipe or make_recipe(),
+        seed=seed,
+        features=features,
+        runs=runs,
+        init=init or {},
+        device="cpu",
+    )
+
+
+def fit(trainer: Trainer) -> pd.DataFrame:
+    return trainer.fit(log=lambda line: None)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# It learns.
+
+
+@pytest.mark.parametrize("model", OVERRIDES)
+def test_the_loss_falls_and_validation_beats_chance(features, tmp_path, model):
+    objective = CONTRAST if model == "mmt_t" else {}
+    trainer = make_trainer(features, tmp_path, make_run(model, epochs=8, objective=objective))
+    history = fit(trainer)
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
+    assert history["val_top1"].max() >= 75.0  # chance is 25
+    assert history["epoch"].tolist() == list(range(1, 9))
+    parts = {"epoch", "lr", "loss", "ce", "val_loss", "val_top1", "seconds"}
+    assert set(history.columns) == (parts | {"avc", "imc"} if model == "mmt_t" else parts)
+
+
+def test_shuffled_labels_are_not_learned(tmp_path):
+    """Partner of the test above: no way leads from the validation labels into the model."""
+    folder = write_features(tmp_path / "features")
+    index = pd.read_csv(folder / "index.csv")
+    rng = np.random.default_rng(4)
+    for _, rows in index.groupby("split").groups.items():
+        index.loc[rows, "label"] = rng.permutation(index.loc[rows, "label"])
+    index.to_csv(folder / "index.csv", index=False)
+    history = fit(make_trainer(folder, tmp_path, make_run(epochs=6)))
+    assert history["val_top1"].max() < 60.0
+
+
+def test_the_reported_validation_figures_are_those_of_the_model_kept(features, tmp_path):
+    trainer = make_trainer(features, tmp_path)
+    history = fit(trainer)
+    best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).iloc[0]
+    val = FeatureDataset(features, "val")
+    batch = val.batch(range(len(val)))
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(batch.audio)
+    assert 100 * (logits.argmax(1) == batch.labels).float().mean().item() == pytest.approx(best["val_top1"])
+    assert torch.nn.functional.cross_entropy(logits, batch.labels).item() == pytest.approx(best["val_loss"], rel=1e-4)
+
+
+# It goes on after a kill.
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(features, tmp_path_factory):
+    """An audio-video run with everything random switched on, and what it gave."""
+    run, recipe = make_run("mmt_t", objective=CONTRAST), make_recipe(**ROUGH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "_live", lambda folder: NoLive())
+        trainer = make_trainer(features, tmp_path_factory.mktemp("runs"), run, recipe)
+        history = fit(trainer)
+    return run, recipe, weights(trainer), history.drop(columns="seconds"), trainer.optimizer.state_dict()
+
+
+# Four steps an epoch (32 clips by 8). Killed in the first epoch, between two, within one, in the last.
+@pytest.mark.parametrize("steps_done", [2, 4, 6, 8, 11])
+def test_a_run_killed_while_training_ends_as_if_nothing_had_happened(
+    features, tmp_path, uninterrupted, monkeypatch, steps_done
+):
+    run, recipe, want, want_history, want_optimizer = uninterrupted
+    with monkeypatch.context() as patch:
+        kill_in(patch, "step", steps_done)
+        with pytest.raises(KilledError):
+            fit(make_trainer(features, tmp_path, run, recipe))
+    torch.rand(13)  # whatever happened in between
+    lines = []
+    trainer = make_trainer(features, tmp_path, run, recipe)
+    history = trainer.fit(log=lines.append)
+    assert equal(weights(trainer), want)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), want_history, check_exact=True)
+    if steps_done >= 4:
+        assert f"after epoch {steps_done // 4} of 3" in lines[0]
+        assert len(lines) == 1 + 3 - steps_done // 4
+    got = trainer.optimizer.state_dict()["state"]
+    for key, state in want_optimizer["state"].items():
+        assert all(torch.equal(got[key][name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("where", ["_validate", "_save"])
+def test_a_run_killed_after_an_epoch_repeats_that_epoch(features, tmp_path, uninterrupted, monkeypatch, where):
+    run, recipe, want, want_history, _ = uninterrupted
+    with monkeypatch.context() as patch:
+        kill_in(patch, where, 1)
+        with pytest.raises(KilledError):
+            fit(make_trainer(features, tmp_path, run, recipe))
+    trainer = make_trainer(features, tmp_path, run, recipe)
+    history = fit(trainer)
+    assert equal(weights(trainer), want)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), want_history, check_exact=True)
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(features, tmp_path, uninterrupted, monkeypatch):
+    run, recipe, want, _, _ = uninterrupted
+    original, count = torch.save, itertools.count()
+
+    def save(value, path, **options):
+        original(value, path, **options)
+        if next(count) == 1:
+            with open(path, "r+b") as file:
+                file.truncate(100)
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(KilledError):
+            fit(make_trainer(features, tmp_path, run, recipe))
+    trainer = make_trainer(features, tmp_path, run, recipe)
+    assert fit(trainer)["epoch"].tolist() == [1, 2, 3]
+    assert equal(weights(trainer), want)
+
+
+def test_the_live_log_of_a_resumed_run_has_every_epoch_once(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_live", LIVE)
+    kill_in(monkeypatch, "step", 5)
+    with pytest.raises(KilledError):
+        fit(make_trainer(features, tmp_path))
+    trainer = make_trainer(features, tmp_path)
+    history = fit(trainer)
+    (table,) = trainer.checkpoint.parent.glob("live/**/val_loss.tsv")
+    logged = pd.read_csv(table, sep="\t")
+    assert logged["step"].tolist() == [1, 2, 3]
+    assert logged["val_loss"].tolist() == pytest.approx(history["val_loss"].tolist())
+
+
+def test_another_seed_gives_another_result(features, tmp_path, uninterrupted):
+    """Partner: the equalities above are not those of models that never move."""
+    run, recipe, want, _, _ = uninterrupted
+    trainer = make_trainer(features, tmp_path, run, recipe, seed=1)
+    fit(trainer)
+    assert not equal(weights(trainer), want)
+
+
+def test_a_finished_run_is_not_trained_again(features, tmp_path, monkeypatch):
+    first = make_trainer(features, tmp_path)
+    history = fit(first)
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "_validate", lambda *_: pytest.fail("validated again"))
+    again, lines = make_trainer(features, tmp_path), []
+    pd.testing.assert_frame_equal(again.fit(log=lines.append), history, check_exact=True)
+    assert equal(weights(again), weights(first))
+    assert "was trained already" in lines[0]
+    assert len(lines) == 1
+
+
+@pytest.fixture
+def batches_seen(monkeypatch) -> list[Batch]:
+    """The batches of every optimiser step, as they come."""
+    seen, original = [], Trainer.step
+
+    def step(self, batch, *rest):
+        seen.append(batch)
+        return original(self, batch, *rest)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    return seen
+
+
+def test_every_epoch_takes_each_clip_once_in_another_order(features, tmp_path, batches_seen):
+    fit(make_trainer(features, tmp_path, make_run(epochs=2)))
+    clips = torch.cat([batch.audio.sum((1, 2, 3)) for batch in batches_seen]).view(2, 32)
+    assert not torch.equal(clips[0], clips[1])
+    torch.testing.assert_close(clips[0].sort().values, clips[1].sort().values)
+
+
+def test_every_epoch_draws_other_augmentation(features, tmp_path, batches_seen, monkeypatch):
+    monkeypatch.setattr(trainer_module, "epoch_batches", lambda n, size, *_, **__: torch.arange(n).split(size))
+    fit(make_trainer(features, tmp_path, make_run(epochs=2), make_recipe(noise=0.3)))
+    assert torch.equal(batches_seen[0].labels, batches_seen[4].labels)
+    assert not torch.equal(batches_seen[0].audio, batches_seen[4].audio)
+    batches_seen.clear()
+    fit(make_trainer(features, tmp_path, make_run(epochs=2)))
+    assert torch.equal(batches_seen[0].audio, batches_seen[4].audio), "partner: without noise they are the same"
+
+
+# What names a run.
+
+
+def test_anything_that_changes_the_result_changes_the_key(features, tmp_path, monkeypatch):
+    audio, video = (tmp_path / name for name in ("audio.safetensors", "video.safetensors"))
+    _save_encoder(audio, "mat_t")
+    _save_encoder(video, "mvitv2_t")
+    mmt = make_run("mmt_t")
+    init = {"audio": audio, "video": video}
+
+    def name(run=None, recipe=None, folder=features, **options) -> str:
+        return make_trainer(folder, tmp_path, run, recipe, **options).checkpoint.parent.name
+
+    hashes = [
+        name(),
+        name(make_run(lr=2e-3)),
+        name(make_run(epochs=4)),
+        name(make_run(overrides=OVERRIDES["mat_t"] | {"dropout": 0.1})),
+        name(make_run("mvitv2_t")),
+        name(recipe=make_recipe(weight_decay=0.01)),
+        name(recipe=make_recipe(mixup=0.1)),
+        name(recipe=make_recipe(precision="auto")),
+        name(seed=1),
+        name(mmt),
+        name(mmt, init=init),
+        name(make_run("mmt_t", objective={"avc": 0.1})),
+        name(make_run("mmt_t", objective={"avc": 0.1, "temperature": 0.2})),
+    ]
+    _save_encoder(audio, "mat_t", seed=9)
+    hashes.append(name(mmt, init=init))
+    assert len(set(hashes)) == len(hashes)
+    assert name() == hashes[0]
+    copy = tmp_path / "copy"
+    shutil.copytree(features, copy)
+    assert name(folder=copy) == hashes[0], "it is the content of the features that counts, not the place"
+    monkeypatch.setitem(NUMERICS, "mat", 2)
+    assert name() != hashes[0]
+    assert name(mmt) == hashes[9], "of another family"
+
+
+def test_the_checkpoint_lies_in_the_folder_of_the_key(features, tmp_path):
+    trainer = make_trainer(features, tmp_path / "runs", make_run(epochs=1))
+    fit(trainer)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == f"{trainer.key}-{trainer.train.fingerprint[:8]}"
+    assert trainer.checkpoint == folder / "last.pt"
+    assert trainer.checkpoint.is_file()
+    assert not list(trainer.checkpoint.parent.glob("*.tmp"))
+
+
+def test_an_identity_is_of_the_clips_and_settings_not_of_the_last_bits(tmp_path):
+    folders = [write_features(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    one, two = (FeatureDataset(folder, "train") for folder in folders)
+    assert one.fingerprint != two.fingerprint, "decoded on another machine"
+    assert one.identity == two.identity == FeatureDataset(folders[0], "val").identity
+    index = pd.read_csv(folders[1] / "index.csv")
+    index.loc[0, "clip_id"] = "another"
+    index.to_csv(folders[1] / "index.csv", index=False)
+    assert FeatureDataset(folders[1], "train").identity != one.identity
+    for what, value in (("settings", SETTINGS | {"hop_ms": 12.5}), ("source", {"seed": 8}), ("classes", CLASSES[::-1])):
+        described = json.loads((folders[0] / "features.json").read_text())
+        (folders[0] / "features.json").write_text(json.dumps(described | {what: value}))
+        changed = FeatureDataset(folders[0], "train").identity
+        assert changed != one.identity
+        one = FeatureDataset(folders[0], "train")
+
+
+def test_a_share_of_the_clips_is_of_each_class_and_within_a_larger_share(features):
+    train = FeatureDataset(features, "train")
+    everyone = usable(train, "av")
+    assert share_of(train, everyone, 1.0) is everyone
+    shares = {share: share_of(train, everyone, share) for share in (0.01, 0.25, 0.5)}
+    for share, count in ((0.01, 1), (0.25, 2), (0.5, 4)):
+        assert train.labels[shares[share]].bincount().tolist() == [count] * 4
+    assert set(shares[0.25].tolist()) < set(shares[0.5].tolist())
+
+
+def test_with_fewer_clips_an_epoch_passes_over_them_more_often(features, tmp_path, batches_seen):
+    trainer = make_trainer(features, tmp_path, make_run(epochs=1, train_share=0.25), make_recipe(batch_size=4))
+    fit(trainer)
+    assert [len(batch.labels) for batch in batches_seen] == [4] * 4, "8 clips, twice"
+    assert [batch.labels.bincount(minlength=4).sum().item() for batch in batches_seen] == [4] * 4
+
+
+def test_modality_dropout_reaches_the_model(features, tmp_path, monkeypatch):
+    seen = []
+    real = trainer_module.forward
+    monkeypatch.setattr(trainer_module, "forward", lambda m, batch, kind: seen.append(batch) or real(m, batch, kind))
+    fit(make_trainer(features, tmp_path, make_run("mmt_t", epochs=1, modality_dropout=0.8, objective=CONTRAST)))
+    both = torch.cat([batch.has_audio & batch.has_video for batch in seen])
+    assert 0 < both.float().mean() < 0.6
+
+
+# The best epoch.
+
+
+def test_the_test_split_is_never_touched(features, tmp_path, monkeypatch):
+    opened = []
+
+    class Guarded(FeatureDataset):
+        def __init__(self, root, split):
+            opened.append(split)
+            assert split != "test", "the test split is for the end"
+            super().__init__(root, split)
+
+    monkeypatch.setattr(trainer_module, "FeatureDataset", Guarded)
+    fit(make_trainer(features, tmp_path, make_run(epochs=1)))
+    assert set(opened) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("curve", "best"),
+    [
+        ([(50.0, 1.0), (75.0, 1.2), (60.0, 0.5)], 2),  # top-1 decides
+        ([(50.0, 1.0), (50.0, 0.8), (50.0, 0.9)], 2),  # of equals, the loss
+        ([(50.0, 1.0), (50.0, 1.0), (50.0, 1.0)], 1),  # of the very same, the first
+        ([(10.0, 3.0), (20.0, 2.0), (30.0, 1.0)], 3),
+    ],
+)
+def test_the_weights_of_the_best_epoch_on_validation_are_kept(features, tmp_path, monkeypatch, curve, best):
+    seen = []
+
+    def validate(self):
+        seen.append(weights(self))
+        top1, loss = curve[len(seen) - 1]
+        return {"val_top1": top1, "val_loss": loss}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    trainer = make_trainer(features, tmp_path)
+    fit(trainer)
+    assert equal(weights(trainer), seen[best - 1])
+    assert not equal(seen[best - 1], seen[best % 3])
+
+
+def test_the_best_epoch_survives_a_kill(features, tmp_path, monkeypatch):
+    """Best is epoch 1; the run dies in epoch 3."""
+    tops, seen = iter([90.0, 50.0, 50.0]), []
+
+    def validate(self):
+        seen.append(weights(self))
+        return {"val_top1": next(tops), "val_loss": 1.0}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    kill_in(monkeypatch, "step", 9)
+    with pytest.raises(KilledError):
+        fit(make_trainer(features, tmp_path))
+    trainer = make_trainer(features, tmp_path)
+    fit(trainer)
+    assert equal(weights(trainer), seen[0])
+
+
+# Optimiser, schedule, precision.
+
+
+@pytest.mark.parametrize("name", ["mat_t", "mvitv2_t", "mmt_t", "ast_t", "mbt_t"])
+def test_no_weight_decay_on_vectors_tokens_and_position_tables(name):
+    model = build_model(name, 3)
+    decayed, plain = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    ids = {id(p) for p in decayed["params"]}, {id(p) for p in plain["params"]}
+    assert not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {id(p) for p in model.parameters()}
+    for parameter_name, parameter in model.named_parameters():
+        matrix = parameter.ndim > 1 and not any(
+            word in parameter_name for word in ("token", "position", "rel_pos", "fusion.bottleneck", "fusion.modality")
+        )
+        assert (id(parameter) in ids[0]) == matrix, parameter_name
+
+
+def test_concat_fusions_modality_marks_are_not_decayed_but_its_blocks_are():
+    model = build_model("mmt_t", 3, fusion="concat")
+    decayed, plain = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.1))
+    assert id(model.fusion.modality) in plain
+    assert id(model.fusion.blocks[0].linear1.weight) in decayed
+
+
+def test_warm_up_then_half_a_cosine():
+    factor = warmup_cosine(4, 12)
+    assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert factor(4) == 1.0
+    assert factor(8) == pytest.approx(0.5)
+    assert factor(6) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert factor(12) == pytest.approx(0.0)
+    assert factor(99) == pytest.approx(0.0)
+    assert 0 < factor(11) < 0.05, "the last step still moves"
+    assert warmup_cosine(0, 10)(0) == 1.0
+    values = [factor(step) for step in range(4, 13)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_learning_rate_of_each_epoch_is_on_that_curve(features, tmp_path):
+    trainer = make_trainer(features, tmp_path, make_run(lr=0.01), make_recipe(warmup_epochs=1.0))
+    history = fit(trainer)
+    want = [0.01 * warmup_cosine(4, 12)(step) for step in (0, 4, 8)]
+    assert history["lr"].tolist() == pytest.approx(want)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(0.01, True), (0.0, False)])
+def test_gradients_are_clipped_by_their_norm(features, tmp_path, clip_norm, clipped):
+    trainer = make_trainer(features, tmp_path, recipe=make_recipe(clip_norm=clip_norm))
+    batch = trainer.train.batch(range(8), "audio")
+    trainer.optimizer.zero_grad = lambda **_: None  # so that they can be looked at
+    trainer.step(batch, one_hot(batch.labels, [len(CLASSES)]), False)
+    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()
+    assert (norm <= 0.01 * 1.001) == clipped
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(1.0, 0.4, "bf16"), (0.4, 1.0, "fp32"), (0.5, 0.5, "fp32")])
+def test_auto_takes_the_precision_that_was_measured_faster(fp32, bf16, chosen):
+    lines = []
+    got = choose_precision("auto", lambda half: bf16 if half else fp32, torch.device("cpu"), lines.append)
+    assert got == chosen
+    assert f"{fp32:.3f} s in fp32" in lines[0]
+    assert chosen in lines[0].rsplit("takes", 1)[1]
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_a_precision_that_is_asked_for_is_not_measured(wanted):
+    assert choose_precision(wanted, pytest.fail, torch.device("cpu"), pytest.fail) == wanted
+
+
+def test_measuring_leaves_weights_and_gradients_alone(features, tmp_path):
+    trainer = make_trainer(features, tmp_path)
+    before = weights(trainer)
+    assert trainer._time_step(False) > 0
+    assert trainer._time_step(True) > 0
+    assert equal(weights(trainer), before)
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_a_run_keeps_its_precision_when_it_goes_on(features, tmp_path, monkeypatch):
+    """A second measurement could come out the other way and would mix two precisions in one result."""
+    used, original, count = [], Trainer.step, itertools.count()
+
+    def step(self, batch, targets, bf16, last):
+        used.append(bf16)
+        if next(count) == 5:
+            raise KilledError
+        return original(self, batch, targets, bf16, last)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "_time_step", lambda self, bf16: 0.1 if bf16 else 0.9)
+    recipe = make_recipe(precision="auto")
+    with pytest.raises(KilledError):
+        fit(make_trainer(features, tmp_path, recipe=recipe))
+    monkeypatch.setattr(Trainer, "_time_step", lambda self, bf16: 0.9 if bf16 else 0.1)
+    fit(make_trainer(features, tmp_path, recipe=recipe))
+    assert set(used) == {True}
+
+
+def test_bf16_learns_too(features, tmp_path):
+    history = fit(make_trainer(features, tmp_path, make_run(epochs=6), make_recipe(precision="bf16")))
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
+    assert history["val_top1"].max() >= 60.0
+
+
+# What goes wrong is said in a sentence.
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_spoilt(features, tmp_path):
+    trainer = make_trainer(features, tmp_path)
+    with torch.no_grad():
+        trainer.model.head.bias[0] = float("nan")
+    before = trainer.model.encoder.norm.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"mat_t is nan; lower `lr`.*precision: fp32"):
+        fit(trainer)
+    assert torch.equal(trainer.model.encoder.norm.weight, before)
+    assert not trainer.checkpoint.exists()
+
+
+def test_missing_features_say_what_to_run(tmp_path):
+    with pytest.raises(DatasetError, match=r"is missing.*dvc repro features"):
+        make_trainer(tmp_path / "nothing", tmp_path)
+
+
+def test_an_encoder_of_other_settings_is_refused(features, tmp_path):
+    _save_encoder(tmp_path / "video.safetensors", "mvitv2_t", overrides=MVIT | {"dim": 16})
+    with pytest.raises(ValueError, match=r"does not fit.*overrides"):
+        make_trainer(features, tmp_path, make_run("mmt_t"), init={"video": tmp_path / "video.safetensors"})
+
+
+@pytest.mark.parametrize("model", ["mat_t", "mvitv2_t"])
+def test_a_model_without_encoders_cannot_start_from_pretrained_ones(features, tmp_path, model):
+    _save_encoder(tmp_path / "audio.safetensors", "mat_t")
+    with pytest.raises(ValueError, match=f"{model}.*scratch"):
+        make_trainer(features, tmp_path, make_run(model), init={"audio": tmp_path / "audio.safetensors"})
+
+
+def test_an_unknown_model_is_refused(features, tmp_path):
+    with pytest.raises(ValueError, match="no model is called 'mat_x'"):
+        make_trainer(features, tmp_path, make_run("mat_x"))
+
+
+def test_a_set_without_sound_is_refused_by_a_model_of_sound(tmp_path):
+    folder = write_features(tmp_path / "features", silent=tuple(range(32, 44)))
+    with pytest.raises(ValueError, match=r"no val clip has what mat_t reads \(audio\)"):
+        make_trainer(folder, tmp_path)
+    make_trainer(folder, tmp_path, make_run("mvitv2_t"))
+
+
+# Clips that lack a modality, and the objective.
+
+
+def test_only_clips_that_a_model_can_read_train_it(tmp_path, batches_seen):
+    folder = write_features(tmp_path / "features", silent=tuple(range(0, 32, 2)), blind=(1,))
+    trainer = make_trainer(folder, tmp_path, make_run(epochs=1))
+    assert trainer.indices.tolist() == list(range(1, 32, 2))
+    fit(trainer)
+    assert all(batch.has_audio.all() for batch in batches_seen)
+    assert sum(len(batch.labels) for batch in batches_seen) == 16
+    batches_seen.clear()
+    history = fit(make_trainer(folder, tmp_path, make_run("mmt_t", epochs=1, objective=CONTRAST)))
+    assert sum(len(batch.labels) for batch in batches_seen) == 32
+    assert any(not batch.has_audio.all() for batch in batches_seen)
+    assert np.isfinite(history[["loss", "avc", "imc"]].to_numpy()).all()
+
+
+def made_up_output(n: int = 6) -> tuple[AVOutput, Batch]:
+    z = [torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for _ in range(2)]
+    output = AVOutput(torch.randn(n, 3), torch.randn(n, 3), torch.randn(n, 3), *z)
+    labels = torch.tensor([0, 1, 0, 1, 2, 2])
+    has_audio = torch.tensor([True, True, True, True, True, False])
+    has_video = torch.tensor([True, True, True, False, True, True])
+    return output, Batch(None, None, labels, has_audio, has_video)
+
+
+def loss_of(output, batch: Batch, objective: Objective, label_smoothing: float = 0.0):
+    return training_loss(output, batch, one_hot(batch.labels, [3]), objective, label_smoothing, [3])
+
+
+def test_the_objective_is_the_weighted_sum_of_its_parts():
+    output, batch = made_up_output()
+    objective = Objective(avc=0.3, imc=0.7, temperature=0.2)
+    loss, parts = loss_of(output, batch, objective, 0.1)
+    ce = torch.nn.functional.cross_entropy(output.logits, batch.labels, label_smoothing=0.1)
+    both = [0, 1, 2, 4]
+    avc = audio_video_contrastive(output.audio_embedding[both], output.video_embedding[both], batch.labels[both], 0.2)
+    sound, picture = [0, 1, 2, 3, 4], [0, 1, 2, 4, 5]  # a clip counts where it has the modality
+    imc = intra_modal_contrastive(output.audio_embedding[sound], batch.labels[sound], 0.2)
+    imc = imc + intra_modal_contrastive(output.video_embedding[picture], batch.labels[picture], 0.2)
+    assert parts["ce"] == pytest.approx(ce.item())
+    assert parts["avc"] == pytest.approx(avc.item(), rel=1e-5)
+    assert parts["imc"] == pytest.approx(imc.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((ce + 0.3 * avc + 0.7 * imc).item(), rel=1e-5)
+    assert parts["loss"] == pytest.approx(loss.item())
+
+
+def test_parts_of_no_weight_are_left_out():
+    output, batch = made_up_output()
+    loss, parts = loss_of(output, batch, Objective(), 0.0)
+    assert set(parts) == {"loss", "ce"}
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, batch.labels).item())
+    assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {
+        "loss",
+        "ce",
+        "avc",
+    }
+    assert set(loss_of(output.logits, batch, Objective(avc=1.0), 0.0)[1]) == {
+        "loss",
+        "ce",
+    }
+
+
+def test_soft_targets_weigh_the_classes():
+    output, batch = made_up_output()
+    targets = torch.full((6, 3), 1 / 3)
+    want = -output.logits.log_softmax(1).mean()
+    assert training_loss(output.logits, batch, targets, Objective(), 0.0, [3])[0].item() == pytest.approx(
+        want.item(), rel=1e-5
+    )
+
+
+def test_a_batch_without_a_clip_of_both_modalities_has_a_finite_loss():
+    output, batch = made_up_output()
+    output = AVOutput(*(value.requires_grad_() for value in output))
+    none = batch._replace(
+        has_audio=torch.tensor([True] * 3 + [False] * 3), has_video=torch.tensor([False] * 3 + [True] * 3)
+    )
+    loss, parts = loss_of(output, none, Objective(avc=1.0, imc=1.0), 0.0)
+    loss.backward()
+    assert parts["avc"] == 0.0
+    assert output.audio_embedding.grad.isfinite().all()
+
+
+def test_models_are_sized_for_the_features(features):
+    train = FeatureDataset(features, "train")
+    assert {key: tuple(value) for key, value in input_sizes(train).items()} == {
+        "audio_size": AUDIO,
+        "video_size": VIDEO,
+    }
+
+
+# Encoders.
+
+
+def _save_encoder(path, name: str, seed: int = 0, overrides: dict | None = None) -> None:
+    overrides = overrides or OVERRIDES[name]
+    sizes = {"audio_size": list(AUDIO)} if name == "mat_t" else {"video_size": list(VIDEO)}
+    torch.manual_seed(seed)
+    model = build_model(name, len(CLASSES), **sizes, **overrides)
+    trainer_module.save_model(path, model, name=name, num_classes=len(CLASSES), overrides=sizes | overrides)
+
+
+def test_load_encoder_takes_the_encoder_and_leaves_the_head(tmp_path):
+    _save_encoder(tmp_path / "a.safetensors", "mat_t", seed=3)
+    tensors, _ = load_weights(tmp_path / "a.safetensors")
+    model = build_model("mmt_t", 4, audio_size=AUDIO, video_size=VIDEO, **OVERRIDES["mmt_t"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_encoder(model.audio_encoder, tensors)
+    for name, value in model.state_dict().items():
+        if name.startswith("audio_encoder."):
+            assert torch.equal(value, tensors["encoder." + name.removeprefix("audio_encoder.")])
+        else:
+            assert torch.equal(value, before[name])
+
+
+def test_load_encoder_interpolates_the_positions_of_another_input_size(tmp_path):
+    _save_encoder(tmp_path / "a.safetensors", "mat_t", seed=3)
+    tensors, _ = load_weights(tmp_path / "a.safetensors")
+    longer = (2 * AUDIO[0], AUDIO[1])
+    model = build_model("mmt_t", 4, audio_size=longer, video_size=VIDEO, **OVERRIDES["mmt_t"])
+    load_encoder(model.audio_encoder, tensors)
+    want = build_model("mat_t", 4, audio_size=AUDIO, **OVERRIDES["mat_t"])
+    want.load_state_dict(tensors)
+    sound = torch.randn(1, 1, *longer)
+    with torch.no_grad():  # which interpolates them whenever it is called
+        torch.testing.assert_close(model.audio_encoder.eval()(sound)[0], want.encoder.eval()(sound)[0])

@@ -1,0 +1,44 @@
+"""What training computes has not changed unnoticed: kept runs are found by settings, not by the text of the code."""
+
+import pytest
+from toy_features import make_recipe, make_run, write_features
+
+from mmtlib.models import MODALITY
+from mmtlib.training.experiment import NUMERICS
+from mmtlib.training.loop import Trainer
+
+# The mean losses of three steps and of the validation after them. No paths are dropped: which ones are depends on
+# the platform's random numbers. Raise NUMERICS of a family and write down its new losses where a change is meant.
+LOSSES = {
+    "mat": {"ce": 1.354084, "val_loss": 1.064903, "val_top1": 54.5455},
+    "ast": {"ce": 1.698042, "val_loss": 1.264663, "val_top1": 36.3636},
+    "mvitv2": {"ce": 1.420620, "val_loss": 0.826281, "val_top1": 81.8182},
+    "mmt": {"ce": 1.715339, "avc": 2.148694, "imc": 6.282046, "val_loss": 0.877264, "val_top1": 58.3333},
+    "mbt": {"ce": 1.234192, "avc": 2.136075, "imc": 5.163530, "val_loss": 0.820079, "val_top1": 66.6667},
+}
+RECIPE = {
+    "batch_size": 10,  # of 32 clips: three steps
+    "label_smoothing": 0.1,
+    "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},
+    "crop_scale": 0.6,
+    "flip": True,
+    "flip_except": ["dog"],
+    "mixup": 0.4,
+    "gain": 0.3,
+    "noise": 0.3,
+}
+STILL = {"drop_path": 0.0}
+OVERRIDES = {"mat": STILL, "mvitv2": STILL, "mmt": {"audio": STILL, "video": STILL}}
+
+
+@pytest.mark.parametrize("family", NUMERICS)
+def test_three_steps_and_a_validation_give_the_losses_written_down(family, tmp_path):
+    features = write_features(tmp_path / "features", silent=(1, 33), blind=(2, 34), noise=6.0)
+    both = {"objective": {"avc": 0.1, "imc": 0.1}, "modality_dropout": 0.2} if MODALITY[f"{family}_t"] == "av" else {}
+    run = make_run(f"{family}_t", epochs=1, lr=1e-3, overrides=OVERRIDES.get(family, {}), **both)
+    options = dict(seed=3, features=features, runs=tmp_path / "runs", init={}, device="cpu")
+    (row,) = Trainer(run, make_recipe(**RECIPE), **options).fit(log=lambda _: None).to_dict("records")
+    found = {name: row[name] for name in ("ce", "avc", "imc", "val_loss", "val_top1") if name in row}
+    assert found == pytest.approx(LOSSES[family], rel=1e-4), (
+        f"training of {family} computes something else: bump NUMERICS of this family, or undo"
+    )
