@@ -3,19 +3,13 @@
 Ratios are in dB, sound is stereo at the engine's rate; full scale is 1 unless 16-bit PCM is named.
 """
 
-from __future__ import annotations
+from pathlib import Path
 
 import numpy as np
 
-from freedoom_sounds.engine import (
-    INSTALL_SOUND,
-    SAMPLE_RATE,
-    SAMPLES_PER_TIC,
-    SETTLE_TICS,
-    Engine,
-    EngineError,
-    sound_item,
-)
+from freedoom_sounds.addon import sound_item
+from freedoom_sounds.classes import EngineError
+from freedoom_sounds.engine import SAMPLE_RATE, SAMPLES_PER_TIC, SETTLE_TICS, Engine
 
 AUDIBLE_SNR = -14.0  # dB: an event that is nowhere above it counts as inaudible ...
 HIDDEN_SNR = (-30.0, -15.0)  # ... and is turned down until its clearest tenth of a second is in this range
@@ -27,27 +21,19 @@ WINDOW_TICS = 35  # an event's loudness is measured over one second from its ons
 QUIET, LOUD = 25.0, 45.0  # RMS of a tic, 16-bit steps: silence before an event, an event's sound
 
 # Other sounds of the game, and where they come from: (angle, distance).
-DISTRACTOR_SOUNDS = (
-    *("imp/pain", "imp/death", "demon/pain", "demon/death", "grunt/death", "caco/death", "imp/active"),
-    *("demon/active", "grunt/active", "baron/sight", "knight/sight", "fatso/sight", "vile/sight"),
-    *("pain/sight", "skeleton/sight", "baby/sight", "baby/death", "baby/walk", "cyber/hoof"),
-    *("spider/walk", "skeleton/swing", "skull/death", "switches/normbutn", "switches/exitbutn"),
-    *("plats/pt1_strt", "plats/pt1_stop", "misc/spawn", "misc/w_pkup", "imp/attack", "weapons/bfgf"),
-    "*pain100",
-)
+DISTRACTOR_SOUNDS = Path(__file__).with_name("distractors.txt").read_text(encoding="ascii").split()
 DISTRACTOR_PLACES = ((0, 64), (90, 160), (225, 160))
 
 
 def distractor_noises() -> dict[str, tuple[str, int, int]]:
-    """The distractors as `freedoom_engine.addon_text` takes them."""
+    """The distractors as `addon.write_addon` takes them."""
     return {f"other{index}": (name, 70, 1) for index, name in enumerate(DISTRACTOR_SOUNDS)}
 
 
 def record_bank(engine: Engine) -> list[np.ndarray]:
     """Record the distractor sounds, each from a few places: float32 (samples, 2), full scale is 1.
 
-    Raises:
-        EngineError: all is silence, so the engine has no OpenAL.
+    Raises EngineError if all is silence, so the engine has no OpenAL.
     """
     engine.begin("map01", seed=1)
     engine.wait(SETTLE_TICS)
@@ -66,7 +52,7 @@ def record_bank(engine: Engine) -> list[np.ndarray]:
             if np.abs(sound).max() * 32768 > LOUD:
                 bank.append(sound)
     if not bank:
-        raise EngineError(INSTALL_SOUND)
+        raise EngineError("the game engine gives only silence, so it has no OpenAL: install it with `pip install cyal`")
     return bank
 
 

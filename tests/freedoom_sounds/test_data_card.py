@@ -9,10 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from freedoom_sounds import card
-from freedoom_sounds.clip import CLASSES, KINDS
+from freedoom_sounds.classes import CLASSES, KINDS
+from freedoom_sounds.files import write_clip
 from freedoom_sounds.generate import COLUMNS
-from mmtlib.data.manifest import write_manifest
-from mmtlib.data.media import write_clip
 
 
 def rows() -> list[dict]:
@@ -42,8 +41,8 @@ def workspace(tmp_path_factory):
     root = tmp_path_factory.mktemp("workspace")
     clips = root / "data/clips"
     (clips / "clips").mkdir(parents=True)
-    manifest = pd.DataFrame(rows(), columns=list(COLUMNS))
-    write_manifest(manifest, clips / "manifest.csv")
+    manifest = pd.DataFrame(rows(), columns=COLUMNS)
+    manifest.to_csv(clips / "manifest.csv", index=False)
     generation = {"clips": len(manifest), "engine_restarts": 3}
     generation["retries"] = {"turn_left": {"stopped": 1, "a sound": 4}, "teleport": {"not seen": 2}}
     tops = {"train": {"audio": 81.5, "video": 70.0}, "test": {"audio": 30.0, "video": 100.0}}
@@ -52,9 +51,9 @@ def workspace(tmp_path_factory):
     (clips / "dataset.json").write_text(json.dumps(about))
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (8, 3, 4, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2)
-    sound = rng.integers(-9000, 9000, (32000, 1)).astype(np.int16)
+    audio = rng.integers(-9000, 9000, (32000, 2)).astype(np.int16)
     first = clips / manifest["path"][0]
-    write_clip(first, frames, 4, sound, 16000)
+    write_clip(first, frames, 4, audio, 16000)
     for path in manifest["path"][1:]:
         (clips / path).write_bytes(first.read_bytes())
     return root
@@ -62,7 +61,7 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(workspace):
-    return card.write_data_card(workspace)
+    return card.write_data_card(workspace / "data/clips")
 
 
 def test_the_card_says_what_the_generator_wrote(written, workspace):
@@ -98,7 +97,7 @@ def test_pictures_are_linked_small_and_not_blank(written, workspace):
 
 def test_a_second_card_has_the_same_bytes(written, workspace):
     before = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in written.items()}
-    again = card.write_data_card(workspace)
+    again = card.write_data_card(workspace / "data/clips")
     assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in again.items()} == before
 
 
@@ -106,19 +105,19 @@ def test_the_example_is_seen_and_heard_if_one_is():
     manifest = pd.DataFrame(rows())
     assert card.example(manifest, "teleport")["clip_id"] == "teleport-1"
     assert card.example(manifest, "turn_left")["clip_id"] == "turn_left-0"
-    with pytest.raises(card.CardError, match="no clip of teleport; run stage download"):
+    with pytest.raises(card.CardError, match="no clip of teleport; make the set again"):
         card.example(manifest[manifest["label"] != "teleport"], "teleport")
 
 
 def test_other_sets_and_damage_are_refused_in_a_sentence(tmp_path):
-    with pytest.raises(card.CardError, match="run stage download"):
-        card.write_data_card(tmp_path)
+    with pytest.raises(card.CardError, match="make the set first"):
+        card.write_data_card(tmp_path / "data/clips")
     path = tmp_path / "data/clips/dataset.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(card.CardError, match="is damaged"):
-        card.write_data_card(tmp_path)
+        card.write_data_card(tmp_path / "data/clips")
     path.write_text('{"name": "vggsound"}')
-    with pytest.raises(card.CardError, match="describes vggsound"):
-        card.write_data_card(tmp_path)
+    with pytest.raises(card.CardError, match="holds vggsound"):
+        card.write_data_card(tmp_path / "data/clips")
     assert not (tmp_path / "data/README.md").exists()

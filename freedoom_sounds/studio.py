@@ -1,0 +1,92 @@
+"""One clip of Freedoom-Sounds: drawn, played, checked, mixed and written."""
+
+import functools
+import signal
+from collections import Counter
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+import numpy as np
+
+from freedoom_sounds import sound
+from freedoom_sounds.classes import CLASSES, GAME, KINDS, ClipSpec, EngineError, Failed, GenerationError, split_levels
+from freedoom_sounds.engine import SAMPLE_RATE, TICS_PER_SECOND, Engine, read_level
+from freedoom_sounds.files import write_clip
+from freedoom_sounds.scripts import plan, play, verify
+
+TRIES = 60  # for each clip; one that comes to nothing is soon over
+
+
+class Studio:
+    """An engine and its bank of sounds; makes one clip after the other. `close` ends it.
+
+    Raises EngineError if there is no engine, or one without audio.
+    """
+
+    def __init__(self) -> None:
+        events = {label: event.sound for label, event in CLASSES.items() if event.sound}
+        self._engine = Engine(GAME, events | sound.distractor_noises())
+        self.close = self._engine.close
+        self.bank = sound.record_bank(self._engine)
+
+    def render(self, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Make one clip: frames uint8 (T, H, W, 3), PCM int16 (samples, 2), and what is true of it.
+
+        Raises GenerationError if no try worked, EngineError if the engine ended.
+        """
+        rng = np.random.default_rng(spec.seed)
+        kind = KINDS[CLASSES[spec.label].kind]
+        visible = bool(rng.random() < kind.visible)
+        audible = bool(rng.random() < kind.audible) or not visible
+        snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*sound.HIDDEN_SNR))
+        reasons: Counter[str] = Counter()
+        while reasons.total() < TRIES:
+            try:
+                frames, raw, onset, level = self._try(spec, visible, reasons.total())
+                break
+            except Failed as reason:
+                reasons[str(reason)] += 1
+        else:
+            mostly = reasons.most_common(1)[0][0]
+            raise GenerationError(f"{spec}: no clip in {TRIES} tries (mostly: {mostly}); choose another seed")
+        pcm, ratio = sound.mix(raw, onset, snr, self.bank, rng, hidden=None if audible else hidden)
+        facts = {
+            "scene": f"{GAME}/{level}",
+            "audible": onset is not None and ratio > sound.AUDIBLE_SNR,
+            "visible": visible,
+            "snr_db": None if onset is None else round(ratio, 2),
+            "onset_s": None if onset is None else round(onset / TICS_PER_SECOND, 3),
+            "tries": reasons.total() + 1,
+            "failed": dict(reasons),
+        }
+        return frames, pcm, facts
+
+    def _try(self, spec: ClipSpec, visible: bool, number: int) -> tuple[np.ndarray, np.ndarray, int | None, str]:
+        rng = np.random.default_rng([spec.seed, number])
+        name = str(rng.choice(split_levels(spec.split)))
+        script = plan(spec.label, visible, name, read_level(GAME, name), rng)
+        tics = play(self._engine, script, seed=int(rng.integers(1, 2**31)))
+        onset = verify(spec.label, visible, script, tics)
+        return np.stack([tic.frame for tic in tics]), np.concatenate([tic.pcm for tic in tics]), onset, name
+
+
+@functools.cache
+def _studio() -> Studio:
+    """The one of this process of a pool, closed where it ends: by itself once it is not wanted, not by a signal."""
+    studio = Studio()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Finalize(None, studio.close, exitpriority=1)  # atexit does not run there
+    return studio
+
+
+def make_clip(out: Path, key: str, spec: ClipSpec) -> dict:
+    """Write a clip below `out` and return its record; raises like Studio and its render."""
+    try:
+        frames, pcm, facts = _studio().render(spec)
+    except EngineError:
+        _studio.cache_clear()  # the next try gets another engine
+        raise
+    path = f"clips/{spec.clip_id}.mp4"
+    write_clip(out / path, frames, TICS_PER_SECOND, pcm, SAMPLE_RATE)
+    record = {"clip_id": spec.clip_id, "path": path, "label": spec.label, "split": spec.split, "key": key}
+    return record | facts
