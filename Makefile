@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Nothing but make and Python >= 3.11 with venv is needed beforehand.
 
 PYTHON ?= python3
-PROFILE ?=
+STUDY ?=
 
 # The active conda environment (but not its base), else a virtual environment in .venv.
 ifneq ($(and $(CONDA_PREFIX),$(filter-out base,$(CONDA_DEFAULT_ENV))),)
@@ -35,9 +35,10 @@ $(STAMP): pyproject.toml | $(ENV)/bin/python
 	$(ENV)/bin/python -m pip install -e '.[test]'
 	@touch $@
 
-lint: $(STAMP) ## check style (ruff)
+lint: $(STAMP) ## check style (ruff) and that imports go one way (import-linter)
 	ruff check
 	ruff format --check
+	lint-imports
 
 # Tiny tensors: more threads only get in each other's way.
 test: export OMP_NUM_THREADS ?= 2
@@ -46,12 +47,18 @@ test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebook
 	pytest --nbval notebooks/ --nbval-sanitize-with notebooks/nbval.cfg
 
 notebooks: $(STAMP) ## re-execute notebooks/ in place, at their defaults
-	python -m mmtlib.run notebooks
+	python -m study.run notebooks
 
-reproduce: $(STAMP) ## run the pipeline (dvc repro); PROFILE=smoke takes params/smoke.yaml first
-	$(if $(PROFILE),cp params/$(PROFILE).yaml params.yaml)
+PIPELINE = $(if $(STUDY),build/$(STUDY)/dvc.yaml,dvc.yaml)
+FEATURES = $(if $(STUDY),build/$(STUDY)/dvc.yaml:features,features)
+PARAMS = $(if $(STUDY),params/$(STUDY).yaml,params.yaml)
+
+reproduce: $(STAMP) ## run a study (dvc repro): the quick one of params.yaml, or STUDY=NAME of params/NAME.yaml
 	@$(NO_SCM)
-	dvc repro
+	$(if $(STUDY),python -m study.run compose $(STUDY))
+	dvc repro $(FEATURES)
+	python -m mmtlib train --params $(PARAMS)
+	dvc repro $(PIPELINE)
 
 bench: $(STAMP) ## measure speed and memory beside the peers
 	@$(NO_SCM)
@@ -61,8 +68,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	jupyter lab
 
 html: $(STAMP) ## the executed notebooks as HTML, in reports/html/
-	jupyter nbconvert --to html --output-dir reports/html reports/notebooks/*.ipynb
+	jupyter nbconvert --to html --output-dir reports/html reports/*/notebooks/*.ipynb
 
 clean: ## remove caches and the smoke workspace; data, models and results stay
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
-	find mmtlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find mmtlib study freedoom_sounds tests -name __pycache__ -type d -prune -exec rm -rf {} +

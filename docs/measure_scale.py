@@ -30,7 +30,7 @@ from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.loop import Trainer
 from study.bench import machine
-from study.figures.results import READS
+from study.figures.style import READS
 
 PAGE = ROOT / "docs/scale.md"
 PROFILE = load("params/vggsound.yaml")

@@ -4,8 +4,10 @@ Every field states its unit and range here; params.yaml carries the values. A se
 (and the notebook) that it belongs to; `seeds` and `training` are shared by the training stages.
 """
 
+import copy
 import difflib
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -213,9 +215,14 @@ class Efficiency(Section):
     stages: list[Slug] = Field(min_length=1, description="models whose operations are told apart by stage")
 
 
+STAGES = ("pretrain_mat", "pretrain_mvit", "train_mmt")
+"""The stages that train one run each, by their names."""
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
+    study: Slug = Field(description="folder of its data, models, predictions and report")
     seeds: list[Seed] = Field(min_length=1, description="one training run for each seed")
     download: Download
     features: Features
@@ -231,7 +238,7 @@ class Params(Section):
     def _across(self) -> "Params":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice; keep each once")
-        runs = {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
+        runs = {name: getattr(self, name) for name in STAGES}
         runs |= {f"ablations.{name}": row for name, row in self.ablations.items()}
         warm_up = self.training.warmup_epochs
         for name, run in runs.items():
@@ -243,7 +250,7 @@ class Params(Section):
     @property
     def runs(self) -> dict[str, Run]:
         """All that is trained: the stages, then the rows of the table."""
-        return {name: getattr(self, name) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")} | self.ablations
+        return {name: getattr(self, name) for name in STAGES} | self.ablations
 
     def seeds_of(self, name: str) -> list[int]:
         """The seeds of a stage or of a row of the table."""
@@ -251,21 +258,87 @@ class Params(Section):
         return self.seeds if row is None or row.seeds is None else row.seeds
 
 
-def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:
+REPLACED = ("download", "ablations", "pairs")
+"""What an overlay replaces whole, since its fields or names are other ones in each study."""
+
+
+def load(path: str | Path = "params.yaml", root: Path = ROOT, changes: Mapping[str, Any] | None = None) -> Params:
     """Read and check a parameter file; a relative path is taken from `root`.
 
-    Raises ParamsError: no such file, not YAML 1.2, a key given twice, or a field that is unknown, missing or
-    out of range.
+    A file with the field `base` is an overlay: it says what differs from that file. `changes` replace single fields,
+    for instance {"pretrain_mat.epochs": 3}. Raises ParamsError: no such file, not YAML 1.2, a key given twice, or a
+    field that is unknown, missing or out of range.
     """
-    file = root / path
+    values = compose(path, root)
+    for field, value in (changes or {}).items():
+        _set(values, field, value, str(path))
+    if isinstance(values, dict) and isinstance(values.get("ablations"), dict):
+        values["ablations"] = {name: _row(name, values, str(path)) for name in values["ablations"]}
+    return check(Params, values, str(path))
+
+
+def compose(path: str | Path, root: Path = ROOT, above: tuple[str, ...] = ()) -> Any:
+    """The values of a parameter file as YAML has them, an overlay laid over its base. Raises ParamsError."""
+    values = _read(path, root)
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    base, above = values.pop("base"), (*above, str(path))
+    if not isinstance(base, str) or base in above:
+        raise ParamsError(f"{path}: base is {base!r} but must name another parameter file; write params.yaml.")
+    return _laid_over(compose(base, root, above), values)
+
+
+def _laid_over(below: Any, above: Any, name: str = "") -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)) or name in REPLACED:
+        return above
+    return below | {key: _laid_over(below.get(key), value, key) for key, value in above.items()}
+
+
+def _set(values: Any, field: str, value: Any, where: str) -> None:
+    """Put `value` at a dotted path."""
+    *sections, last = field.split(".")
+    for section in sections:
+        values = values.setdefault(section, {}) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{where}: {field} leads through a field that holds no others; correct it.")
+    values[last] = value
+
+
+def _row(name: str, values: dict[str, Any], where: str, above: tuple[str, ...] = ()) -> Any:
+    """A row of the table `ablations`, whole: what its `base` has, a stage or another row, and what it sets.
+
+    How a run is tested (`robustness`) is not inherited.
+    """
+    rows, above = values["ablations"], (*above, name)
+    row = rows[name]
+    if not isinstance(row, dict) or "base" not in row:
+        return row
+    base, changed, found = row["base"], row.get("set") or {}, None
+    if isinstance(base, str) and isinstance(changed, dict):
+        if base in rows and base not in above:
+            found = _row(base, values, where, above)
+        elif base in STAGES:
+            found = values.get(base)
+    if not isinstance(found, dict):
+        raise ParamsError(
+            f"{where}: ablations.{name} has the base {base!r}; name one of {', '.join(STAGES)} or another row."
+        )
+    whole = copy.deepcopy({key: value for key, value in found.items() if key not in ("group", "seeds", "robustness")})
+    for field, value in changed.items():
+        _set(whole, str(field), value, f"{where}: ablations.{name}")
+    return whole | {key: value for key, value in row.items() if key not in ("base", "set")}
+
+
+def _read(path: str | Path, root: Path) -> Any:
+    """A YAML file as it is."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = (root / path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file in {root}; copy a profile from params/ there.") from None
+        raise ParamsError(f"{path}: no such file in {root}; name params.yaml or a file of params/.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read ({error}); it must be a UTF-8 text file.") from error
     try:
-        values = YAML(typ="safe", pure=True).load(StringIO(text))
+        return YAML(typ="safe", pure=True).load(StringIO(text))
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
         problem = error.problem.split(" with value")[0].removeprefix("found duplicate key ")
@@ -275,7 +348,6 @@ def load(path: str | Path = "params.yaml", root: Path = ROOT) -> Params:
         line = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ParamsError(f"{path}: not valid YAML{line} ({problem}); mend that line.") from None
-    return check(Params, values, str(path))
 
 
 # What is wanted, by pydantic's name of the error, where its own words do not fit the sentence.
@@ -316,7 +388,7 @@ def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
         hint = f"did you mean {close[0]}" if close else f"use one of {', '.join(known)}"
         return f"{field} is not a known field; {hint}, or remove it"
     if kind == "missing":
-        return f"{field} is missing; add it (params/smoke.yaml shows every field)"
+        return f"{field} is missing; add it (params.yaml shows every field)"
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{field}: {message}" if field else message

@@ -16,19 +16,23 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtlib.config import ROOT
 from mmtlib.data.decode import FeatureError, Settings, Task, View, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
-from mmtlib.models import MODALITY
-from mmtlib.models.hub import WeightsError, load_model
+from mmtlib.models import AVModel, from_pretrained
+from mmtlib.models.hub import WeightsError
 
-WEIGHTS = ROOT / "models/train_mmt/train_mmt-seed0.safetensors"
-"""The MMT of the pipeline."""
+COMMITTED = ROOT / "weights/mmt_t.safetensors"
+"""The MMT that comes with the code, in half precision."""
+
+TRAINED = ROOT / "models/quick/train_mmt/train_mmt-seed0.safetensors"
+"""The MMT of the pipeline, by params.yaml."""
 
 _WORDS = {"audio": "sound", "video": "picture", "av": "both"}  # figures.READS, without its slow import of matplotlib
+_COLUMNS = ["modality", "head", "rank", "label", "probability"]
 
 
 class PredictionError(ValueError):
@@ -50,36 +54,26 @@ class Prediction(NamedTuple):
 
 
 def predict_file(
-    weights: str | Path,
+    model: AVModel | str | Path,
     file: str | Path,
     *,
     top: int = 5,
     seconds: float | int | None = None,
     hop: float | int | None = None,
 ) -> Prediction:
-    """The `top` classes that a trained model sees in a media file, in all and in each of its windows.
+    """The `top` classes that a trained model, or one of these weights, names for a media file and for its windows.
 
     Windows of `seconds` (None: the length that the model was trained on) begin every `hop` seconds (None: one after
     the other), and the last one ends with the file; of a file that is no longer than one, or by less than
     media.CUT_OFF_S, the central one is read, as in training. Each is decoded and normalised as the test clips of the
-    training were, its crops averaged. A model of both modalities is asked with the sound alone, with the picture alone
+    training were, its crops averaged. A model of both modalities is asked with the audio alone, with the video alone
     and with both, as in `evaluation.predict`: the same clip gets the same probabilities. The file's are the means over
     the windows that have what is asked for. A modality that a window lacks (digital silence is no sound) is withheld
     there, and `notes` says so. Raises WeightsError, FeatureError (a window that gives no spectrogram) and
     PredictionError: a file that cannot be read or has nothing of what the model reads.
     """
-    return _predict(*_load(weights), Path(file), top, seconds, hop)
-
-
-def _load(weights: str | Path) -> tuple[nn.Module, dict]:
-    model, about = load_model(Path(weights))
-    if "stats" not in about:
-        raise WeightsError(f"{weights} does not say how its inputs were made; train it again")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), about
-
-
-def _predict(model: nn.Module, about: dict, file: Path, top: int, seconds, hop) -> Prediction:
-    kind, stats = MODALITY[about["name"]], about["stats"]
+    model, file = _ready(model), Path(file)
+    kind, stats = model.reads, model.about["stats"]
     heads = stats.get("heads") or {"label": stats["classes"]}
     settings = replace(Settings(**stats["settings"]), clips=1)  # the windows are those below
     settings = settings if seconds is None else replace(settings, seconds=seconds)
@@ -87,27 +81,36 @@ def _predict(model: nn.Module, about: dict, file: Path, top: int, seconds, hop) 
     if facts.status != "ok":
         raise PredictionError(_in_other_words(facts.reason))
     spans = window_spans(facts.duration, settings.seconds, hop)
-    rows, means, counts = [], {}, dict.fromkeys(_WORDS if kind == "av" else [kind], 0)
+    rows, answers = [], {modality: [] for modality in (_WORDS if kind == "av" else [kind])}
     for start, end in spans:
         made = decode(settings, Task(file, start, end, "test"), kind)
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
-        for modality, probabilities in _answers(model, stats, heads, kind, made.views).items():
+        for modality, probabilities in _answers(model, stats, heads, made.views).items():
             rows += [(start, end, *row) for row in _best(probabilities, modality, heads, top)]
-            counts[modality] += 1
-            mean = means.get(modality, 0.0)
-            means[modality] = mean + (probabilities - mean) / counts[modality]
-    if not means:
-        raise PredictionError(f"{file} has nothing of what {about['name']} reads ({kind}); give another file.")
-    columns = ["modality", "head", "rank", "label", "probability"]
-    verdict = [row for modality in counts if modality in means for row in _best(means[modality], modality, heads, top)]
+            answers[modality].append(probabilities)
+    verdict = []
+    for modality, found in answers.items():
+        if found:
+            verdict += _best(torch.stack(found).mean(0), modality, heads, top)
+    if not verdict:
+        raise PredictionError(f"{file} has nothing of what {model.about['name']} reads ({kind}); give another file.")
     return Prediction(
         file,
         facts.duration,
-        _notes(counts, len(spans)),
-        pd.DataFrame(verdict, columns=columns),
-        pd.DataFrame(rows, columns=["start", "end", *columns]),
+        _notes({modality: len(found) for modality, found in answers.items()}, len(spans)),
+        pd.DataFrame(verdict, columns=_COLUMNS),
+        pd.DataFrame(rows, columns=["start", "end", *_COLUMNS]),
     )
+
+
+def _ready(model: AVModel | str | Path) -> AVModel:
+    """The model, or that of these weights, on the GPU if there is one."""
+    if not isinstance(model, AVModel):
+        model = from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    if "stats" not in model.about:
+        raise WeightsError(f"{model.about['name']} does not say how its inputs were made; train it again")
+    return model
 
 
 def window_spans(length: float, seconds: float | int, hop: float | int | None = None) -> list[tuple[float, float]]:
@@ -125,27 +128,23 @@ def window_spans(length: float, seconds: float | int, hop: float | int | None = 
 
 @torch.inference_mode()
 def _answers(
-    model: nn.Module, stats: dict, heads: Mapping[str, Sequence[str]], kind: str, views: Sequence[View]
+    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], views: Sequence[View]
 ) -> dict[str, Float[Tensor, " classes"]]:
     """Probabilities of a window by what the model is given, averaged over the window's crops; heads side by side."""
     device = next(model.parameters()).device
     audio = video = None
     if views[0].log_mel is not None:  # the arithmetic of FeatureDataset, step by step, for the same last digits
         audio = torch.stack([torch.from_numpy(view.log_mel) for view in views])[:, None].float()
-        audio.sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
-        audio = audio.to(device)
+        audio = audio.sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"]).to(device)
     if views[0].frames is not None:
         video = torch.stack([torch.from_numpy(view.frames) for view in views]).permute(0, 4, 1, 2, 3).float()
         mean, std = (255 * torch.tensor(stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
         video = video.sub_(mean).div_(std).to(device)
-    given = {"audio": (audio,), "video": (video,)}
-    if kind == "av":
-        given = {"audio": (audio, None), "video": (None, video), "av": (audio, video)}
+    given = {"audio": (audio, None), "video": (None, video), "av": (audio, video)}
     found = {}
-    for modality, inputs in given.items():
-        if any(part is not None for part in inputs):
-            out = model(*inputs)
-            logits = (out.logits if kind == "av" else out).float().cpu()
+    for modality in given if model.reads == "av" else [model.reads]:
+        if any(part is not None for part in given[modality]):
+            logits = model.read(*given[modality]).logits.float().cpu()
             parts = logits.split([len(names) for names in heads.values()], dim=1)
             found[modality] = torch.cat([part.softmax(1) for part in parts], dim=1).mean(0)
     return found
@@ -168,8 +167,8 @@ def _notes(counts: Mapping[str, int], windows: int) -> list[str]:
     """What is to be said of windows that lack a modality. `counts`: modality -> windows that were read with it."""
     notes = []
     for modality, count in counts.items():
-        word, other = _WORDS[modality], {"audio": "picture", "video": "sound"}.get(modality)
-        alone = f"; both is the {other} alone" if "av" in counts and other else ""
+        word, other = _WORDS[modality], {"audio": "video", "video": "audio"}.get(modality)
+        alone = f"; {_WORDS['av']} is the {_WORDS[other]} alone" if "av" in counts and other else ""
         if count == 0:
             notes.append(f"no {word} in it{alone}")
         elif count < windows:
@@ -217,8 +216,9 @@ def as_json(found: Prediction, windows: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print what the model says of each file; return 0, or 1 where one got a sentence on standard error instead."""
     parser = argparse.ArgumentParser(prog="python -m mmtlib.predict", description="Name what is seen and heard.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file of sound, picture or both")
-    parser.add_argument("--model", type=Path, default=WEIGHTS, help="weights (default: of stage train_mmt)")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file of audio, video or both")
+    default = str(COMMITTED if COMMITTED.is_file() else TRAINED)
+    parser.add_argument("--model", default=default, help=f"file, folder or name on the hub ({default})")
     parser.add_argument("--top", type=int, default=5, help="classes shown (5)")
     parser.add_argument("--windows", action="store_true", help="what is said of each window, too")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each file")
@@ -226,14 +226,14 @@ def main(arguments: list[str] | None = None) -> int:
     if given.top < 1:
         parser.error(f"--top {given.top}: give 1 or more")
     try:
-        model, about = _load(given.model)
+        model = _ready(given.model)
     except WeightsError as error:
         print(error, file=sys.stderr)
         return 1
     status = 0
     for file in given.files:
         try:
-            found = _predict(model, about, file, given.top, None, None)
+            found = predict_file(model, file, top=given.top)
         except (PredictionError, FeatureError) as error:
             print(error, file=sys.stderr)
             status = 1

@@ -1,37 +1,34 @@
 """The benchmark: our models and their peers measured in pairs, and the tables and the page that come of it.
 
-Each comparison runs in a process of its own, `python -m study.bench SPEC`: what an earlier one leaves in the
-C allocator changes a later one by a third. Inside it the two models take turns.
+Each comparison runs in a process of its own: what an earlier one leaves in the C allocator changes a later one by a
+third. Inside it the two models take turns.
 """
 
-import json
 import platform
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from math import prod
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
-from mmtlib.config import ROOT, Curve, Pair
+from mmtlib.config import Curve, Pair
 from mmtlib.files import write_bytes, write_text
-from mmtlib.models import MODALITY, build_model
-from mmtlib.models import cost as efficiency
-from mmtlib.models.mat import MAT
+from mmtlib.models import MODALITY, build_model, cost, resolved
 from mmtlib.models.multiscale import pooled_grid
-from mmtlib.models.mvit import MVIT
-from study.figures import efficiency as efficiency_figures
-from study.figures.results import png
+from study.figures import efficiency as figures
+from study.figures.style import png
 from study.tables.ledger import efficiency_claims
 
 CLASSES = 400  # of every head: Kinetics has as many, and it hardly matters
@@ -41,24 +38,11 @@ CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Floating-point operations for each multiply-accumulate of the forward pass; the backward pass does two more.
 OPERATIONS = {"train": 6, "inference": 2}
-Pairs = Collection[tuple[str, Pair]]  # our model's name, and what it is measured against
 TORCHVISION = [16, 224, 224]  # the only input of torchvision's mvit_v2_s, the peer called torchvision
+FIRST = ["model", "input", "params_m", "gmacs", "gmacs_no_attention", "train_step_ratio", "peak_memory_ratio"]
+FIRST += ["peer", "precision", "inference_ratio", "peak_memory_gib", "peer_peak_memory_gib"]
 
-# The tables of reports/efficiency.md and their titles; the notebook says what the columns mean.
-TITLES = {
-    "efficiency": (
-        "Beside the peers",
-        "Right of the line at 1, ours needs less; pale: bf16. Lines are the extreme rounds.",
-    ),
-    "efficiency_length": (
-        "Against the length of the sound",
-        "Seconds and memory of a training step; dotted: the peer.",
-    ),
-    "efficiency_stages": (
-        "Where the operations go",
-        "What each stage computes; tokens and keys are those of its last block.",
-    ),
-}
+Pairs = Collection[tuple[str, Pair]]  # our model's name, and what it is measured against
 
 
 class BenchmarkError(RuntimeError):
@@ -72,8 +56,7 @@ def log_mel_frames(seconds: float) -> int:
 
 def build_pair(name: str, pair: Pair, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Our model and its peer for the input of `pair`. Raises BenchmarkError for a name that nothing has."""
-    sizes = {"audio_size": (log_mel_frames(pair.seconds), MEL_BINS)} if pair.seconds else {}
-    sizes |= {"video_size": tuple(pair.video)} if pair.video else {}
+    sizes = _sizes(pair)
     given = "av" if len(sizes) == 2 else "audio" if pair.seconds else "video"
     for model in (name, pair.peer):
         reads = "video" if model == "torchvision" else MODALITY.get(model)
@@ -89,19 +72,18 @@ def build_pair(name: str, pair: Pair, device: torch.device) -> tuple[nn.Module, 
 
 def clips(pair: Pair, batch: int, device: torch.device) -> list[Tensor]:
     """Random clips: log-mel (batch, 1, time, mel), frames (batch, 3, T, H, W), or both."""
-    shapes = [(1, log_mel_frames(pair.seconds), MEL_BINS)] if pair.seconds else []
-    shapes += [(3, *pair.video)] if pair.video else []
-    return [torch.randn(batch, *shape, device=device) for shape in shapes]
+    channels = {"audio_size": 1, "video_size": 3}
+    return [torch.randn(batch, channels[name], *size, device=device) for name, size in _sizes(pair).items()]
 
 
-# ------------------------------------------------------------------------------- measured in a process of its own
+def _sizes(pair: Pair) -> dict[str, tuple[int, ...]]:
+    """What a model of the pair reads, as `build_model` takes it."""
+    sound = {"audio_size": (log_mel_frames(pair.seconds), MEL_BINS)} if pair.seconds else {}
+    return sound | ({"video_size": tuple(pair.video)} if pair.video else {})
 
 
 def step_of(model: nn.Module, inputs: list[Tensor], precision: str, optimizer: Optimizer | None = None) -> Callable:
-    """A call that does a forward pass or, given an optimizer, a training step: forward, backward and optimizer step.
-
-    It holds nothing afterwards that it did not before.
-    """
+    """A call that does a forward pass or, given an optimizer, a training step; it holds nothing afterwards."""
     labels = torch.zeros(len(inputs[0]), dtype=torch.long, device=inputs[0].device)
     model.train(optimizer is not None)
 
@@ -128,51 +110,50 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     models, inputs = build_pair(name, pair, device), clips(pair, pair.batch, device)
-    size = 8192 if device.type == "cuda" else 2048
-    result: dict[str, Any] = {"gflops": efficiency.matmul_rate(DTYPES[precision], device, size)}
-    if mode == "inference":
-        steps = [step_of(model, inputs, precision) for model in models]
-    else:
-        optimizers = [AdamW(model.parameters()) for model in models]
+    result: dict[str, Any] = {}
+    result["gflops"] = cost.matmul_rate(DTYPES[precision], device, 8192 if device.type == "cuda" else 2048)
+    optimizers: list[Optimizer | None] = [None, None]
+    if mode == "train":
+        optimizers = [_started(model) for model in models]
 
-        def training(given: list[Tensor]) -> list[Callable]:
-            return [step_of(model, given, precision, own) for model, own in zip(models, optimizers, strict=True)]
+    def steps(given: list[Tensor]) -> list[Callable]:
+        return [step_of(model, given, precision, own) for model, own in zip(models, optimizers, strict=True)]
 
-        for model, optimizer in zip(models, optimizers, strict=True):
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # its states exist from here on
-            optimizer.zero_grad()
-        one = training([x[:1] for x in inputs])
-        memory = [efficiency.step_memory(step, device) for step in one]
+    if mode == "train":
+        memory = [cost.step_memory(step, device) for step in steps([x[:1] for x in inputs])]
         # Too much rather than too little: the gradients do not grow with the batch.
-        needed, free = max(memory) * pair.batch, efficiency.available_memory(device)
+        needed, free = max(memory) * pair.batch, cost.available_memory(device)
         if needed > free:
             return result | {"skipped": f"needs about {needed / GIB:.1f} GiB where {free / GIB:.1f} GiB are free"}
-        steps = training(inputs)
         if pair.batch > 1:
-            memory = [efficiency.step_memory(step, device) for step in steps]
-        held = [12 * efficiency.count_parameters(model) for model in models]  # weights and two states, 4 bytes each
+            memory = [cost.step_memory(step, device) for step in steps(inputs)]
+        held = [12 * cost.count_parameters(model) for model in models]  # weights and two states, 4 bytes each
         result |= {"peak": held[0] + memory[0], "peer_peak": held[1] + memory[1]}
-    timing = efficiency.interleaved(*steps, pair.rounds, warm_up=mode == "inference")  # measuring memory was a warm-up
-    return result | {"times": timing.ours, "peer_times": timing.peer}
+    warm_up = mode == "inference"  # measuring memory was one
+    times, peer_times = cost.interleaved(*steps(inputs), pair.rounds, warm_up=warm_up)
+    return result | {"times": times, "peer_times": peer_times}
 
 
-def in_fresh_process(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
-    """`compare` in a new Python process. Raises BenchmarkError with the last line that it wrote."""
-    spec = {"name": name, "pair": pair.model_dump(mode="json"), "mode": mode, "precision": precision}
-    command = [sys.executable, "-m", "study.bench", json.dumps(spec)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+def _started(model: nn.Module) -> Optimizer:
+    """An optimizer whose states exist."""
+    optimizer = AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def in_fresh_process(name: str, pair: Pair, mode: str, precision: str, measure: Callable = compare) -> dict[str, Any]:
+    """`compare` in a new Python process. Raises BenchmarkError with what it died of."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            return process.submit(measure, name, pair, mode, precision).result()
+    except Exception as error:
         raise BenchmarkError(
-            f"{name} against {pair.peer}, {mode} in {precision}, ended with status {done.returncode} ({last}); "
+            f"{name} against {pair.peer}, {mode} in {precision}, failed ({type(error).__name__}: {error}); "
             "if memory ran out, lower its batch in section efficiency of params.yaml."
-        )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-# ------------------------------------------------------------------------------- tables
+        ) from error
 
 
 def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
@@ -185,12 +166,10 @@ def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
         inputs = clips(pair, 1, device)
         row = {"model": name, "input": " + ".join(" x ".join(map(str, x.shape[2:])) for x in inputs)}
         for prefix, model in zip(("", "peer_"), build_pair(name, pair, device), strict=True):
-            count = efficiency.macs(model, *inputs)
-            row |= {
-                f"{prefix}params_m": efficiency.count_parameters(model) / 1e6,
-                f"{prefix}gmacs": count.total / 1e9,
-                f"{prefix}gmacs_no_attention": (count.total - count.attention) / 1e9,
-            }
+            count = cost.macs(model, *inputs)
+            row[f"{prefix}params_m"] = cost.count_parameters(model) / 1e6
+            row[f"{prefix}gmacs"] = count.total() / 1e9
+            row[f"{prefix}gmacs_no_attention"] = (count.total() - count["attention"]) / 1e9
         rows.append(row | {"peer": pair.peer, "seconds": pair.seconds, "batch": pair.batch, "rounds": pair.rounds})
     return pd.DataFrame(rows)
 
@@ -200,18 +179,35 @@ def pairs_table(
 ) -> pd.DataFrame:
     """Measure each pair: a row for each of them and precision, as efficiency.csv has it."""
     rows = []
-    for (name, pair), cost in zip(pairs, costs_table(pairs).to_dict("records"), strict=True):
+    for (name, pair), counted in zip(pairs, costs_table(pairs).to_dict("records"), strict=True):
         for precision in precisions:
-            row = cost | {"precision": precision, "modality": MODALITY[name], "skipped": ""}
+            row = counted | {"precision": precision, "modality": MODALITY[name], "skipped": ""}
             for mode in modes:
-                row |= _columns(measure(name, pair, mode, precision), mode, cost)
+                row |= _columns(measure(name, pair, mode, precision), mode, counted)
             rows.append(row)
             outcome = row["skipped"] or "measured"
-            print(f"{name} beside {pair.peer}, {cost['input']}, {precision}: {outcome}", flush=True)
+            print(f"{name} beside {pair.peer}, {counted['input']}, {precision}: {outcome}", flush=True)
     table = pd.DataFrame(rows)
-    first = ["model", "input", "params_m", "gmacs", "gmacs_no_attention", "train_step_ratio", "peak_memory_ratio"]
-    first += ["peer", "precision", "inference_ratio", "peak_memory_gib", "peer_peak_memory_gib"]
-    return table.reindex(columns=dict.fromkeys([*first, *table]))
+    return table.reindex(columns=dict.fromkeys([*FIRST, *table]))
+
+
+def _columns(found: dict[str, Any], mode: str, counted: dict[str, Any]) -> dict[str, Any]:
+    """One comparison as columns: seconds, their ratio and its extremes, memory, shares of the matrix product rate."""
+    row: dict[str, Any] = {"matmul_gflops": found["gflops"]}
+    if "skipped" in found:
+        return row | {"skipped": found["skipped"]}
+    if mode == "train":
+        ours, peer = found["peak"] / GIB, found["peer_peak"] / GIB
+        row |= {"peak_memory_ratio": ours / peer, "peak_memory_gib": ours, "peer_peak_memory_gib": peer}
+    # Above 1 ours is faster; the median is not moved by a disturbed round.
+    ratios = [peer / ours for ours, peer in zip(found["times"], found["peer_times"], strict=True)]
+    title = "train_step_ratio" if mode == "train" else f"{mode}_ratio"
+    row |= {title: statistics.median(ratios), f"{title}_low": min(ratios), f"{title}_high": max(ratios)}
+    for prefix in ("", "peer_"):
+        median = statistics.median(found[f"{prefix}times"])
+        done = OPERATIONS[mode] * counted[f"{prefix}gmacs"] * counted["batch"] / median  # GFLOP/s
+        row |= {f"{prefix}{mode}_s": median, f"{prefix}{mode}_share": done / found["gflops"]}
+    return row
 
 
 def length_table(curve: Curve, measure: Callable = in_fresh_process) -> pd.DataFrame:
@@ -229,53 +225,28 @@ def stages_table(names: Sequence[str], device: torch.device = CPU) -> pd.DataFra
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name in names:
-        size = (MAT | MVIT)[name]
-        sound = {"seconds": 10.0} if name in MAT else {"video": list(size["size"])}
-        pair = Pair(peer=name, batch=1, rounds=1, **sound)
+        settings = resolved(name, {})
+        reads = {"seconds": 10.0} if MODALITY[name] == "audio" else {"video": list(settings["size"])}
+        pair = Pair(peer=name, batch=1, rounds=1, **reads)
         (model, _), inputs = build_pair(name, pair, device), clips(pair, 1, device)
-        stages = [index for index, depth in enumerate(size["depths"], start=1) for _ in range(depth)]
+        stages = [index for index, depth in enumerate(settings["depths"], start=1) for _ in range(depth)]
         grid = model.encoder.grid(tuple(inputs[0].shape[2:]))
-        with efficiency.counting(model, *inputs) as counter:
-            for stage, block in zip(stages, model.encoder.blocks, strict=True):
-                keys, grid = pooled_grid(grid, block.attention.stride_kv), pooled_grid(grid, block.stride_q)
-                row = rows.setdefault((name, stage), {"blocks": 0, "width": block.attention.project.out_features})
-                row |= {"blocks": row["blocks"] + 1, "tokens": prod(grid), "keys": prod(keys)}
-                _mark(block, counter, (name, stage))
-            _mark(model.head, counter, (name, stages[-1] + 1))
+        for stage, block in zip(stages, model.encoder.blocks, strict=True):
+            keys, grid = pooled_grid(grid, block.attention.stride_kv), pooled_grid(grid, block.stride_q)
+            row = rows.setdefault((name, stage), {"blocks": 0, "width": block.attention.project.out_features})
+            row |= {"blocks": row["blocks"] + 1, "tokens": prod(grid), "keys": prod(keys)}
+        parts = zip([*model.encoder.blocks, model.head], [*stages, stages[-1] + 1], strict=True)
+        with cost.counting(model, *inputs) as counter:
+            for part, stage in parts:
+                part.register_forward_pre_hook(lambda *_, at=(name, stage): setattr(counter, "where", at))
             counter.where = (name, 0)
             model(*inputs)
         for (where, kind), count in counter.macs.items():
             rows.setdefault(where, {})[f"{kind}_gmacs"] = count / 1e9
-    kinds = [f"{kind}_gmacs" for kind in efficiency.KINDS]
+    kinds = [f"{kind}_gmacs" for kind in cost.KINDS]
     table = pd.DataFrame([{"model": name, "stage": stage, **row} for (name, stage), row in sorted(rows.items())])
     table = table.reindex(columns=["model", "stage", "blocks", "width", "tokens", "keys", *kinds])
     return table.fillna(0).astype(dict.fromkeys(("blocks", "width", "tokens", "keys"), int))
-
-
-def _mark(part: nn.Module, counter: efficiency.ProductCounter, where: tuple[str, int]) -> None:
-    """Let `counter` know when `part` begins."""
-    part.register_forward_pre_hook(lambda *_: setattr(counter, "where", where))
-
-
-def _columns(found: dict[str, Any], mode: str, cost: dict[str, Any]) -> dict[str, Any]:
-    """One comparison as columns: seconds, their ratio and its extremes, memory, shares of the matrix product rate."""
-    row: dict[str, Any] = {"matmul_gflops": found["gflops"]}
-    if "skipped" in found:
-        return row | {"skipped": found["skipped"]}
-    if mode == "train":
-        ours, peer = found["peak"] / GIB, found["peer_peak"] / GIB
-        row |= {"peak_memory_ratio": ours / peer, "peak_memory_gib": ours, "peer_peak_memory_gib": peer}
-    timing = efficiency.Timing(found["times"], found["peer_times"])
-    title = "train_step_ratio" if mode == "train" else f"{mode}_ratio"
-    row |= {title: timing.ratio, f"{title}_low": min(timing.ratios), f"{title}_high": max(timing.ratios)}
-    for prefix, seconds in (("", timing.ours), ("peer_", timing.peer)):
-        median = statistics.median(seconds)
-        done = OPERATIONS[mode] * cost[f"{prefix}gmacs"] * cost["batch"] / median  # GFLOP/s
-        row |= {f"{prefix}{mode}_s": median, f"{prefix}{mode}_share": done / found["gflops"]}
-    return row
-
-
-# ------------------------------------------------------------------------------- the page
 
 
 def claims_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -287,38 +258,30 @@ def machine() -> dict[str, str]:
     """What the measurements were made on, without names of hosts or folders."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
-    found = {"processor": named[1] if named else platform.processor(), "threads of torch": str(torch.get_num_threads())}
-    found["instruction set of torch"] = torch.backends.cpu.get_cpu_capability()
-    found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    found["python"] = platform.python_version()
-    return found | {name: version(name) for name in ("torch", "torchvision", "transformers")}
+    return {
+        "processor": named[1] if named else platform.processor(),
+        "threads of torch": str(torch.get_num_threads()),
+        "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("torch", "torchvision", "transformers")}
 
 
-def write_efficiency(workspace: Path, *tables: pd.DataFrame) -> dict[str, Path]:
-    """Write the three tables, of pairs, lengths and stages, their figures and reports/efficiency.md.
-
-    All of it goes below `workspace`; gives the files by name.
-    """
-    reports = Path(workspace).resolve() / "reports"
-    written = {"efficiency.md": reports / "efficiency.md"}
-    parts = [
-        "# What the models cost",
-        "Written by `make bench`; compare ratios, not seconds. Each cell has ours / the peer's. Models have "
-        f"{CLASSES} classes; those of full size compute again in the backward pass what is cheap, AST, MBT and "
-        "torchvision's do not. How it is measured: [notebook](../notebooks/08_efficiency.ipynb).",
-        _markdown(pd.DataFrame(machine().items(), columns=["machine", "measured on"])),
-        "## Claims of the paper: MAT-B beside AST-B",
-        _markdown(claims_table(tables[0])),
-    ]
-    for table, (name, (title, caption)) in zip(tables, TITLES.items(), strict=True):
-        written[f"{name}.csv"] = reports / "tables" / f"{name}.csv"
-        write_text(written[f"{name}.csv"], table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
-        written[f"{name}.png"] = reports / "figures" / f"{name}.png"
-        write_bytes(written[f"{name}.png"], png(getattr(efficiency_figures, name)(table)))
-        parts += [f"## {title}", _markdown(beside(table) if "peer" in table else table)]
-        parts += [f"![{title}](figures/{name}.png)\n\n*{caption}*", f"Table: [{name}.csv](tables/{name}.csv)."]
-    write_text(written["efficiency.md"], "\n\n".join(parts) + "\n")
-    return written
+def write_efficiency(folder: Path, pairs: pd.DataFrame, lengths: pd.DataFrame, stages: pd.DataFrame) -> dict[str, Path]:
+    """Write the three tables, their figures and README.md into `folder`; gives the files by name."""
+    tables = {"efficiency": pairs, "efficiency_length": lengths, "efficiency_stages": stages}
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+        write_bytes(folder / f"{name}.png", png(getattr(figures, name)(table)))
+    shown = tables | {"efficiency": beside(pairs), "efficiency_length": beside(lengths)}
+    shown["machine"] = pd.DataFrame(machine().items(), columns=["machine", "measured on"])
+    shown["claims"] = claims_table(pairs)
+    templates = Environment(loader=PackageLoader("study"), undefined=StrictUndefined, keep_trailing_newline=True)
+    page = templates.get_template("efficiency.md.j2")
+    texts = {name: _markdown(table) for name, table in shown.items()}
+    write_text(folder / "README.md", page.render(texts, classes=CLASSES))
+    files = ["README.md", *(f"{name}.{kind}" for name in tables for kind in ("csv", "png"))]
+    return {name: folder / name for name in files}
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:
@@ -335,8 +298,3 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
 def _markdown(table: pd.DataFrame) -> str:
     text = table.map(lambda value: "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value))
     return text.to_markdown(index=False, disable_numparse=True)
-
-
-if __name__ == "__main__":
-    spec = json.loads(sys.argv[1])
-    print(json.dumps(compare(**spec | {"pair": Pair(**spec["pair"])})))

@@ -3,11 +3,11 @@
 Notebooks hold no logic, so it stands here, where a test reaches it. Nothing here decides a result.
 """
 
-import io
-import math
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
@@ -24,52 +22,40 @@ from torch import Tensor, nn
 from freedoom_sounds.card import write_data_card
 from mmtlib.data.augment import Augmenter, Draws
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
-from mmtlib.data.features import LogMel
 from mmtlib.data.media import read_clip, write_clip
+from mmtlib.data.spectrogram import LogMel
 from mmtlib.evaluation.occlusion import Attribution
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
-from study.figures import predict as predict_figures
-from study.figures import results as figures
+from study.figures.predict import Weighed, decisions
+from study.figures.results import learning_curves
+from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, sheet, show_log_mel
+from study.figures.style import COLOURS
 
-PREVIEW_FPS, PREVIEW_SIZE, PREVIEW_HZ = 8, 96, 16_000
-_DPI, _COLOURS, _WIDEST = 72, 32, 800
-_HEAT = {"origin": "lower", "aspect": "auto", "cmap": "magma", "interpolation": "nearest"}
+FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
+WIDEST = 800  # pixels
 
-# Model -> spectrogram frames, video size, published parameters in millions, where they are published.
+# Model -> classes, frames, published parameters in millions, where they are published.
 PUBLISHED = {
-    "mat_b": (1024, None, 51.1, "42 % fewer than AST's 88.1 M (MAT's abstract)"),
-    "ast_b": (1024, None, 86.6, "transformers' ASTModel, 527 classes"),
-    "mvitv2_s": (None, (16, 224, 224), 34.5, "MViTv2-S 16x4 (its model zoo)"),
-    "mvitv2_b": (None, (32, 224, 224), 51.2, "MViTv2-B 32x3 (its model zoo)"),
+    "mat_b": (527, 16, 51.1, "42 % fewer than AST's 88.1 M (MAT's abstract)"),
+    "ast_b": (527, 16, 86.6, "transformers' ASTModel, 527 classes"),
+    "mvitv2_s": (400, 16, 34.5, "MViTv2-S 16x4 (its model zoo)"),
+    "mvitv2_b": (400, 32, 51.2, "MViTv2-B 32x3 (its model zoo)"),
 }
 
 # Modality -> the stage that trains our model of it, beside which an ablation row is shown.
 DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
 
-_preview_clip = partial(read_clip, size=PREVIEW_SIZE, sample_rate=PREVIEW_HZ, seconds=None)
-
-
-class Picture:
-    """A PNG for a notebook. In text it is its description, which is the same on every machine."""
-
-    def __init__(self, png: bytes, text: str):
-        self.png, self.text = png, text
-
-    def __repr__(self) -> str:
-        return f"Picture: {self.text}"
-
-    def _repr_png_(self) -> bytes:
-        return self.png
+_preview_clip = partial(read_clip, size=SIZE, sample_rate=HZ, seconds=None)
 
 
 def file_picture(path: Path, text: str) -> Picture:
     """A picture file, scaled down to a width of 800 pixels if it is wider."""
     image = Image.open(path).convert("RGB")
-    image.thumbnail((_WIDEST, image.height), Image.Resampling.LANCZOS, reducing_gap=None)
-    return _indexed(image, text)
+    image.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS, reducing_gap=None)
+    return indexed(image, text)
 
 
 def clip_sheet(clips: Mapping[str, Path]) -> Picture:
@@ -77,30 +63,30 @@ def clip_sheet(clips: Mapping[str, Path]) -> Picture:
     rows = []
     for title, path in clips.items():
         clip = _preview_clip(path, num_frames=4)
-        log_mel = None if clip.waveform is None else LogMel(PREVIEW_HZ, 64)(torch.from_numpy(clip.waveform))
+        log_mel = None if clip.waveform is None else LogMel(HZ, 64)(torch.from_numpy(clip.waveform))
         rows.append((title, clip.frames, log_mel, clip.duration))
     text = f"{len(clips)} clips, 4 frames and a log-mel spectrogram each"
-    return _sheet(rows, text, height=1.15 * len(clips) + 0.3, ratios=(4, 1.9))
+    return sheet(rows, text, height=1.15 * len(clips) + 0.3, ratios=(4, 1.9))
 
 
-def data_card(workspace: Path) -> list[str]:
-    """Write the data card of a generated set (freedoom_sounds.card); return the files, relative to the workspace.
+def data_card(clips: Path) -> list[str]:
+    """Write the data card of a generated set (freedoom_sounds.card) beside its folder; return the files' names.
 
-    It stands here because it is no output of a stage: a word changed in the card makes no clip again.
+    It is no output of a stage: a word changed in the card makes no clip again.
     """
-    return sorted(path.relative_to(workspace).as_posix() for path in write_data_card(workspace).values())
+    return sorted(path.relative_to(clips.parent).as_posix() for path in write_data_card(clips).values())
 
 
 def preview(path: Path) -> bytes:
     """A small mp4 of a clip for a player: 8 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
     length = _preview_clip(path, num_frames=1).duration
-    clip = _preview_clip(path, num_frames=max(round(length * PREVIEW_FPS), 1))
+    clip = _preview_clip(path, num_frames=max(round(length * FPS), 1))
     pcm = None
     if clip.waveform is not None:
         pcm = np.rint(32767 * np.clip(clip.waveform, -1, 1)).astype(np.int16)[:, None]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "preview.mp4"
-        write_clip(file, clip.frames, PREVIEW_FPS, pcm, PREVIEW_HZ)
+        write_clip(file, clip.frames, FPS, pcm, HZ)
         return file.read_bytes()
 
 
@@ -110,16 +96,15 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     seconds = len(waveform) / sample_rate
     window = torch.hann_window(log_mel.window)
     spectrum = torch.stft(samples, log_mel.window, log_mel.hop, window=window, center=False, return_complex=True)
-    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    top.plot(np.arange(len(waveform)) / sample_rate, waveform, linewidth=0.4, color=figures.COLOURS["audio"])
+    figure, (top, middle, bottom) = panels_of(3, 1, 4.8, sharex=True)
+    top.plot(np.arange(len(waveform)) / sample_rate, waveform, linewidth=0.4, color=COLOURS["audio"])
     top.set_ylabel("pressure")
     decibel = 10 * np.log10(spectrum.abs().square().numpy() + 1e-6)
-    middle.imshow(decibel, extent=(0, seconds, 0, sample_rate / 2000), **_HEAT)
+    middle.imshow(decibel, extent=(0, seconds, 0, sample_rate / 2000), **HEAT)
     middle.set_ylabel("frequency (kHz)")
-    _show_log_mel(bottom, log_mel(samples), seconds)
+    show_log_mel(bottom, log_mel(samples), seconds)
     bottom.set(xlabel="time (s)", ylabel="mel band")
-    return _picture(figure, "waveform, spectrum and log-mel of one clip")
+    return picture_of(figure, "waveform, spectrum and log-mel of one clip")
 
 
 def open_split(folder: Path, split: str) -> FeatureDataset:
@@ -129,36 +114,34 @@ def open_split(folder: Path, split: str) -> FeatureDataset:
 
 def feature_sheet(dataset: FeatureDataset, positions: Sequence[int]) -> Picture:
     """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
-    batch = dataset.batch(list(positions))
-    rows = [(dataset.index["label"][place], batch, at) for at, place in enumerate(positions)]
+    labels, batch = dataset.index["label"], dataset.batch(list(positions))
+    rows = [(labels[place], batch, at) for at, place in enumerate(positions)]
     return _batch_sheet(rows, dataset, f"{len(rows)} clips as they are stored")
 
 
 def augmentation_sheet(dataset: FeatureDataset, augment: Augmenter, positions: Sequence[int]) -> Picture:
     """Each clip as it is stored and, below it, as one training step would see it."""
-    plain = dataset.batch(list(positions))
+    labels, plain = dataset.index["label"], dataset.batch(list(positions))
     changed = augment(plain, Draws(epoch_generator(0, 0, "augmentation")))
-    rows = []
-    for at, place in enumerate(positions):
-        rows += [(dataset.index["label"][place], plain, at), ("augmented", changed, at)]
-    return _batch_sheet(rows, dataset, f"{len(rows) // 2} clips before and after augmentation")
+    pairs = [((labels[place], plain, at), ("augmented", changed, at)) for at, place in enumerate(positions)]
+    return _batch_sheet(
+        [row for pair in pairs for row in pair], dataset, f"{len(pairs)} clips before and after augmentation"
+    )
 
 
 def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: Sequence[Attribution]) -> Picture:
-    """What drives the decision on some clips of a split (position -> title), as `attribution.occlusion` has weighed."""
+    """What drives the decision on some clips of a split (position -> title), as `occlusion` has weighed."""
     batch = dataset.batch(list(titles))
     seconds = dataset.stats["settings"]["seconds"]
     rows = zip(titles.values(), batch.audio[:, 0], _as_stored(batch.video, dataset), weights, strict=True)
-    clips = [predict_figures.Weighed(title, *stored, seconds, found) for title, *stored, found in rows]
-    figure = predict_figures.decisions(clips)
-    return _picture(figure, f"what drives the decision on {len(clips)} clips", colours=64)
+    clips = [Weighed(title, *stored, seconds, found) for title, *stored, found in rows]
+    return picture_of(decisions(clips), f"what drives the decision on {len(clips)} clips", colours=64)
 
 
 def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:
     """A log-mel under the grid of its patches: dots at their centres, outlines of one and its neighbours."""
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-    ax = figure.subplots()
-    ax.imshow(log_mel.T.numpy(), **_HEAT)
+    figure, ax = panels_of(1, 1, 3.4)
+    ax.imshow(log_mel.T.numpy(), **HEAT)
     places = [np.arange((n - k) // s + 1) * s for n, k, s in zip(log_mel.shape, kernel, stride, strict=True)]
     time, mel = np.meshgrid(*(start + k / 2 - 0.5 for start, k in zip(places, kernel, strict=True)))
     ax.plot(time.ravel(), mel.ravel(), ".", color="white", markersize=2.5)
@@ -167,39 +150,29 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], st
         if len(corner) == 2:
             ax.add_patch(_rectangle(corner, kernel, colour))
     ax.set(xlabel="spectrogram frame (one each hop)", ylabel="mel band")
-    return _picture(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
+    return picture_of(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
 
 
 def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFrame:
     """A row for the patches and for each block: width, heads, query stride, grid (time first), tokens, keys.
 
-    The grids are those a forward pass went through; `expected` is worked out from the strides alone (a grid
+    The grids are those a forward pass goes through; `expected` is worked out from the strides alone (a grid
     of n shrinks to ceil(n / stride) along each axis), `ok` says that the two agree.
     """
-    grids: list[tuple] = []  # of each block: the grid that it is given, the grid that it gives
-    hooks = [
-        block.register_forward_hook(lambda _, given, out: grids.append((given[1], out[1]))) for block in encoder.blocks
-    ]
-    training = encoder.training
-    encoder.eval()
-    with torch.no_grad():
-        encoder(torch.zeros(1, encoder.patch_embed.in_channels, *size))
-    encoder.train(training)
-    for hook in hooks:
-        hook.remove()
-    grid = encoder.grid(tuple(size))
-    expected = tuple(
-        -(-(n + 2 * p - k + 1) // s)
-        for n, k, s, p in zip(size, encoder.patch_kernel, encoder.patch_stride, encoder.patch_padding, strict=True)
-    )
-    rows: list[tuple] = [("patches", encoder.patch_embed.out_channels, "", "", grid, "", expected)]
-    for index, (block, (before, after)) in enumerate(zip(encoder.blocks, grids, strict=True), start=1):
+    encoder = copy.deepcopy(encoder).eval()
+    patches = encoder.patch_embed(torch.zeros(1, encoder.patch_embed.in_channels, *size))
+    grid, expected = tuple(patches.shape[2:]), encoder.grid(tuple(size))
+    rows = [("patches", patches.shape[1], "", "", grid, "", expected)]
+    x = torch.zeros(1, encoder.num_prefix + prod(grid), patches.shape[1])
+    for index, block in enumerate(encoder.blocks, start=1):
+        keys = prod(pooled_grid(grid, block.attention.stride_kv))
+        with torch.no_grad():
+            x, grid = block(x, grid)
         expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
-        width, heads = block.attention.project.out_features, block.attention.num_heads
-        keys = math.prod(pooled_grid(before, block.attention.stride_kv))
-        rows.append((f"block {index}", width, heads, _times(block.stride_q), after, keys, expected))
+        heads = block.attention.num_heads
+        rows.append((f"block {index}", x.shape[-1], heads, _times(block.stride_q), grid, keys, expected))
     table = pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "keys", "expected"])
-    table.insert(5, "tokens", table["grid"].map(math.prod))
+    table.insert(5, "tokens", table["grid"].map(prod))
     table["ok"] = table["grid"] == table["expected"]
     return table.assign(grid=table["grid"].map(_times), expected=table["expected"].map(_times))
 
@@ -225,16 +198,15 @@ def costs(
 def published_sizes(names: Sequence[str]) -> pd.DataFrame:
     """Our large models beside PUBLISHED: parameters in millions, `ok` where they agree within 1 %.
 
-    The models are built without memory for their weights (torch's meta device), so a laptop can count them.
+    They are counted on torch's meta device, without memory for their weights, so a laptop can do it.
     """
     rows = []
     for name in names:
-        frames, size, published, source = PUBLISHED[name]
+        classes, frames, published, source = PUBLISHED[name]
         with torch.device("meta"):
-            cost = costs([name], 527 if frames else 400, (frames or 1024, 128), size or (16, 224, 224)).iloc[0]
-        counted = float(cost.params_m)
-        agrees = abs(counted - published) < 0.01 * published
-        rows.append((name, f"{counted:.1f}", published, agrees, f"{float(cost.mmacs) / 1000:.1f}", source))
+            cost = costs([name], classes, (1024, 128), (frames, 224, 224)).astype({"params_m": float}).iloc[0]
+        agrees = abs(cost.params_m - published) < 0.01 * published
+        rows.append((name, f"{cost.params_m:.1f}", published, agrees, f"{float(cost.mmacs) / 1000:.1f}", source))
     return pd.DataFrame(rows, columns=["model", "params_m", "published", "ok", "gmacs", "source"])
 
 
@@ -244,15 +216,15 @@ def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str
     for seed, history in histories.items():
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
         parts.append(history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best))
-    return _picture(figures.learning_curves(pd.concat(parts)), f"learning curves of {name}")
+    return picture_of(learning_curves(pd.concat(parts)), f"learning curves of {name}")
 
 
 def positives_figure(labels: Sequence[str]) -> Picture:
     """Which pairs of clips AVC and IMC pull together (dark), push apart (light), leave out (hatched)."""
     same = np.array([[a == b for b in labels] for a in labels])
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure, axes = panels_of(1, 2, 3.4, width=7.2)
     panels = {"AVC: sound against picture": 0 * same, "IMC: sound against sound": np.eye(len(labels))}
-    for ax, (title, left_out) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for ax, (title, left_out) in zip(axes, panels.items(), strict=True):
         ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)
         for index in np.flatnonzero(left_out.any(axis=1)):
             ax.add_patch(_rectangle((index - 0.5, index - 0.5), (1, 1), "#999999", hatch="///"))
@@ -260,14 +232,11 @@ def positives_figure(labels: Sequence[str]) -> Picture:
         ax.set_yticks(range(len(labels)), labels, fontsize=8)
         ax.set_title(title, fontsize=9)
         ax.set(xlabel="candidate", ylabel="anchor")
-    return _picture(figure, f"positives of AVC and IMC among {len(labels)} clips")
+    return picture_of(figure, f"positives of AVC and IMC among {len(labels)} clips")
 
 
 def toy_losses(temperature: float | int) -> dict[str, float]:
-    """AVC and IMC of four clips of two classes with perfect embeddings: equal within, at 90 degrees between.
-
-    By hand, with t the temperature: AVC = log(2 + 2 exp(-1/t)), IMC = log(1 + 2 exp(-1/t)).
-    """
+    """AVC and IMC of four clips of two classes with perfect embeddings: equal within, at 90 degrees between."""
     z, labels = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([0, 0, 1, 1])
     return {
         "avc": audio_video_contrastive(z, z, labels, temperature).item(),
@@ -277,19 +246,15 @@ def toy_losses(temperature: float | int) -> dict[str, float]:
 
 @torch.no_grad()
 def fusion_facts(model: nn.Module, batch: Batch) -> dict[str, float]:
-    """What can be read off a model of both modalities (clips with both): largest absolute differences.
+    """What can be read off a model of both modalities and clips with both, as largest absolute differences.
 
-    average: logits to the mean of the two heads. length: embeddings to unit norm. heard_by_video: of the
-    video head's logits when the clips swap their sounds (information crosses). heard_by_embedding: of the
-    video embedding then (none: it is taken before the fusion). audio_only: logits to the audio head's
-    without picture.
+    average: logits to the mean of the two heads; length: embeddings to unit norm; audio_only: logits to the audio
+    head's without picture. When the clips swap their sounds, heard_by_video: of the video head's logits (information
+    crosses), heard_by_embedding: of the video embedding (none: it is taken before the fusion).
     """
-    training = model.training
-    model.eval()
-    both = batch.has_audio & batch.has_video
+    model, both = copy.deepcopy(model).eval(), batch.has_audio & batch.has_video
     audio, video = batch.audio[both], batch.video[both]
     out, swapped, alone = model(audio, video), model(audio.flip(0), video), model(audio, None)
-    model.train(training)
     norms = torch.cat((out.audio_embedding, out.video_embedding)).norm(dim=1)
     return {
         "average": _far(out.logits, (out.audio_logits + out.video_logits) / 2),
@@ -301,19 +266,18 @@ def fusion_facts(model: nn.Module, batch: Batch) -> dict[str, float]:
 
 
 def claims(rows: Sequence[tuple]) -> str:
-    """Rows of (claim, measured, expected[, tolerance]) as a text table with `ok`; tolerance 0 means equal.
+    """Rows of (claim, measured, expected[, tolerance]) as a text table with `ok`; without a tolerance they are equal.
 
     With a tolerance the measured value is printed only where it is off: last digits vary with the machine.
     """
     table = []
-    for claim, measured, expected, *rest in rows:
-        tolerance = rest[0] if rest else 0
-        ok = bool(abs(measured - expected) <= tolerance if tolerance else measured == expected)
+    for claim, measured, expected, *tolerance in rows:
+        ok = measured == expected
         if tolerance:
-            measured = "within" if ok else f"{measured:g}"
-            expected = f"{expected:g} +- {tolerance:g}"
-        table.append({"claim": claim, "measured": str(measured), "expected": str(expected), "ok": ok})
-    return pd.DataFrame(table).to_string(index=False)
+            ok = abs(measured - expected) <= tolerance[0]
+            measured, expected = "within" if ok else f"{measured:g}", f"{expected:g} +- {tolerance[0]:g}"
+        table.append((claim, str(measured), str(expected), bool(ok)))
+    return pd.DataFrame(table, columns=["claim", "measured", "expected", "ok"]).to_string(index=False)
 
 
 def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
@@ -342,7 +306,7 @@ def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, te
         shown.append((title, frames[chosen], batch.audio[at, 0] * sound["std"] + sound["mean"], seconds))
     sounds = torch.stack([log_mel for _, _, log_mel, _ in shown])
     limits = {"vmin": sounds.min().item(), "vmax": sounds.max().item()}
-    return _sheet(shown, text, height=1.05 * len(rows) + 0.4, ratios=(6, 2.4), **limits)
+    return sheet(shown, text, height=1.05 * len(rows) + 0.4, ratios=(6, 2.4), **limits)
 
 
 def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> UInt8[np.ndarray, "*B T H W 3"]:
@@ -351,47 +315,5 @@ def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> U
     return ((video * std + mean) * 255).clamp(0, 255).to(torch.uint8).movedim(-4, -1).numpy()
 
 
-def _sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[float | int, ...], **limits) -> Picture:
-    """A row for each clip: its frames side by side, then its log-mel, or a word on what it lacks.
-
-    rows: title, frames (uint8, n x height x width x 3) or None, log-mel (time x mel) or None, seconds.
-    """
-    figure = Figure(figsize=(8.4, height), layout="constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=ratios)
-    for (left, right), (title, frames, log_mel, seconds) in zip(axes, rows, strict=True):
-        left.set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-        if frames is not None:
-            left.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
-        if log_mel is not None:
-            _show_log_mel(right, log_mel, seconds, **limits)
-        for name, ax, content in (("picture", left, frames), ("sound", right, log_mel)):
-            if content is None:
-                ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
-            ax.set(xticks=[], yticks=[])
-    if rows[-1][2] is not None:
-        axes[-1, 1].set_xticks(np.linspace(0, rows[-1][3], 3).round(1))
-    axes[0, 0].set_title("frames, first to last", fontsize=9)
-    axes[0, 1].set_title("log-mel, time in s", fontsize=9)
-    return _picture(figure, text)
-
-
-def _show_log_mel(ax: Axes, log_mel: Tensor, seconds: float | int, **limits) -> None:
-    ax.imshow(log_mel.T.numpy(), extent=(0, seconds, 0, log_mel.shape[1]), **limits, **_HEAT)
-    ax.tick_params(labelsize=7)
-
-
 def _rectangle(corner, size, colour: str, hatch: str | None = None):
     return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, hatch=hatch)
-
-
-def _picture(figure: Figure, text: str, colours: int = _COLOURS) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return _indexed(Image.open(buffer).convert("RGB"), text, colours)
-
-
-def _indexed(image: Image.Image, text: str, colours: int = _COLOURS) -> Picture:
-    """As an indexed PNG: a notebook that holds several stays well below 300 kB."""
-    buffer = io.BytesIO()
-    image.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
-    return Picture(buffer.getvalue(), text)

@@ -1,13 +1,12 @@
-"""Run a stage: check params.yaml, execute the stage's notebook with papermill, keep a clean executed copy.
+"""Run a stage: execute its notebook with papermill, keep a clean executed copy.
 
-- `python -m study.run STAGE [--row NAME] [--workspace .]`: what dvc.yaml calls
-- `python -m study.run features --shard I/N`, then `--merge`: that stage by hand, split over machines that share data/
-- `python -m study.run sources`: writes the code cells alone, which dvc.yaml's stages depend on
+- `python -m study.run STAGE [--row NAME] [--params FILE]`: what dvc.yaml calls
+- `python -m study.run sources [--params FILE]`: writes the code cells alone, which dvc.yaml's stages depend on
+- `python -m study.run compose NAME`: writes build/NAME/dvc.yaml, by which `dvc repro` runs the study params/NAME.yaml
 - `python -m study.run notebooks [--only STAGE]`: re-executes notebooks/ in place, at their defaults
 """
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -16,13 +15,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from ruamel.yaml import YAML
 
-from mmtlib.config import ROOT, Params, ParamsError, load
+from mmtlib.config import ROOT, ParamsError, compose, load
 from mmtlib.files import write_text
+from mmtlib.training.experiment import Folders
 
 # The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml.
 # All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.
@@ -30,13 +32,6 @@ STAGES = ("download", "features", "pretrain_mat", "pretrain_mvit", "train_mmt", 
 
 # Notebooks beside the stages: no part of the pipeline, so they have no number and no section of params.yaml.
 GUIDES = ("predict_your_own_clip",)
-
-# Sections that a training stage gets whole, each as one parameter, beside the fields of its own section.
-# The report gets the name of the parameter file instead: it shows every stage's values.
-SHARED = dict.fromkeys(("pretrain_mat", "pretrain_mvit", "train_mmt", "ablations"), ("seeds", "training"))
-
-# Sections of the runs that a model of both modalities may start from; its stages get them in one parameter, `encoders`.
-ENCODERS = ("pretrain_mat", "pretrain_mvit")
 
 
 class NotebookError(RuntimeError):
@@ -53,73 +48,34 @@ def notebook_of(stage: str, root: Path = ROOT) -> Path:
     return found[0]
 
 
-def stage_values(params: Params, stage: str, row: str | None = None, profile: str = "params.yaml") -> dict[str, Any]:
-    """Return what a stage's notebook is given: the row's name, the shared sections, the fields of its own.
+def run(stage: str, row: str | None = None, file: str = "params.yaml", root: Path = ROOT) -> Path:
+    """Execute a stage's notebook on a parameter file; return the executed copy's path.
 
-    `profile` is the file `params` was read from. Raises ParamsError for a row that is missing or unknown.
+    The copy, reports/<study>/notebooks/<stage>[-<row>].ipynb, is written on failure too. Raises ParamsError for a bad
+    file and for a row that is missing or unknown, NotebookError where the notebook fails.
     """
+    params = load(file, root=root)
     if (row is not None) != (stage == "ablations"):
         raise ParamsError(f"stage {stage} got --row {row}; name a row for ablations, and for no other.")
-    if stage == "report":
-        return {"profile": profile}
-    plain = params.model_dump(mode="json")
-    shared = {name: plain[name] for name in SHARED.get(stage, ())}
-    if stage in ("train_mmt", "ablations"):
-        shared["encoders"] = {name: plain[name] for name in ENCODERS}
-    if row is None:
-        return shared | plain[stage]
-    if row not in plain[stage]:
-        raise ParamsError(f"params.yaml: ablations has no row {row}; use one of {', '.join(plain[stage])}.")
-    return {"row": row} | shared | plain[stage][row] | {"seeds": params.seeds_of(row)}
-
-
-def cell_defaults(path: Path) -> dict[str, Any]:
-    """Return names and values of a notebook's parameters cell; each line must be `name = literal`.
-
-    Raises NotebookError: no such cell, more than one, or a line that is no plain assignment.
-    """
-    cells = [cell for cell in _read(path).cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(f"{path.name}: {len(cells)} cells are tagged `parameters`; tag exactly one.")
-    values = {}
-    try:
-        for line in ast.parse(cells[0].source).body:
-            if not (isinstance(line, ast.Assign) and [type(name) for name in line.targets] == [ast.Name]):
-                raise ValueError(f"line {line.lineno} is no plain assignment")
-            values[line.targets[0].id] = ast.literal_eval(line.value)
-    except (SyntaxError, ValueError) as error:
-        raise NotebookError(f"{path.name}: parameters cell: {error}; write one `name = literal` a line.") from error
-    return values
-
-
-def run(stage: str, row: str | None = None, workspace: str = ".", root: Path = ROOT) -> Path:
-    """Execute a stage's notebook with the values of params.yaml; return the executed copy's path.
-
-    The copy, <workspace>/reports/notebooks/<stage>[-<row>].ipynb, is written on failure too. `workspace` is
-    taken from `root`. Raises ParamsError or NotebookError.
-    """
-    params = load(root=root)
-    values = {"workspace": workspace} | stage_values(params, stage, row)
+    if row is not None and row not in params.ablations:
+        raise ParamsError(f"{file}: ablations has no row {row}; use one of {', '.join(params.ablations)}.")
+    folders = Folders(root, params.study)
     if stage == "features":
-        _check_flips(params, root / workspace / "data/clips/dataset.json")
-    source = notebook_of(stage, root)
-    known = cell_defaults(source)
-    if absent := sorted(values.keys() - known.keys()):
-        raise NotebookError(f"{source.name}: its parameters cell lacks {', '.join(absent)}; add it.")
-    if extra := sorted(known.keys() - values.keys()):
-        raise NotebookError(f"{source.name}: no field of params.yaml is named {', '.join(extra)}; remove or rename it.")
+        _check_flips(params.training.flip_except, folders.clips / "dataset.json", file)
     name = stage if row is None else f"{stage}-{row}"
-    target = root / workspace / "reports" / "notebooks" / f"{name}.ipynb"
-    execute(source, target, values, root)
+    target = folders.report / "notebooks" / f"{name}.ipynb"
+    if stage == "efficiency":  # of the models, not of a study
+        target = root / "reports/efficiency/notebook.ipynb"
+    execute(notebook_of(stage, root), target, {"params": file} | ({} if row is None else {"row": row}), root)
     return target
 
 
-def _check_flips(params: Params, dataset: Path) -> None:
+def _check_flips(names: list[str], dataset: Path, file: str) -> None:
     """Raise ParamsError, before hours of extraction, for what training would refuse."""
     classes = json.loads(dataset.read_text(encoding="utf-8")).get("classes") if dataset.is_file() else None
-    for name in params.training.flip_except if classes else ():
+    for name in names if classes else ():
         if name not in classes:
-            raise ParamsError(f"params.yaml: training.flip_except names {name!r}, no class of the data set; remove it.")
+            raise ParamsError(f"{file}: training.flip_except names {name!r}, no class of the data set; remove it.")
 
 
 def refresh(only: str | None = None, root: Path = ROOT) -> None:
@@ -130,9 +86,8 @@ def refresh(only: str | None = None, root: Path = ROOT) -> None:
         execute(source, source, {}, root)
 
 
-def sources(root: Path = ROOT) -> None:
-    """Write the code cells of each notebook, without prose and outputs, to build/notebooks/<stage>.json."""
-    folder = root / "build" / "notebooks"
+def sources(study: str, root: Path = ROOT) -> None:
+    """Write the code cells of each notebook, without prose and outputs, to build/<study>/notebooks/<stage>.json."""
     for stage in STAGES:
         plain = []
         for cell in _read(notebook_of(stage, root)).cells:
@@ -140,25 +95,33 @@ def sources(root: Path = ROOT) -> None:
                 # nbval's tags say what a test compares; they do not change what runs.
                 tags = [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("nbval")]
                 plain.append({"source": cell.source, "tags": tags})
-        write_text(folder / f"{stage}.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+        write_text(root / "build" / study / "notebooks" / f"{stage}.json", text)
 
 
-def split_features(shard: str | None, workspace: str = ".", root: Path = ROOT) -> None:
-    """Extract one part ("I/N", counted from 0) of the features, or join all parts (None); `dvc commit features` then.
+def compose_study(name: str, root: Path = ROOT) -> Path:
+    """Write build/<name>/dvc.yaml and params.yaml of the study params/<name>.yaml; return the former.
 
-    Raises ParamsError, and NotebookError where the work fails.
+    They are the repository's dvc.yaml and the overlay laid over its base: each study has its own dvc.lock, and none
+    touches what another has made. Raises ParamsError.
     """
-    from mmtlib.data.features import extract_features, merge_features
-
-    values, data = load(root=root).features.model_dump(), root / workspace / "data"
-    try:
-        if shard is None:
-            merge_features(data.glob("features.part-*"), data / "features", workers=values["workers"])
-        else:
-            number, count = map(int, shard.split("/"))
-            extract_features(data / "clips/manifest.csv", data / "features", **values, shard=(number, count))
-    except ValueError as error:  # FeatureError, ManifestError
-        raise NotebookError(str(error)) from error
+    params, folder = load(f"params/{name}.yaml", root=root), root / "build" / name
+    if params.study != name:
+        raise ParamsError(f"params/{name}.yaml: study is {params.study} but must be {name}; change it.")
+    file = f"build/{name}/params.yaml"
+    values = compose(f"params/{name}.yaml", root)
+    pipeline = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
+    for stage in pipeline["stages"].values():
+        stage = stage.get("do", stage)
+        stage["wdir"] = "../.."
+        stage["cmd"] += f" --params {file}"
+        if "params" in stage:
+            stage["params"] = [{file: stage["params"]}]
+    for path, content in ((root / file, values), (folder / "dvc.yaml", pipeline)):
+        stream = StringIO()
+        YAML(typ="safe", pure=True).dump(content, stream)
+        write_text(path, f"# Written by `make reproduce STUDY={name}` from dvc.yaml and params/.\n{stream.getvalue()}")
+    return folder / "dvc.yaml"
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = ROOT) -> None:
@@ -252,29 +215,26 @@ def _read(path: Path) -> nbformat.NotebookNode:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run, return the exit status: 0, 1 (failed, said in a line or two) or 130."""
     parser = argparse.ArgumentParser(prog="python -m study.run", description="Run a stage of the pipeline.")
-    parser.add_argument("stage", choices=[*STAGES, "sources", "notebooks"])
-    parser.add_argument("--row", help="row of the table ablations in params.yaml")
-    parser.add_argument("--workspace", default=".", help="folder of data/, models/, reports/ (the root)")
+    parser.add_argument("stage", choices=[*STAGES, "sources", "compose", "notebooks"])
+    parser.add_argument("name", nargs="?", help="with compose: the study, a file of params/")
+    parser.add_argument("--row", help="row of the table ablations in the parameter file")
+    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
     parser.add_argument("--only", choices=[*STAGES, *GUIDES], help="with notebooks: this one alone")
-    parser.add_argument("--shard", metavar="I/N", help="with features: this part of the clips alone, 0/4 to 3/4")
-    parser.add_argument("--merge", action="store_true", help="with features: join the parts")
     given = parser.parse_args(arguments)
-    if (given.shard or given.merge) and given.stage != "features":
-        parser.error("--shard and --merge go with the stage features")
-    if given.shard and not re.fullmatch(r"\d{1,6}/\d{1,6}", given.shard):
-        parser.error(f"--shard {given.shard}: write I/N, as in 0/4")
+    if (given.stage == "compose") != (given.name is not None):
+        parser.error("compose takes the name of a study, and nothing else does")
     # Either ends the stage and its kernel; SIGINT too, which a background job of a shell is started to ignore.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         if given.stage == "sources":
-            sources()
+            sources(load(given.params).study)
+        elif given.stage == "compose":
+            print(compose_study(given.name).relative_to(ROOT))
         elif given.stage == "notebooks":
             refresh(given.only)
-        elif given.shard or given.merge:
-            split_features(given.shard, given.workspace)
         else:
-            run(given.stage, given.row, given.workspace)
+            run(given.stage, given.row, given.params)
     except (ParamsError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,18 +1,16 @@
-"""A made-up workspace with known scores: all that the report reads, without a model trained."""
+"""A made-up study with known scores: all that the report reads, without a model trained."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from mmtlib import config as params_module
 from mmtlib.config import Params
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.models import MODALITY
-from mmtlib.models.hub import save_model
-from mmtlib.training.experiment import plain
+from mmtlib.training.experiment import Folders, plain
 
 CLASSES = ["bell", "dog", "drum", "wave"]
 SPLITS = {"train": 8, "val": 3, "test": 10}  # clips of each class
@@ -75,9 +73,9 @@ def made_up_params(seeds: list[int], rows: dict | None = None) -> Params:
     return Params.model_validate(values)
 
 
-def made_up_workspace(root: Path, params: Params, right: dict | None = None, splits: dict | None = None) -> Path:
-    """Write features.json, dataset.json, weights, curves and predictions below `root` and return it."""
-    right, splits = right or RIGHT, splits or SPLITS
+def made_up_workspace(root: Path, params: Params, right: dict | None = None, splits: dict | None = None) -> Folders:
+    """Write features.json, dataset.json, curves and predictions below `root` and return their folders."""
+    right, splits, folders = right or RIGHT, splits or SPLITS, Folders(root, params.study)
     counts = dict.fromkeys(("listed", "used", "missing", "broken", "silent", "blind", "too_short"), 0)
     features = {
         "name": "made-up",
@@ -88,21 +86,17 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
         "coverage": {split: counts | {"listed": 4 * n, "used": 4 * n} for split, n in splits.items()},
         "fingerprint": "f" * 64,
     }
-    _write_json(root / "data/features/features.json", features)
+    _write_json(folders.features / "features.json", features)
     tops = {split: {"audio": 80.0, "video": 75.0} for split in splits}
-    _write_json(root / "data/clips/dataset.json", {"name": "made-up", "classes": CLASSES, "ceilings": tops})
-    runs = {name: (name, getattr(params, name)) for name in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
-    runs |= {name: (f"ablations/{name}", row) for name, row in params.ablations.items()}
-    for place, (name, (folder, run)) in enumerate(runs.items()):
+    _write_json(folders.clips / "dataset.json", {"name": "made-up", "classes": CLASSES, "ceilings": tops})
+    for place, (name, run) in enumerate(params.runs.items()):
         for seed in params.seeds_of(name):
-            _write_run(root, name, folder, run, seed, right[name], splits, place)
-    return root
+            _write_run(folders, name, run, seed, right[name], splits, place)
+    return folders
 
 
-def _write_run(root, name, folder, run, seed, right, splits, place) -> None:
-    about = {"run": run.model_dump(mode="json"), "seed": seed}
-    weights = root / f"models/{folder}/{name}-seed{seed}.safetensors"
-    save_model(weights, nn.Linear(1, 1), name=run.model, num_classes=4, overrides=run.overrides, **about)
+def _write_run(folders, name, run, seed, right, splits, place) -> None:
+    weights = folders.weights(name, seed)  # no such file: the report reads those beside it
     parts = {"run": plain(run), "conditions": {} if run.robustness else None}
     parts["run"].pop("robustness")
     _write_json(weights.with_suffix(".json"), {"key": "0" * 16, "parts": parts})
@@ -119,7 +113,7 @@ def _write_run(root, name, folder, run, seed, right, splits, place) -> None:
         split = f"test: {condition}"
         count = max(right["av"] - 2 * index - seed, 0)
         tables.append(_predictions(split, 4 * splits["test"], count, "av", 100 * place + seed))
-    path = root / f"predictions/{folder}/{name}-seed{seed}.parquet"
+    path = folders.predictions(name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.concat(tables, ignore_index=True).to_parquet(path, index=False)
 

@@ -5,15 +5,16 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from toy_features import MMT, make_recipe, make_run, write_features
+from toy_features import MMT, make_params, make_recipe, make_run, write_features
 
 from mmtlib import distributed
-from mmtlib.config import ParamsError
+from mmtlib.config import ROOT, ParamsError, load
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
 from mmtlib.models.hub import load_weights
+from mmtlib.training import __main__ as command
+from mmtlib.training.experiment import Folders
 from mmtlib.training.loop import Trainer
 from mmtlib.training.stage import TrainingError, train_runs
-from mmtlib.training import stage as training
 
 # Nothing that a process draws by itself: no dropped path, no mixup.
 SURE = copy.deepcopy(MMT)
@@ -41,20 +42,22 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A workspace with silent and blind clips, so that the ranks' shares of them differ."""
-    folder = tmp_path_factory.mktemp("two")
-    write_features(folder / "data/features", silent=(0, 3, 9), blind=(1, 12), noise=3.0)
-    return folder
+def folders(tmp_path_factory):
+    """A study with silent and blind clips, so that the ranks' shares of them differ."""
+    folders = Folders(tmp_path_factory.mktemp("two"), "toy")
+    write_features(folders.features, silent=(0, 3, 9), blind=(1, 12), noise=3.0)
+    return folders
 
 
-def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(root, tmp_path, monkeypatch, capsys):
-    recipe = make_recipe(**AUGMENTED)
-    shared = dict(stage="train_mmt", seeds=[0, 1], workspace=root)
-    alone = {one.seed: one for one in train_runs("train_mmt", RUN, recipe, **shared)}
+def params_of(**changes):
+    return make_params(make_recipe(**AUGMENTED | changes), seeds=(0, 1), train_mmt=RUN)
+
+
+def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(folders, tmp_path, monkeypatch, capsys):
+    alone = {one.seed: one for one in train_runs("train_mmt", params_of(), folders)}
     weights = {seed: load_weights(one.weights)[0] for seed, one in alone.items()}
     for folder in ("runs", "models", "predictions"):
-        (root / folder).rename(tmp_path / folder)
+        (folders.root / folder).rename(tmp_path / folder)
 
     # Of seed 1 one process does the first of the three epochs.
     original = Trainer._save
@@ -65,16 +68,17 @@ def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(roo
 
     monkeypatch.setattr(Trainer, "_save", save_and_die)
     with pytest.raises(KilledError):
-        train_runs("train_mmt", RUN, recipe, **shared | {"seeds": [1]})
+        train_runs("train_mmt", params_of(), folders, [1])
     monkeypatch.undo()
     capsys.readouterr()
-    pair = train_runs("train_mmt", RUN, recipe.model_copy(update={"nproc": 2}), **shared)
+    pair = train_runs("train_mmt", params_of(nproc=2), folders)
     told = capsys.readouterr().out
     assert told.count("epoch ") == 3 + 1 + 2  # one line an epoch, and one that says where it goes on
     assert "resumes after epoch 1 of 3" in told
+    assert not list(folders.runs.glob("*.json")), "what the processes were told is taken away"
     for one in pair:
         want = alone[one.seed]
-        pd.testing.assert_frame_equal(one.history, want.history.drop(columns="seconds"), rtol=1e-4, atol=1e-4)
+        pd.testing.assert_frame_equal(one.history, want.history, rtol=1e-4, atol=1e-4)
         pd.testing.assert_frame_equal(one.scores, want.scores)
         found = load_weights(one.weights)[0]
         for name, value in weights[one.seed].items():
@@ -82,9 +86,8 @@ def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(roo
 
 
 def test_a_failure_in_a_process_is_told_in_its_own_words(tmp_path):
-    recipe = make_recipe(nproc=2)
     with pytest.raises(TrainingError, match=r"2 processes of pretrain_mat: .*features.json is missing; make the feat"):
-        train_runs("pretrain_mat", make_run(), recipe, stage="pretrain_mat", seeds=[0], workspace=tmp_path)
+        train_runs("pretrain_mat", params_of(nproc=2), Folders(tmp_path, "toy"))
 
 
 @pytest.mark.parametrize(
@@ -94,30 +97,36 @@ def test_a_failure_in_a_process_is_told_in_its_own_words(tmp_path):
         ({"batch_size": 40, "accumulate": 40}, "29 train clips are too few for 40 parts of a batch; use fewer"),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused(root, tmp_path, changes, words):
+def test_a_batch_that_does_not_divide_is_refused(folders, tmp_path, changes, words):
     with pytest.raises(ParamsError, match=words):
-        Trainer(make_run(), make_recipe(**changes), seed=0, features=root / "data/features", runs=tmp_path, init={})
+        Trainer(make_run(), make_recipe(**changes), seed=0, features=folders.features, runs=tmp_path, init={})
 
 
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(root, tmp_path):
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(folders, tmp_path):
     run = make_run("mmt_t", overrides=SURE)
     curves = []
     for accumulate in (1, 4):
         recipe = make_recipe(accumulate=accumulate)
-        trainer = Trainer(run, recipe, seed=0, features=root / "data/features", runs=tmp_path, init={}, device="cpu")
+        trainer = Trainer(run, recipe, seed=0, features=folders.features, runs=tmp_path, init={}, device="cpu")
         curves.append(trainer.fit(log=lambda line: None).drop(columns="seconds"))
     pd.testing.assert_frame_equal(*curves, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_line_knows_the_runs_of_params(monkeypatch, tmp_path, capsys):
+def test_the_command_line_takes_a_run_of_a_parameter_file(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(training, "train_runs", lambda **given: seen.append(given))
-    assert training.main(["mbt_t", "--workspace", str(tmp_path)]) == 0
-    assert (seen[0]["name"], seen[0]["stage"], seen[0]["workspace"]) == ("mbt_t", "ablations/mbt_t", tmp_path)
-    assert training.main(["train_mmt"]) == 0
-    assert seen[1]["stage"] == "train_mmt"
-    assert training.main(["mbt"]) == 1
-    assert "params.yaml has no run mbt; use one of pretrain_mat" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "train_runs", lambda *given: seen.append(given))
+        assert command.main(["mbt_t"]) == 0
+        assert command.main(["train_mmt", "--params", "params/smoke.yaml"]) == 0
+    assert [(name, params, folders) for name, params, folders in seen] == [
+        ("mbt_t", load(), Folders(ROOT, "quick")),
+        ("train_mmt", load("params/smoke.yaml"), Folders(ROOT, "smoke")),
+    ]
+    assert command.main(["mbt"]) == 1
+    assert command.main(["mbt_t", "--params", "params/none.yaml"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("training failed: there is no run mbt; use one of pretrain_mat")
+    assert second.startswith("training failed: params/none.yaml: no such file")
 
 
 def test_torchrun_is_called_without_a_shell():

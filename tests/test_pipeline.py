@@ -1,7 +1,7 @@
-"""dvc.yaml against the code it names, and a smoke run of the whole pipeline in a folder of its own."""
+"""dvc.yaml against the code it names, and the whole pipeline, run for the study `smoke` in a checkout of its own."""
 
-import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +13,21 @@ from ruamel.yaml import YAML
 
 from mmtlib.config import ROOT, Params
 from study import run
+from study.notebook import NEEDS
 
-# What decides no result, and what it imports: a field added for one stage, or a picture, must not run the
-# others again. How a stage is started, checked and stored (its values DVC tracks as params); what fills a
-# smoke workspace, and that alone; what only draws in notebooks.
-PLUMBING = {f"mmtlib/{name}.py" for name in ("__init__", "files", "gallery", "params", "paths", "run", "smoke")}
 PIPELINE, BENCH = (YAML(typ="safe", pure=True).load(ROOT / name)["stages"] for name in ("dvc.yaml", "bench/dvc.yaml"))
+FOLDERS = [f"{kind}/${{study}}" for kind in ("build", "data", "models", "predictions", "reports")]
+
+# What the values of a stage come from, beside its own section: seeds and recipe of training, what a run starts from,
+# what a row of the table inherits.
+TRAINED = {"seeds", "training"}
+SECTIONS = {stage: {stage} for stage in run.STAGES} | {
+    "pretrain_mat": {"pretrain_mat"} | TRAINED,
+    "pretrain_mvit": {"pretrain_mvit"} | TRAINED,
+    "train_mmt": {"train_mmt", "pretrain_mat", "pretrain_mvit"} | TRAINED,
+    "ablations": {"ablations", "train_mmt", "pretrain_mat", "pretrain_mvit"} | TRAINED,
+    "report": set(Params.model_fields) - {"study"},
+}
 
 
 def stage(name: str) -> dict:
@@ -32,62 +41,13 @@ def outputs(name: str) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in stage(name)["outs"]]
 
 
-def file_of(module: str, root: Path) -> Path | None:
-    """Return the file of a module or package, if it is one of ours."""
-    path = root.joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
-def imports(code: str) -> list[tuple[str, str | None]]:
-    """List (module, name) of each `from mmtlib.x import name`, (module, None) of each `import mmtlib.x`."""
-    found: list[tuple[str, str | None]] = []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [(node.module, alias.name) for alias in node.names]
-    return [(module, name) for module, name in found if module.split(".")[0] == "mmtlib"]
-
-
-def defining_file(module: str, name: str | None, root: Path) -> Path | None:
-    """Return the file that `name` comes from: a submodule, or where a package's __init__ takes it from."""
-    if name is not None and (file := file_of(f"{module}.{name}", root)):
-        return file
-    file = file_of(module, root)
-    if name is not None and file is not None and file.name == "__init__.py":
-        for source, passed_on in imports(file.read_text()):
-            if passed_on == name:
-                return defining_file(source, name, root)
-    return file
-
-
-def closure(code: str, root: Path = ROOT) -> set[str]:
-    """Return the files of mmtlib that code imports and what they import in turn, without the plumbing."""
-    plumbing = {None, *(root / name for name in PLUMBING)}
-    reached: set[Path] = set()
-    fresh = {defining_file(*item, root) for item in imports(code)} - plumbing
-    while fresh:
-        reached |= fresh
-        found = {defining_file(*item, root) for file in fresh for item in imports(file.read_text())}
-        fresh = found - reached - plumbing
-    return {file.relative_to(root).as_posix() for file in reached}
-
-
-def test_the_closure_follows_re_exports_submodules_and_imports_in_functions(tmp_path):
-    files = {
-        "mmtlib/__init__.py": "",
-        "mmtlib/data/__init__.py": "from mmtlib.data.table import read\nfrom mmtlib.data.other import unused",
-        "mmtlib/data/table.py": "import os\nimport mmtlib.low",
-        "mmtlib/data/other.py": "",
-        "mmtlib/low.py": "def f():\n    from mmtlib import lazy",
-        "mmtlib/lazy.py": "from mmtlib.low import f\nfrom mmtlib import smoke",
-        "mmtlib/smoke.py": "import mmtlib.data.other",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    wanted = {"mmtlib/data/table.py", "mmtlib/low.py", "mmtlib/lazy.py"}
-    assert closure("from mmtlib.data import read\nimport pandas", tmp_path) == wanted
+def code_of(name: str) -> str:
+    cells = nbformat.read(run.notebook_of(name), as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def test_stages_are_those_of_the_runner_in_order():
@@ -96,82 +56,120 @@ def test_stages_are_those_of_the_runner_in_order():
 
 
 @pytest.mark.parametrize("name", run.STAGES)
-def test_a_stage_depends_on_its_code_cells_and_exactly_the_modules_they_import(name):
-    notebook = nbformat.read(run.notebook_of(name), as_version=4)
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    wanted = {f"build/notebooks/{name}.json", *closure(code)}
-    listed = {dep for dep in stage(name)["deps"] if dep.startswith(("build/", "mmtlib"))}
-    lines = "\n".join(f"      - {dep}" for dep in sorted(wanted))
-    assert listed == wanted, f"in dvc.yaml, the deps of {name} that are code must be\n{lines}"
+def test_a_stage_tracks_the_sections_that_its_values_come_from_and_no_other(name):
+    tracked, study = set(stage(name)["params"]), {"study"} if name in PIPELINE else set()
+    assert tracked - {"study"} == SECTIONS[name]
+    assert study <= tracked
+    used = set(re.findall(r"\bvalues\.(\w+)", code_of(name))) & Params.model_fields.keys()
+    assert used - {"study"} <= tracked, "read by its notebook"
 
 
 @pytest.mark.parametrize("name", run.STAGES)
-def test_a_stage_tracks_exactly_the_sections_its_notebook_is_given(name):
-    own = "ablations.${key}" if name == "ablations" else name
-    wanted = Params.model_fields if name == "report" else {own, *run.SHARED.get(name, ())}
-    wanted = {*wanted, *run.ENCODERS} if name in ("train_mmt", "ablations") else wanted
-    assert sorted(stage(name)["params"]) == sorted(wanted)
+def test_a_stage_depends_on_its_code_cells_on_code_that_is_there_and_on_what_it_reads(name):
+    deps = stage(name)["deps"]
+    study = "${study}" if name in PIPELINE else "quick"
+    assert any(dep.endswith(f"/notebooks/{name}.json") for dep in deps)
+    code = [dep for dep in deps if "${" not in dep and dep.split("/")[0] not in ("build", "reports")]
+    assert code
+    assert not [dep for dep in code if not (ROOT / dep).exists()]
+    for earlier in NEEDS[name]:
+        for out in (out.replace("${study}", study).split("/${key}")[0] for out in outputs(earlier)):
+            reads = any(within(dep, out) or within(out, dep) for dep in deps)
+            # A training stage has the models of its encoders, not their predictions.
+            assert reads or out.startswith("predictions/"), f"{name} reads {out}"
 
 
-@pytest.mark.parametrize("name", run.STAGES)
-def test_a_stage_neither_depends_on_a_notebook_nor_leaves_without_outputs(name):
+@pytest.mark.parametrize("name", ["sources", *run.STAGES])
+def test_outputs_lie_in_the_folders_of_the_study_and_no_notebook_and_no_checkpoint_among_them(name):
     outs = outputs(name)
     assert outs
-    assert not [path for path in [*stage(name)["deps"], *outs] if path.endswith(".ipynb") or path == "mmtlib"]
-    assert not [path for path in [*stage(name)["deps"], *outs] if path.startswith("runs")]
+    allowed = FOLDERS if name in PIPELINE else ["reports/efficiency"]
+    assert [out for out in outs if any(within(out, folder) for folder in allowed)] == outs
+    deps = stage(name)["deps"] if name != "sources" else []  # which reads all notebooks
+    assert not [
+        path for path in [*deps, *outs] if path.endswith(".ipynb") or path.split("/")[0] in ("notebooks", "runs")
+    ]
+    assert not [path for path in [*deps, *outs] if path == "mmtlib"], "every change would run it again"
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A copy of what the pipeline needs, without Git, its profile the smoke one."""
-    folder = tmp_path_factory.mktemp("checkout")
-    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "build", "_vizdoom*")
-    for name in ("mmtlib", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("dvc.yaml", "bench/dvc.yaml", ".dvcignore", ".dvc/config"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
-    dvc(folder, "config", "--local", "core.no_scm", "true")
-    return folder
+def test_no_two_stages_write_the_same_path():
+    outs = [out for name in [*PIPELINE, *BENCH] for out in outputs(name)]
+    assert not [(a, b) for a in outs for b in outs if a is not b and within(a, b)]
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """Run DVC in a folder with this environment's programs first, and return what it prints."""
+# A run of everything.
+
+COPIED = ("mmtlib", "study", "freedoom_sounds", "notebooks", "params", "reports/freedoom/runs", "reports/efficiency")
+FILES = ("params.yaml", "dvc.yaml", "bench/dvc.yaml", "pyproject.toml", "README.md")
+HIDDEN = (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """This environment's programs first, and the checkout's packages."""
     programs = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
+    return os.environ | {
         "PATH": os.pathsep.join([programs, os.environ["PATH"]]),
         "PYTHONPATH": str(folder),
         "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
     }
-    command = [sys.executable, "-m", "dvc", *arguments]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def call(folder: Path, *command: str) -> str:
+    """Run a command in a folder and return what it prints."""
+    pipes = {"capture_output": True, "text": True, "check": False}
+    result = subprocess.run(command, cwd=folder, env=environment(folder), **pipes)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
+def python(folder: Path, *arguments: str) -> str:
+    return call(folder, sys.executable, "-m", *arguments)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A Git checkout of what the pipeline needs, all of it committed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_vizdoom*")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in (*FILES, *HIDDEN):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    call(folder, "git", "init", "--quiet")
+    call(folder, "git", "add", "--all")
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    call(folder, "git", *who, "commit", "--quiet", "--message", "All")
+    return folder
+
+
 def ran(output: str) -> list[str]:
-    """Name the stages that DVC says it ran."""
-    prefix = "Running stage '"
-    return [line.removeprefix(prefix).rstrip(":'") for line in output.splitlines() if line.startswith(prefix)]
+    """Name the stages that DVC says it ran, without the file that they are in."""
+    return [name.rsplit(":", 1)[-1] for name in re.findall(r"^Running stage '(.*)':", output, re.MULTILINE)]
 
 
-def test_the_pipeline_runs_once_and_then_has_nothing_to_do(checkout):
-    rows = YAML(typ="safe", pure=True).load(checkout / "params.yaml")["ablations"]
+def test_a_study_runs_once_then_has_nothing_to_do_and_leaves_no_trace_in_git(checkout):
+    pipeline = python(checkout, "study.run", "compose", "smoke").strip()
+    assert pipeline == "build/smoke/dvc.yaml"
+    rows = YAML(typ="safe", pure=True).load(checkout / "build/smoke/params.yaml")["ablations"]
     wanted = set(PIPELINE) - {"ablations"} | {f"ablations@{row}" for row in rows}
-    assert set(ran(dvc(checkout, "repro"))) == wanted
-    copies = {path.stem for path in (checkout / "reports" / "notebooks").glob("*.ipynb")}
+    assert set(ran(python(checkout, "dvc", "repro", pipeline))) == wanted
+    copies = {path.stem for path in (checkout / "reports/smoke/notebooks").glob("*.ipynb")}
     assert copies == set(run.STAGES) - {"ablations", "efficiency"} | {f"ablations-{row}" for row in rows}
+    assert call(checkout, "git", "status", "--porcelain") == ""
 
-    # DVC removes what it lists before a run, and the benchmark's files lie in the same folders: file by file.
-    written = {path for path in (checkout / "reports").rglob("*.*") if path.suffix != ".ipynb"}
-    assert {path.relative_to(checkout).as_posix() for path in written} == set(outputs("report"))
-    assert ran(dvc(checkout, "repro", "--dry", "bench/dvc.yaml")) == ["bench/dvc.yaml:efficiency"]
+    # Nothing of another study, and all that was written is an output, so that DVC removes what an older code left.
+    for kind in ("data", "models", "predictions"):
+        assert [path.name for path in (checkout / kind).iterdir() if path.is_dir()] == ["smoke"]
+    outs = [out.replace("${study}", "smoke") for out in outputs("report")]
+    written = {path.relative_to(checkout).as_posix() for path in (checkout / "reports/smoke").rglob("*.*")}
+    others = {path for path in written if not any(within(path, out) for out in outs)}
+    assert {Path(path).parent.name for path in others} == {"notebooks"}
 
-    lock = (checkout / "dvc.lock").read_bytes()
-    assert ran(dvc(checkout, "repro")) == []
-    assert (checkout / "dvc.lock").read_bytes() == lock
+    lock = (checkout / "build/smoke/dvc.lock").read_bytes()
+    assert ran(python(checkout, "dvc", "repro", pipeline)) == []
+    assert (checkout / "build/smoke/dvc.lock").read_bytes() == lock
 
     # Prose and stored outputs are not what a model is trained from.
     path = run.notebook_of("pretrain_mat", checkout)
@@ -179,4 +177,12 @@ def test_the_pipeline_runs_once_and_then_has_nothing_to_do(checkout):
     notebook.cells[0].source += "\n\nOne sentence more."
     notebook.cells[-1].metadata["tags"] = ["nbval-ignore-output"]
     nbformat.write(notebook, path)
-    assert ran(dvc(checkout, "repro")) == ["sources"]
+    assert ran(python(checkout, "dvc", "repro", pipeline)) == ["sources"]
+
+    # A changed comment runs a stage again, but what it trains is finished already: its outputs stay as they are.
+    module = checkout / "mmtlib/training/experiment.py"
+    module.write_text(f"{module.read_text()}\n# One comment more.\n")
+    again = python(checkout, "dvc", "repro", pipeline)
+    assert set(ran(again)) == {"pretrain_mat", "pretrain_mvit", "train_mmt", *(f"ablations@{row}" for row in rows)}
+    assert again.count("was trained already") == 3 + len(rows)
+    assert "epoch " not in again

@@ -18,7 +18,7 @@ from mmtlib.data.features import extract_features
 from mmtlib.data.media import CUT_OFF_S, write_clip
 from mmtlib.evaluation.predictions import predict as pipeline_predict
 from mmtlib.models import build_model
-from mmtlib.models.hub import WeightsError, save_model
+from mmtlib.models.hub import WeightsError, export, save_model
 from mmtlib.predict import PredictionError, predict_file, window_spans
 from study.figures import predict as predict_figures
 from study.figures import results as figures
@@ -75,7 +75,7 @@ def trained(clips):
         path = clips.parent / f"{name}.safetensors"
         about = {"overrides": sizes | OVERRIDES[name], "heads": test.heads, "stats": test.stats}
         save_model(path, model, name=name, num_classes=test.num_logits, **about)
-        return path, pipeline_predict(model, name, test), test.heads
+        return path, pipeline_predict(model, test), test.heads
 
     return make
 
@@ -212,11 +212,24 @@ def test_the_command_goes_on_after_a_bad_file(clips, mmt, capsys):
     assert "gone.safetensors does not exist" in capsys.readouterr().err
 
 
+def test_the_committed_weights_are_taken_where_there_are_some(clips, mmt, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "TRAINED", tmp_path / "trained.safetensors")
+    monkeypatch.setattr(predict, "COMMITTED", tmp_path / "committed.safetensors")
+    assert predict.main([str(clips / "one.mp4")]) == 1
+    assert "trained.safetensors does not exist" in capsys.readouterr().err
+    export(mmt, tmp_path / "committed.safetensors")
+    assert predict.main([str(clips / "one.mp4"), "--json", "--top", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)["verdict"]
+    want = predict_file(mmt, clips / "one.mp4").verdict.set_index(["modality", "label"])["probability"]
+    for row in told:
+        assert row["probability"] == pytest.approx(want[row["modality"], row["label"]], abs=0.02)
+
+
 def test_the_command_imports_nothing_that_it_does_not_need():
     """What it answers in is mostly imports."""
     code = "import sys, mmtlib.predict; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"matplotlib", "transformers", "sklearn", "scipy", "seaborn", "pydantic"} & set(loaded)
+    assert not {"matplotlib", "transformers", "sklearn", "scipy", "seaborn", "jinja2"} & set(loaded)
 
 
 def test_its_words_are_those_of_the_figures():

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmtlib import config as params
-from mmtlib.config import Recipe, Run
+from mmtlib.config import STAGES, Params, Recipe, Run, load
 
 CLASSES = ["bell", "dog", "drum", "wave"]
 AUDIO, VIDEO = (40, 32), (4, 16, 16)  # (time, mel), (T, H, W)
@@ -85,7 +84,7 @@ def make_recipe(**changes) -> Recipe:
         "noise": 0.0,
         "precision": "fp32",
     }
-    return Recipe.model_validate(params.load("params/smoke.yaml").training.model_dump() | plain | changes)
+    return Recipe.model_validate(load("params/smoke.yaml").training.model_dump() | plain | changes)
 
 
 def make_run(model: str = "mat_t", **changes) -> Run:
@@ -93,3 +92,22 @@ def make_run(model: str = "mat_t", **changes) -> Run:
     return Run.model_validate(
         {"model": model, "epochs": 3, "lr": 3.0e-3, "overrides": OVERRIDES.get(model, {})} | changes
     )
+
+
+def make_params(recipe: Recipe | None = None, *, study: str = "toy", seeds: tuple[int, ...] = (0,), **runs) -> Params:
+    """A study of tiny models, one epoch each: the three stages, of `runs` those and rows of the table beside."""
+    stages = {
+        "pretrain_mat": make_run("mat_t", epochs=1),
+        "pretrain_mvit": make_run("mvitv2_t", epochs=1),
+        "train_mmt": make_run("mmt_t", epochs=1, init="pretrained", objective={"avc": 0.1, "imc": 0.1}),
+    }
+    rows = {"ast_t": {"group": "baseline", "model": "ast_t", "epochs": 1, "lr": 1.0e-3}}
+    for name, run in runs.items():
+        if name in STAGES:
+            stages[name] = run
+        else:
+            rows[name] = run.model_dump() | {"group": "data"}
+    recipe = recipe or make_recipe()
+    whole = {"study": study, "seeds": list(seeds), "training": recipe.model_dump(), "ablations": rows}
+    whole |= {name: run.model_dump() for name, run in stages.items()}
+    return Params.model_validate(load("params/smoke.yaml").model_dump() | whole)

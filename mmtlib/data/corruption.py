@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtlib.data.dataset import Batch, epoch_generator
-from mmtlib.data.decode import LOG_OFFSET, Settings
+from mmtlib.data.decode import Settings
+from mmtlib.data.spectrogram import LOG_OFFSET
 
 SNRS = (20, 10, 0, -10)
 """dB: power of a clip's signal over that of the noise."""

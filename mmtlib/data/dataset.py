@@ -4,8 +4,7 @@ A batch comes from the arrays on disk, or, where the folder has none (features.c
 processes; the numbers are the same.
 """
 
-from __future__ import annotations
-
+import atexit
 import functools
 import hashlib
 import itertools
@@ -13,9 +12,11 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import current_process
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +25,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode, decoders, share_of_cores
+from mmtlib.cluster import connect, spread
+from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode
 from mmtlib.data.manifest import media_root
 from mmtlib.files import digest
 
 MODALITIES = ("audio", "video", "av")
+_STARTING = Lock()  # of the processes that decode, by one of the threads that read
 _AHEAD = 2  # batches that are read or decoded while the caller computes
 
 
@@ -71,11 +74,10 @@ class FeatureDataset:
             # Text stays text: a clip may be called 007 and a class NA.
             text = dict.fromkeys(("clip_id", "path", "label", "split", *self.heads), str)
             index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
-            self._decoders: ProcessPoolExecutor | None = None
+            self._media: Path | None = None  # where there are no arrays
             if "manifest" in self.stats:
                 self._settings = Settings(**self.stats["settings"])
                 self._media = media_root(self.root / self.stats["manifest"])
-                self._decoders = _shared_decoders()
             else:
                 self._log_mel = np.load(self.root / "log_mel.npy", mmap_mode="r")
                 self._frames = np.load(self.root / "frames.npy", mmap_mode="r")
@@ -142,7 +144,7 @@ class FeatureDataset:
         """Log-mel and frames of some positions as the arrays hold them, or would hold them."""
         if modality not in MODALITIES:
             raise DatasetError(f"modality is {modality!r}; use one of {', '.join(MODALITIES)}.")
-        if self._decoders:
+        if self._media is not None:
             return self._decode(picked, modality)
         return (
             None if modality == "video" else self._read(self._log_mel, picked),
@@ -181,38 +183,39 @@ class FeatureDataset:
         """What `_read` would give, each clip decoded once."""
         rows = self.index.iloc[picked.numpy()]
         tasks = dict(zip(rows["clip_id"], clip_tasks(rows, self._media), strict=True))
-        try:
-            found = self._decoders.map(functools.partial(decode, self._settings, modality=modality), tasks.values())
-            made = dict(zip(tasks, found, strict=True))
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A decoding process died, of too little memory or of a file that crashes the decoder; "
-                "set features.cache to true to find the file."
-            ) from error
-        stored = []
-        for position, other in enumerate(("video", "audio")):
-            if modality == other:
-                stored.append(None)
-                continue
-            name, flag = (("log_mel", "has_audio"), ("frames", "has_video"))[position]
+        call, wanted = functools.partial(decode, self._settings, modality=modality), list(tasks.values())
+        with _STARTING:
+            client = _decoders()
+        found = spread(client, call, wanted, chunk=1) if client else map(call, wanted)
+        made = dict(zip(tasks, found, strict=True))
+
+        def stored(place: int, name: str, flag: str) -> Tensor:
             arrays = []
             for row in rows.itertuples():
                 clip = made[row.clip_id]
-                array = clip.views[getattr(row, "view", 0)][position] if clip.views else None
+                array = clip.views[getattr(row, "view", 0)][place] if clip.views else None
                 if array is None and (getattr(row, flag) or not clip.views):
                     raise DatasetError(
                         f"{tasks[row.clip_id].path} was fine when the features were made and is not any more "
                         f"({clip.reason or name + ' is gone'}); run the stage again: dvc repro --force features."
                     )
                 arrays.append(np.zeros(self.stats[name]["shape"][1:], DTYPES[name]) if array is None else array)
-            stored.append(torch.from_numpy(np.stack(arrays)))
-        return tuple(stored)
+            return torch.from_numpy(np.stack(arrays))
+
+        return (
+            None if modality == "video" else stored(0, "log_mel", "has_audio"),
+            None if modality == "audio" else stored(1, "frames", "has_video"),
+        )
 
 
 @functools.cache
-def _shared_decoders() -> ProcessPoolExecutor:
-    """One pool for all splits; its processes start with the first batch."""
-    return decoders(share_of_cores())
+def _decoders():
+    """A client of processes for all splits, which start with the first batch; None where this one may have none."""
+    if current_process().daemon:  # a Dask worker as `dask worker` starts it
+        return None
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(connect(0))
 
 
 def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:

@@ -8,83 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import signal
-import threading
-import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torchaudio.functional import melscale_fbanks
-from torchaudio.transforms import MelSpectrogram
 
-from mmtlib.data.media import MediaError, locate, read_views
+from mmtlib.data.container import MediaError, locate
+from mmtlib.data.media import read_views
+from mmtlib.data.spectrogram import FeatureError, LogMel
 
-LOG_OFFSET = 1e-6  # added to the power before the logarithm; its logarithm is the value of digital silence
-LOW_HZ = 20.0  # lower edge of the lowest mel band
 DTYPES = {"log_mel": np.float16, "frames": np.uint8}  # of the arrays
-_SILENCE = 0.5 / 2**15  # half a step of 16-bit sound: a window that stays below it is digital silence
-
-
-class FeatureError(ValueError):
-    """Settings or a data set from which no features can be made; one sentence with the remedy."""
-
-
-class LogMel(nn.Module):
-    """Log-mel spectrogram, time first: natural log of (HTK mel power + 1e-6), Hann window, no edge padding.
-
-    The FFT is the shortest power of two, at least the window, that leaves no mel band without a bin: at 128
-    bands and 25 ms a 512-point FFT would leave the lowest ones constant. The number of frames depends on the
-    window only: 1 + (samples - window) // hop. Raises FeatureError for settings that give no spectrogram. Our
-    reading: the papers give neither window nor mel scale.
-    """
-
-    def __init__(
-        self,
-        sample_rate: int = 16000,
-        mel_bins: int = 128,
-        window_ms: float | int = 25,
-        hop_ms: float | int = 10,
-    ):
-        super().__init__()
-        self.window = round(sample_rate * window_ms / 1000)
-        self.hop = round(sample_rate * hop_ms / 1000)
-        if self.window < 2 or self.hop < 1 or mel_bins < 1:
-            raise FeatureError(
-                f"features: window_ms {window_ms}, hop_ms {hop_ms} and mel_bins {mel_bins} give no "
-                f"spectrogram at {sample_rate} Hz; raise the one that is too small."
-            )
-        high = sample_rate / 2
-        n_fft = 1 << (self.window - 1).bit_length()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchaudio warns of the empty bands that are looked for here
-            while (melscale_fbanks(n_fft // 2 + 1, LOW_HZ, high, mel_bins, sample_rate).amax(dim=0) == 0).any():
-                n_fft *= 2
-                if n_fft > 32 * self.window:
-                    raise FeatureError(
-                        f"features.mel_bins: {mel_bins} bands are too narrow for a window of {window_ms} ms; use fewer."
-                    )
-        self.mel = MelSpectrogram(
-            sample_rate, n_fft, self.window, self.hop, LOW_HZ, high, n_mels=mel_bins, center=False
-        )
-        # The transform centres the window in the FFT; this much of its input on each side has no weight.
-        self.margin = ((n_fft - self.window) // 2, n_fft - self.window - (n_fft - self.window) // 2)
-
-    def num_frames(self, samples: int) -> int:
-        """Frames that so many samples give."""
-        return max(0, 1 + (samples - self.window) // self.hop)
-
-    def forward(self, waveform: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*batch time mel"]:
-        power = self.mel(nn.functional.pad(waveform, self.margin))
-        return (power + LOG_OFFSET).log().transpose(-1, -2)
+_SILENCE = 0.5 / 2**15  # half a step of 16-bit audio: a window that stays below it is digital silence
 
 
 @dataclass(frozen=True)
@@ -193,26 +130,3 @@ def _spectrogram(settings: Settings, waveform: np.ndarray | None) -> np.ndarray 
     padded[: len(waveform)] = waveform[: len(padded)]
     with torch.inference_mode():
         return _log_mel(settings)(torch.from_numpy(padded)).to(torch.float16).numpy()
-
-
-def share_of_cores() -> int:
-    """Cores for this process, one of those that torchrun started on this machine or the only one."""
-    cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def decoders(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes that decode with one thread each, and end with this one."""
-    # spawn, not fork: a forked copy of a process whose torch threads run can lock up.
-    return ProcessPoolExecutor(workers, get_context("spawn"), _start_decoder)
-
-
-def _start_decoder() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-
-    def follow():
-        parent_process().join()  # even if it was killed
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

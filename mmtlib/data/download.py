@@ -1,11 +1,17 @@
-"""Stage `download`: bring a data set's manifest to one folder, by the name of its source."""
+"""Stage `download`: bring a data set's manifest to one folder, by the name of its source.
+
+Sources are those of survey.SOURCES, and those that other packages add through the entry-point group "mmtlib.sources":
+each a function(out, *, workers, **settings) that writes manifest.csv, dataset.json and clips to the folder `out` and
+returns the manifest.
+"""
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from freedoom_sounds import generate as freedoom
 from mmtlib import files
 from mmtlib.data.manifest import write_manifest
 from mmtlib.data.sources.listing import SourceError
@@ -16,39 +22,32 @@ def download(
     out: Path,
     *,
     source: str,
-    seed: int | None = None,
-    clips_per_class: dict[str, int] | None = None,
     annotations: str | None = None,
     media: str | None = None,
     class_list: str | None = None,
     val_share: float | int = 0.05,
-    workers: int = 0,
+    workers: int | str = 0,
+    **own: Any,
 ) -> pd.DataFrame:
     """Write manifest.csv and dataset.json of a data set to `out`; return the manifest.
 
-    freedoom-sounds is generated: seed and clips_per_class (split -> clips of each class) say what, the clips go
-    to `out` and those that an interrupted call left are kept. Of a real set (sources.survey) the files stay in
-    `media`, and coverage.csv and problems.csv say which of them cannot be used; what was learned of each file is
-    kept in the folder `probe` beside `out`. workers: processes (0: one for each core). Raises SourceError, and
-    what the source itself raises.
+    Of a real set (sources.survey) the files stay in `media`, and coverage.csv and problems.csv say which of them
+    cannot be used; what was learned of each file is kept in the folder `probe` beside `out`. `own` settings are
+    those of a source from another package; None is not passed on. workers: as cluster.connect takes them. Raises
+    SourceError, and what the source itself raises.
     """
-    if source == freedoom.NAME:
-        return freedoom.generate(out, seed=seed, clips_per_class=clips_per_class, workers=workers)
+    out, others = Path(out), {entry.name: entry for entry in entry_points(group="mmtlib.sources")}
+    own = {name: value for name, value in own.items() if value is not None}
+    if source in others:
+        return others[source].load()(out, workers=workers, **own)
     if source not in SOURCES:
-        known = ", ".join([freedoom.NAME, *SOURCES])
+        known = ", ".join([*others, *SOURCES])
         raise SourceError(f"download.source: no data set is called {source!r}; use {known}.")
-    if media is None:
-        raise SourceError(f"download.media: {source} is not downloaded; give the folder with its files.")
-    found = survey(
-        source,
-        annotations,
-        media,
-        class_list=class_list,
-        val_share=val_share,
-        workers=workers,
-        cache=Path(out).parent / "probe",
-    )
-    out = Path(out)
+    if media is None or own:
+        wrong = ", ".join(own) or "media"
+        raise SourceError(f"download.{wrong}: {source} is files that are there; give their folder as media, no more.")
+    cache = out.parent / "probe"
+    found = survey(source, annotations, media, class_list=class_list, val_share=val_share, workers=workers, cache=cache)
     # Not sorted by key: the order of the heads counts. First of all: write_manifest looks up where paths start.
     files.write_text(out / "dataset.json", json.dumps(found.dataset, indent=1) + "\n")
     for name in ("coverage", "problems"):

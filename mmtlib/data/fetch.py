@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmtlib.data.sources.kinetics_sounds import KINETICS_LISTS, kinetics_sounds
 from mmtlib.data.sources.listing import list_media
-from mmtlib.data.sources.youtube import KINETICS_LISTS, kinetics_sounds, vggsound
+from mmtlib.data.sources.vggsound import vggsound
 from mmtlib.files import write_text
 
 SOURCES = {"vggsound": vggsound, "kinetics-sounds": kinetics_sounds}

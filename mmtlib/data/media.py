@@ -1,20 +1,13 @@
-"""Read and write short clips of picture and sound with PyAV, whose wheel carries FFmpeg.
+"""Read and write short clips of video and audio with PyAV, whose wheel carries FFmpeg.
 
-A clip has one time axis: its sound and its frames are always cut from the same window, so they stay in sync.
-A stream that a file lacks is None here, never an array of zeros, so that "no sound" cannot pass for silence.
-
-A path may lead into an uncompressed tar archive, as WebDataset and mmtlib.data.pack keep many small files:
-`train-000000.tar/abc.mp4`. Such a file is read where it lies; nothing is unpacked.
+A clip has one time axis: its audio and its frames are always cut from the same window, so they stay in sync.
+A stream that a file lacks is None here, never an array of zeros, so that "no audio" cannot pass for silence.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-import posixpath
-import stat
-import tarfile
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
 from pathlib import Path
@@ -24,41 +17,41 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# A declared stream length and the decoded one differ by a frame or a codec's padding in sound files; by more
+from mmtlib.data.container import MediaError, describe, open_media
+
+# A declared stream length and the decoded one differ by a frame or a codec's padding in audio files; by more
 # than this many seconds only where the file is cut off.
 CUT_OFF_S = 0.25
-# A lossy sound decoder needs a few packets before its output is exact, so a seek lands this much early.
+# A lossy audio decoder needs a few packets before its output is exact, so a seek lands this much early.
 _PREROLL_S = 0.1
-
-
-class MediaError(ValueError):
-    """A file that cannot be used as a clip; the text is one sentence that names the file and the remedy."""
 
 
 class Clip(NamedTuple):
     """One window of a file; a stream that the file (or the window) does not have is None."""
 
-    waveform: np.ndarray | None  # float32 (samples,), mono, in -1..1, as long as the file's sound in the window
+    waveform: np.ndarray | None  # float32 (samples,), mono, in -1..1, as long as the file's audio in the window
     frames: np.ndarray | None  # uint8 (num_frames, size, size, 3), RGB
     duration: float  # length of the window read, seconds
 
 
 def write_clip(
-    path: str | os.PathLike,
-    frames: np.ndarray | None,
-    fps: float | int,
-    pcm: np.ndarray | None,
-    sample_rate: int,
+    path: str | os.PathLike, frames: np.ndarray | None, fps: float | int, pcm: np.ndarray | None, sample_rate: int
 ) -> None:
     """Write an mp4 file (h264 + aac) in one atomic step.
 
-    `frames` is uint8 (T, H, W, 3) RGB with even H and W, or None for a file of sound only; `pcm` is int16
-    (samples, channels) with one or two channels, or None for a file of pictures only. One encoder thread, so
-    that many files can be written side by side and the bytes do not depend on the machine's core count.
-    Raises MediaError if the arrays do not fit this.
+    `frames` is uint8 (T, H, W, 3) RGB with even H and W, or None for a file of audio only; `pcm` is int16
+    (samples, channels) with one or two channels, or None for a file of video only. One encoder thread, so that
+    many files can be written side by side and the bytes do not depend on the machine's core count. Raises
+    MediaError if the arrays do not fit this.
     """
     path = Path(path)
-    _check_arrays(path, frames, pcm)
+    if frames is None and pcm is None:
+        raise MediaError(f"{path}: neither frames nor pcm given; pass at least one of them.")
+    is_rgb = frames is None or (frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and len(frames))
+    if not is_rgb or (frames is not None and any(side % 2 for side in frames.shape[1:3])):
+        raise MediaError(f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3), even sides.")
+    if pcm is not None and (pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm)):
+        raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # fflags bitexact leaves the library version out of the file; faststart puts the index first.
@@ -77,9 +70,9 @@ def write_clip(
             if pcm is not None:
                 layout = "mono" if pcm.shape[1] == 1 else "stereo"
                 audio = container.add_stream("aac", rate=sample_rate, layout=layout)
-                sound = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout=layout)
-                sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
-                to_encode.append((audio, [sound]))
+                samples = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout=layout)
+                samples.sample_rate, samples.pts, samples.time_base = sample_rate, 0, Fraction(1, sample_rate)
+                to_encode.append((audio, [samples]))
             for stream, source in to_encode:
                 for frame in source:
                     container.mux(stream.encode(frame))
@@ -89,39 +82,13 @@ def write_clip(
         part.unlink(missing_ok=True)
 
 
-def _check_arrays(path: Path, frames: np.ndarray | None, pcm: np.ndarray | None) -> None:
-    if frames is None and pcm is None:
-        raise MediaError(f"{path}: neither frames nor pcm given; pass at least one of them.")
-    if frames is not None:
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-            raise MediaError(f"{path}: frames are {frames.dtype} {frames.shape}; pass uint8 (T >= 1, H, W, 3) instead.")
-        if frames.shape[1] % 2 or frames.shape[2] % 2:
-            raise MediaError(f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; h264 needs even sides.")
-    if pcm is not None and (pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2) or not len(pcm)):
-        raise MediaError(f"{path}: pcm is {pcm.dtype} {pcm.shape}; pass int16 (samples >= 1, 1 or 2) instead.")
-
-
 def read_clip(
     path: str | os.PathLike,
     start: float | int | None = None,
     end: float | int | None = None,
-    *,
-    num_frames: int,
-    size: int,
-    sample_rate: int,
-    seconds: float | int | None,
+    **view: float | int | None,
 ) -> Clip:
-    """Read the sound and `num_frames` frames of one window of a file, in one pass.
-
-    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the
-    file, then to its central `seconds` if it is longer (None: no cut). Frames are those on screen at the
-    centres of `num_frames` equal parts of the window, their short side scaled to `size` and the centre
-    cropped; a rotation tag is not applied. Sound is mixed to mono at `sample_rate`; it is shorter than the
-    window where the file's sound is, and starts with zeros where the file's sound starts late. Raises
-    MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for a
-    window that is empty or lies outside the file.
-    """
-    view = {"num_frames": num_frames, "size": size, "sample_rate": sample_rate, "seconds": seconds}
+    """Read one view of a window of a file; `view` are num_frames, size, sample_rate and seconds of `read_views`."""
     return read_views(path, start, end, **view)[0]
 
 
@@ -138,11 +105,18 @@ def read_views(
     crops: int = 1,
     modality: str = "av",
 ) -> list[Clip]:
-    """Read `clips` x `crops` views of a window as `read_clip` reads its one, decoding the file once.
+    """Read the audio and `num_frames` frames of a window of a file in `clips` x `crops` views, decoding it once.
 
-    The windows of `seconds` are spaced evenly from the window's beginning to its end (one: the central one); each
-    has `crops` views one after the other: 1 is the centre, 3 are left, centre and right, or top, centre and bottom,
-    as in SlowFast and MViT. Of `modality` "audio" or "video" the other stream is not decoded, and None.
+    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the
+    file. A view has `seconds` of it (None: all) where it is longer: `clips` of them, spaced evenly from its
+    beginning to its end (one: in its centre). Frames are those on screen at the centres of `num_frames` equal
+    parts of the view, their short side scaled to `size`; `crops` 1 is the centre, 3 are, one after the other,
+    left, centre and right, or top, centre and bottom, as in SlowFast and MViT. A rotation tag is not applied.
+    Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and starts with
+    zeros where that starts late. Of `modality` "audio" or "video" the other stream is not decoded, and None.
+
+    Raises MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for
+    a window that is empty or lies outside the file.
     """
     path = Path(path)
     try:
@@ -152,104 +126,6 @@ def read_views(
         raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
 
 
-class Place(NamedTuple):
-    """Where the bytes of a media file lie."""
-
-    file: Path  # the file itself, or the archive that holds it
-    offset: int
-    size: int
-    mtime_ns: int  # when the file, or the archive, was changed
-
-
-def locate(path: Path) -> Place | None:
-    """Where a file's bytes are, or None if nothing is there; raises MediaError for a folder or a damaged archive."""
-    try:
-        facts = os.stat(path)
-    except (OSError, ValueError):
-        archive = next((folder for folder in path.parents if folder.suffix == ".tar" and os.path.isfile(folder)), None)
-        return archive and members(archive).get(path.relative_to(archive).as_posix())
-    if not stat.S_ISREG(facts.st_mode):
-        raise MediaError(f"{path} is no file but a folder or a device; put a file there or drop its row.")
-    return Place(path, 0, facts.st_size, facts.st_mtime_ns)
-
-
-def members(archive: Path) -> dict[str, Place]:
-    """Name -> place of the files in a tar archive; raises MediaError for one that is damaged, compressed or hostile."""
-    facts = os.stat(archive)
-    found = _scan(archive, facts.st_size, facts.st_mtime_ns)
-    if isinstance(found, str):
-        raise MediaError(f"{archive} is no whole, uncompressed tar archive ({found}); fetch or make it again.")
-    return found
-
-
-@functools.cache  # kept in each process: an archive is read once, some 50 us a file; one that has changed, anew
-def _scan(archive: Path, size: int, mtime_ns: int) -> dict[str, Place] | str:
-    """The files, or what is wrong. Nothing is unpacked, yet a name that leads out is not trusted."""
-    places = {}
-    try:
-        with tarfile.open(archive, "r:", errors="strict") as tar:
-            for member in tar:
-                name = posixpath.normpath(member.name)
-                if name.split("/")[0] in ("", "..") or "\0" in name:
-                    return f"the name {name[:80]!r} leads out of it"
-                if member.size < 0:
-                    return "a size below 0"  # tarfile would go round in circles
-                if member.isreg() and not member.issparse():
-                    places[name] = Place(archive, member.offset_data, member.size, mtime_ns)
-            tar.fileobj.seek(tar.offset)  # tarfile takes a damaged header for the end
-            return places if tar.fileobj.read(512) == bytes(512) else "it has no end"
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        return str(error)
-
-
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a file to read it; raises MediaError for one that is missing, empty, cut off or no media file."""
-    place = locate(path)
-    if place is None:
-        raise MediaError(f"{path} does not exist; fetch it or drop its row from the manifest.")
-    if place.size == 0:
-        raise MediaError(f"{path} is empty (0 bytes); fetch it again or drop its row.")
-    url = str(path)
-    if place.file != path:  # FFmpeg's own protocol for a part of a file
-        url = f"subfile,,start,{place.offset},end,{place.offset + place.size},,:{place.file.absolute()}"
-    try:
-        return av.open(url)
-    except av.error.FFmpegError as error:
-        with place.file.open("rb") as file:
-            file.seek(place.offset)
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        what = "is a cut-off mp4 file (its moov index is missing)" if is_mp4 else "is not a media file"
-        raise MediaError(f"{path} {what}; fetch it again or drop its row.") from error
-
-
-class Description(NamedTuple):
-    """What a file says of itself; times are those of its clock, whose zero is `origin`, not always 0."""
-
-    video: av.VideoStream | None
-    audio: av.AudioStream | None
-    ends: dict[av.stream.Stream, float]  # of the streams that there are; infinite where the file does not say
-    origin: float
-    last: float  # where the file ends
-
-
-def describe(path: str | os.PathLike, container: av.container.InputContainer) -> Description:
-    """Read a file's header; raises MediaError for one that has neither picture nor sound."""
-    cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is not video
-    video = next((s for s in container.streams.video if not s.disposition & cover), None)
-    audio = next(iter(container.streams.audio), None)
-    ends = {}
-    for stream in (video, audio):
-        if stream is not None:
-            length = math.inf if stream.duration is None else stream.duration
-            ends[stream] = float(((stream.start_time or 0) + length) * stream.time_base)
-    if not ends:
-        raise MediaError(f"{path} has neither picture nor sound; fetch it again or drop its row.")
-    origin = (container.start_time or 0) / av.time_base
-    whole = origin + (container.duration or 0) / av.time_base
-    last = max((end for end in ends.values() if end < math.inf), default=whole)
-    return Description(video, audio, ends, origin, last)
-
-
 def _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality) -> list[Clip]:
     video, audio, ends, origin, last = describe(path, container)
     found = _windows(path, start, end, last - origin, seconds, clips)
@@ -257,18 +133,18 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds, c
     low, high = windows[0][0], windows[-1][1]
 
     # A stream that is over before the window begins has nothing to show in it.
-    sinks: dict[av.stream.Stream, _FramePicker | _SoundCollector] = {}
+    sinks: dict[av.stream.Stream, _FramePicker | _AudioCollector] = {}
     if video is not None and ends[video] > low and modality != "audio":
         sinks[video] = _FramePicker(windows, ends[video], num_frames, size, crops)
     if audio is not None and ends[audio] > low and modality != "video":
-        sinks[audio] = _SoundCollector(windows, ends[audio], sample_rate)
+        sinks[audio] = _AudioCollector(windows, ends[audio], sample_rate)
     for stream in sinks:
         if stream.codec_context is None:
             raise MediaError(f"{path} has {stream.type} in a format that FFmpeg does not know; convert it.")
         stream.codec_context.thread_count = 1  # files are read side by side in processes, one core each
     if low - _PREROLL_S > origin:
         container.seek(int((low - _PREROLL_S) * av.time_base))
-    held = []  # packets of the picture
+    held = []  # packets of the video
     waiting = set(sinks)
     for packet in container.demux(list(sinks)) if sinks else ():  # of an empty list it would give all streams
         sink = sinks[packet.stream]
@@ -344,7 +220,7 @@ class _FramePicker:
     def __init__(self, windows: list[tuple[float, float]], end: float, num_frames: int, size: int, crops: int):
         parts = np.arange(num_frames) + 0.5
         times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])
-        self._seen = [end > low for low, _ in windows]  # a window after the stream's end has no picture
+        self._seen = [end > low for low, _ in windows]  # a window after the stream's end has no video
         self._places = times.argsort(axis=None).argsort().reshape(times.shape)  # windows may overlap
         self.times = sorted(times.ravel().tolist())
         self._size = size
@@ -392,11 +268,11 @@ class _FramePicker:
         self._images += [[image[top : top + size, left : left + size] for top, left in corners]] * missing
 
 
-class _SoundCollector:
-    """Joins the sound frames that touch the windows, resamples them to mono in one go and cuts them up."""
+class _AudioCollector:
+    """Joins the audio frames that touch the windows, resamples them to mono in one go and cuts them up."""
 
     def __init__(self, windows: list[tuple[float, float]], end: float, sample_rate: int):
-        # An encoder fills its last packet up; the declared end says where the sound stops.
+        # An encoder fills its last packet up; the declared end says where the audio stops.
         self._windows = [(low, min(high, end)) for low, high in windows]
         self._low, self._high, self._rate = self._windows[0][0], self._windows[-1][1], sample_rate
         self._fifo = av.AudioFifo()  # one large frame resamples and converts far faster than many small ones
@@ -417,7 +293,7 @@ class _SoundCollector:
         self._fifo.write(frame)
 
     def waveforms(self) -> list[np.ndarray | None]:
-        """The sound of each window; None where it begins after the sound's end."""
+        """The audio of each window; None where it begins after the audio's end."""
         resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
         parts = [*resampler.resample(self._fifo.read()), *resampler.resample(None)]
         sound = np.concatenate([part.to_ndarray().reshape(-1) for part in parts])

@@ -3,34 +3,27 @@
 Nothing is decoded: a file that was cut off while it was fetched lacks its index or its last packets, and that
 takes its header and its tail to see. Damage in the middle shows only when the features stage decodes the file.
 
-`python -m mmtlib.data.probe FOLDER [--shard 0/4]` looks into all media files below a folder ahead of stage
-download, on as many machines as see the same folder and cache.
+`python -m mmtlib.data.probe FOLDER --cache data/STUDY/probe` looks into all media files below a folder ahead of
+stage download.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
 import os
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import pandas as pd
 
-from mmtlib import config
-from mmtlib import files
-from mmtlib.data.media import CUT_OFF_S, MediaError, describe, locate, open_media
+from mmtlib import config, files
+from mmtlib.cluster import ClusterError, run_all
+from mmtlib.data.container import MediaError, describe, locate, open_media
+from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.sources.listing import SourceError, list_media
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
-_CHUNK = 16  # files per task of a worker
-_SAVE_S = 30.0
 
 
 class Verdict(NamedTuple):
@@ -43,26 +36,19 @@ class Verdict(NamedTuple):
     has_video: bool = False
 
 
-_Key = tuple[str, int, int]  # path, bytes, time of change in ns
+_KEY = ["path", "size", "mtime_ns"]  # str, bytes, ns
 
 
-def probe(
-    names: Iterable[str | os.PathLike], *, cache: Path | None = None, workers: int = 0, shard: tuple[int, int] = (0, 1)
-) -> pd.DataFrame:
+def probe(names: Iterable[str | os.PathLike], *, cache: Path | None = None, workers: int | str = 0) -> pd.DataFrame:
     """A row for each different path, in order: path, status (ok, missing, broken), reason, duration (s), has_audio,
     has_video.
 
-    `cache` is a folder in which verdicts are kept by path, size and time of change; every file in it is read, so
-    that shards done on several machines need no merging. `workers` processes (0: one a core) look at the files.
-    shard (i, n): only every n-th path from the i-th. Raises SourceError for settings out of range or where a
-    worker dies.
+    `cache` is a folder in which verdicts are kept by path, size and time of change, an interrupted call's too.
+    `workers` look at the files, as cluster.connect takes them. Raises ClusterError.
     """
-    index, count = shard
-    if not 0 <= index < count or workers < 0:
-        raise SourceError(f"shard {index}/{count} with {workers} workers: give 0 <= i < n, and 0 or more workers.")
-    verdicts = dict.fromkeys(list(dict.fromkeys(map(str, names)))[index::count], Verdict("missing", "does not exist"))
-    known = {} if cache is None else _load(cache)
-    fresh: list[_Key] = []
+    verdicts = dict.fromkeys(map(str, names), Verdict("missing", "does not exist"))
+    known = {} if cache is None else _load(cache / "verdicts.parquet")
+    fresh: list[tuple[str, int, int]] = []
     for name in verdicts:
         try:
             place = locate(Path(name))
@@ -76,18 +62,25 @@ def probe(
             verdicts[name] = known[key]
         else:
             fresh.append(key)
-    begin = saved = time.monotonic()
     try:
-        for done, (key, verdict) in enumerate(zip(fresh, _run(fresh, workers), strict=True), start=1):
+        found = run_all(look, [name for name, *_ in fresh], workers, what="files looked into")
+        for key, verdict in zip(fresh, found, strict=True):
             verdicts[key[0]] = known[key] = verdict
-            if time.monotonic() - saved > _SAVE_S:
-                saved = time.monotonic()
-                print(f"probe: {done}/{len(fresh)} files, {done / (saved - begin):.0f} files/s", flush=True)
-                _save(cache, known, shard)
     finally:  # an interrupted call has not looked in vain
-        if fresh:
-            _save(cache, known, shard)
+        if fresh and cache is not None:
+            rows = [(*key, *verdict) for key, verdict in known.items()]
+            table = pd.DataFrame(rows, columns=[*_KEY, *Verdict._fields])
+            files.write_bytes(cache / "verdicts.parquet", table.to_parquet(index=False))
     return pd.DataFrame(verdicts.values(), columns=Verdict._fields).assign(path=list(verdicts))
+
+
+def _load(file: Path) -> dict[tuple[str, int, int], Verdict]:
+    try:
+        table = pd.read_parquet(file, columns=[*_KEY, *Verdict._fields]) if file.exists() else pd.DataFrame()
+    except (ValueError, KeyError, OSError) as error:
+        print(f"note: {file} is damaged ({type(error).__name__}), so its files are looked at again", flush=True)
+        return {}
+    return {(*row[:3],): Verdict(*row[3:]) for row in table.itertuples(index=False, name=None)}
 
 
 def look(name: str) -> Verdict:
@@ -115,7 +108,7 @@ def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     for packet in container.demux(list(ends)):
         if packet.size:
             newest[packet.stream] = packet
-            if packet.is_corrupt and packet.stream is video:  # sound is so marked in a WAV of no declared length
+            if packet.is_corrupt and packet.stream is video:  # audio is so marked in a WAV of no declared length
                 early = "video"
         if packet.pts is not None:
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -134,65 +127,18 @@ def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     return Verdict("ok", "", last - origin, audio is not None, video is not None)
 
 
-def _run(keys: list[_Key], workers: int) -> Iterator[Verdict]:
-    """The verdicts in order, from fresh processes (see features._run)."""
-    names = [name for name, _, _ in keys]
-    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
-    workers = min(workers, math.ceil(len(names) / _CHUNK))
-    if workers <= 1:
-        yield from map(look, names)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        try:
-            yield from pool.map(look, names, chunksize=_CHUNK)
-        except BrokenProcessPool as error:
-            raise SourceError(
-                "A process that looked at media files died, of a file that crashes FFmpeg or of too little memory; "
-                "set download.workers to 1 to see which."
-            ) from error
-
-
-def _load(cache: Path) -> dict[_Key, Verdict]:
-    known = {}
-    for file in sorted(cache.glob("*.parquet")):
-        try:
-            table = pd.read_parquet(file, columns=["path", "size", "mtime_ns", *Verdict._fields])
-        except (ValueError, KeyError, OSError) as error:
-            print(f"note: {file} is damaged ({type(error).__name__}), so its files are looked at again", flush=True)
-            continue
-        for path, size, mtime_ns, *facts in table.itertuples(index=False, name=None):
-            known[path, size, mtime_ns] = Verdict(*facts)
-    return known
-
-
-def _save(cache: Path | None, known: dict[_Key, Verdict], shard: tuple[int, int]) -> None:
-    if cache is not None:
-        rows = [(*key, *verdict) for key, verdict in known.items()]
-        table = pd.DataFrame(rows, columns=["path", "size", "mtime_ns", *Verdict._fields])
-        files.write_bytes(cache / "{}-of-{}.parquet".format(*shard), table.to_parquet(index=False))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    return int(index), int(count)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look into all media files below a folder, for stage download.")
     parser.add_argument("media", help="folder; relative to the repository root")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N parts, from 0")
-    parser.add_argument("--cache", default="data/probe", help="folder of the verdicts; of the default workspace")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one for each core")
+    parser.add_argument("--cache", required=True, help="folder of the verdicts: the stage looks in data/STUDY/probe")
+    parser.add_argument("--workers", default="0", help="processes (0: one a core), or the address of a Dask scheduler")
     given = parser.parse_args()
-    root = config.workspace(given.media)
+    root, workers = config.workspace(given.media), given.workers
     try:
-        found = probe(
-            [root / name for name in list_media(root)],
-            cache=config.workspace(given.cache),
-            workers=given.workers,
-            shard=given.shard,
-        )
-    except SourceError as error:
+        names = [root / name for name in list_media(root)]
+        workers = int(workers) if workers.lstrip("-").isdigit() else workers
+        found = probe(names, cache=config.workspace(given.cache), workers=workers)
+    except (SourceError, ClusterError) as error:
         raise SystemExit(f"mmtlib.data.probe: {error}") from None
     print(found.status.value_counts().to_string())
 

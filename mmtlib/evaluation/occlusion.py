@@ -45,53 +45,50 @@ def occlusion(
 ) -> Attribution:
     """Weigh the parts of one clip, normalised as the model takes it, for the class `target`.
 
-    `kind` is what the model reads: "audio", "video" or "av"; what it does not read is ignored, and what the clip lacks
-    is None. The log-mel is cut into `blocks` (along time, along mel), the picture into `fields` (along height, along
-    width), as equal as whole numbers allow. Of several heads, whose logits lie side by side, `heads` are the numbers
-    of classes; the probability is then one among the classes of the target's head. The model, in evaluation mode,
-    answers once for each part, `batch_size` parts at a time. Raises AttributionError for a clip without what the model
+    `kind` is what the model reads: "audio", "video" or "av". The log-mel is cut into `blocks` (along time, along mel),
+    the picture into `fields` (along height, along width), as equal as whole numbers allow. Of several heads, whose
+    logits lie side by side, `heads` are the numbers of classes; the probability is then one among the classes of the
+    target's head. `batch_size` parts are asked at a time. Raises AttributionError for a clip without what the model
     reads, more than one clip, an unknown class, and more parts than there are values.
     """
     model.eval()
     device = next(model.parameters()).device
-    reads = ("audio", "video") if kind == "av" else (kind,)
-    given = {"audio": audio, "video": video}
-    given = {name: given[name].to(device) for name in reads if given[name] is not None}
+    clip = {"audio": audio, "video": video}
+    reads = tuple(clip) if kind == "av" else (kind,)
+    given = {name: clip[name].to(device) for name in reads if clip[name] is not None}
     if not given:
         raise AttributionError(f"the clip has nothing of what the model reads ({' or '.join(reads)}); give another.")
-    if any(len(clip) != 1 for clip in given.values()):
-        raise AttributionError(f"{max(map(len, given.values()))} clips were given at once; give one after the other.")
+    count = max(map(len, given.values()))
+    if count != 1:
+        raise AttributionError(f"{count} clips were given at once; give one after the other.")
 
-    def ask(clips: dict[str, Tensor]) -> Float[Tensor, "clips logits"]:
-        """Log-probabilities; of what is not among `clips` each time the same."""
-        count = max(map(len, clips.values()))
-        inputs = {name: clips.get(name, whole).expand(count, *whole.shape[1:]) for name, whole in given.items()}
+    def ask(count: int = 1, **changed: Tensor) -> Float[Tensor, "clips logits"]:
+        """Log-probabilities of `count` clips; of what is not `changed` each time the same."""
+        inputs = {name: changed.get(name, whole).expand(count, *whole.shape[1:]) for name, whole in given.items()}
         out = model(*map(inputs.get, reads))
         logits = (out.logits if kind == "av" else out).float()
         return torch.cat([part.log_softmax(1) for part in logits.split(heads or logits.shape[1], 1)], dim=1)
 
-    def falls(name: str, counts: tuple[int, ...]) -> Float[Tensor, "..."]:
-        axes = [_spans(length, count) for length, count in zip(given[name].shape[2:], counts, strict=True)]
-        places, answers = list(itertools.product(*axes)), []
-        for first in range(0, len(places), batch_size):
-            some = places[first : first + batch_size]
-            clips = given[name].repeat(len(some), 1, *[1] * len(counts))
-            for clip, place in zip(clips, some, strict=True):
-                clip[:, *place] = 0.0
-            answers.append(ask({name: clips})[:, target])
-        return (whole - torch.cat(answers)).reshape(counts).cpu()
-
-    classes = ask(given)[0]
+    classes = ask()[0]
     if not 0 <= target < len(classes):
         raise AttributionError(f"class {target} is unknown to a model of {len(classes)}; count from 0.")
-    whole = classes[target]
-    sound = frames = picture = None
-    if "audio" in given:
-        sound = falls("audio", blocks)
+
+    def falls(name: str, *counts: int) -> Float[Tensor, "..."]:
+        axes = [_spans(length, count) for length, count in zip(given[name].shape[2:], counts, strict=True)]
+        every, answers = itertools.product(*axes), []
+        while places := list(itertools.islice(every, batch_size)):
+            clips = given[name].repeat(len(places), 1, *[1] * len(counts))
+            for clip, place in zip(clips, places, strict=True):
+                clip[:, *place] = 0.0
+            answers.append(ask(len(places), **{name: clips})[:, target])
+        return (classes[target] - torch.cat(answers)).reshape(counts).cpu()
+
+    sound = falls("audio", *blocks) if "audio" in given else None
+    frames = picture = None
     if "video" in given:
-        frames = falls("video", (given["video"].shape[2], 1, 1)).flatten()
-        picture = falls("video", (1, *fields))[0]
-    return Attribution(whole.item(), sound, frames, picture)
+        frames = falls("video", given["video"].shape[2], 1, 1).flatten()
+        picture = falls("video", 1, *fields)[0]
+    return Attribution(classes[target].item(), sound, frames, picture)
 
 
 def _spans(length: int, count: int) -> list[slice]:

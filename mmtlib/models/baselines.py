@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmtlib.models.base import OneModality
 from mmtlib.models.fusion import BottleneckFusion, StreamHeads, transformer_block
 from mmtlib.models.mmt import ProjectionHead, TwoStreams
 from mmtlib.models.multiscale import PATCH_CONV, Grid, MultiscaleEncoder
@@ -16,25 +17,11 @@ AST = {
     "ast_t": dict(dim=96, depth=2, num_heads=3, size=(198, 128)),
     "ast_b": dict(dim=768, depth=12, num_heads=12, size=(1024, 128)),
 }
+SMALL_INPUT = dict(audio_size=(198, 128), video_size=(16, 64, 64), patch=(4, 8, 8))
+LARGE_INPUT = dict(audio_size=(800, 128), video_size=(32, 224, 224), patch=(2, 16, 16))
 MBT_SIZES = {
-    "mbt_t": dict(
-        dim=96,
-        depth=3,
-        num_heads=3,
-        fusion_layer=2,
-        audio_size=(198, 128),
-        video_size=(16, 64, 64),
-        patch=(4, 8, 8),
-    ),
-    "mbt_b": dict(
-        dim=768,
-        depth=12,
-        num_heads=12,
-        fusion_layer=8,
-        audio_size=(800, 128),
-        video_size=(32, 224, 224),
-        patch=(2, 16, 16),
-    ),
+    "mbt_t": dict(dim=96, depth=3, num_heads=3, fusion_layer=2, **SMALL_INPUT),
+    "mbt_b": dict(dim=768, depth=12, num_heads=12, fusion_layer=8, **LARGE_INPUT),
 }
 
 
@@ -53,13 +40,14 @@ def resize_positions(
     return torch.cat((prefix, places.flatten(2).transpose(1, 2)), dim=1)
 
 
-class ASTClassifier(nn.Module):
+class ASTClassifier(OneModality):
     """AST (Gong et al., 2021): forward(audio (B, 1, time, mel)) -> logits (B, K).
 
     `size` is the input size its positions are made for; any other one of at least a patch works too, with the
     positions interpolated over mel and time, as AST's authors do between data sets.
     """
 
+    reads = "audio"
     POSITIONS = "embeddings.position_embeddings"
     position_tables = (f"encoder.{POSITIONS}",)
     patch_kernel, patch_padding = (16, 16), (0, 0)
@@ -102,11 +90,10 @@ class ASTClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, num_classes)
 
-    def forward(self, audio: Float[Tensor, "batch 1 time mel"]) -> Float[Tensor, "batch classes"]:
+    def features(self, x: Float[Tensor, "batch 1 time mel"]) -> Float[Tensor, "batch dim"]:
         table = self.encoder.get_parameter(self.POSITIONS)
-        table = resize_positions(table, self.positions_grid, self.grid(tuple(audio.shape[2:]))[::-1])
-        out = torch.func.functional_call(self.encoder, {self.POSITIONS: table}, (audio[:, 0],))
-        return self.head(self.dropout(out.pooler_output))
+        table = resize_positions(table, self.positions_grid, self.grid(tuple(x.shape[2:]))[::-1])
+        return torch.func.functional_call(self.encoder, {self.POSITIONS: table}, (x[:, 0],)).pooler_output
 
 
 class ViTStream(nn.Module):

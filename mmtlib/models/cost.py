@@ -1,53 +1,27 @@
 """What a model costs: parameters, multiply-accumulates, seconds and bytes.
 
-Operations are counted, one by one, as torch dispatches them; seconds and bytes are measured. What is measured
-depends on the machine, so it is always measured beside a peer, in turns.
+Operations are counted one by one, by the formulas of torch.utils.flop_counter. Its FlopCounterMode itself would not do:
+tokens with tokens and tokens with tables of positions are the same operator, bmm, and attention must be told apart.
+Seconds and bytes depend on the machine, so they are measured beside a peer, in turns.
 """
 
-import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
-from typing import NamedTuple
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 KINDS = ("linear", "attention", "convolution", "positions")
 """Products of tokens with weights; of tokens with tokens; convolutions (patches, pooling); tokens with tables."""
-
-_aten = torch.ops.aten
-_FACTORS = {_aten.mm: 0, _aten.bmm: 0, _aten.addmm: 1, _aten.baddbmm: 1}  # where an operator's two factors begin
-
-
-class Macs(NamedTuple):
-    """Multiply-accumulates of a forward pass; `attention` is the part of q k' and weights times v."""
-
-    total: int
-    attention: int
-
-
-class Timing(NamedTuple):
-    """Seconds of each round, ours and the peer's; a ratio is peer / ours, so above 1 ours is faster."""
-
-    ours: list[float]
-    peer: list[float]
-
-    @property
-    def ratios(self) -> list[float]:
-        return [peer / ours for ours, peer in zip(self.ours, self.peer, strict=True)]
-
-    @property
-    def ratio(self) -> float:
-        """The median over the rounds: a disturbed round does not move it."""
-        return statistics.median(self.ratios)
 
 
 class ProductCounter(TorchDispatchMode):
@@ -65,23 +39,26 @@ class ProductCounter(TorchDispatchMode):
         self._live = {_memory(x): True for x in inputs}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        live = any(self._depends(x) for x in tree_leaves((args, kwargs)))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._live[_memory(x)] = live
-        operator = function.overloadpacket
-        if operator is _aten.convolution:
-            self.macs[self.where, "convolution"] += out.numel() * args[1][0].numel()
-        elif operator in _FACTORS:
-            first, second = args[_FACTORS[operator] :][:2]
-            one_weight = "positions" if out.ndim == 3 else "linear"  # a table differs from row to row: a batch
-            kind = "attention" if self._depends(first) and self._depends(second) else one_weight
-            self.macs[self.where, kind] += out.numel() * first.shape[-1]
+        kwargs, operator = kwargs or {}, function.overloadpacket
+        out = function(*args, **kwargs)
+        live = any(map(self._depends, tree_leaves((args, kwargs))))
+        self._live |= {_memory(x): live for x in tree_leaves(out) if isinstance(x, Tensor)}
+        if operator in flop_registry:
+            kind = "positions" if out.ndim == 3 else "linear"  # a table differs from row to row: a batch
+            if operator is torch.ops.aten.convolution:
+                kind = "convolution"
+            elif all(map(self._depends, args[-2:])):  # the two factors
+                kind = "attention"
+            self.macs[self.where, kind] += flop_registry[operator](*args, **kwargs, out_val=out) // 2
         return out
 
     def _depends(self, x: object) -> bool:
         return isinstance(x, Tensor) and self._live.get(_memory(x), False)
+
+
+def _memory(x: Tensor) -> int:
+    """What tells one piece of memory from another, on the meta device, too."""
+    return x.untyped_storage()._cdata
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -91,23 +68,22 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward pass, attention products included."""
-    return macs(model, *inputs).total
+    return macs(model, *inputs).total()
 
 
-def macs(model: nn.Module, *inputs: Tensor) -> Macs:
-    """Multiply-accumulates of one forward pass, and how many of them are attention products.
-
-    Fused attention is broken up into matrix products so that it is seen, the extra channels that carry our
-    relative positions among it. Element-wise work is not counted. Works on the meta device, too.
-    """
+def macs(model: nn.Module, *inputs: Tensor) -> Counter[str]:
+    """Multiply-accumulates of one forward pass by KINDS. Element-wise work is not counted; works on the meta device."""
     with counting(model, *inputs) as counter:
         model(*inputs)
-    return Macs(counter.macs.total(), sum(n for (_, kind), n in counter.macs.items() if kind == "attention"))
+    return Counter({kind: count for (_, kind), count in counter.macs.items()})
 
 
 @contextmanager
 def counting(model: nn.Module, *inputs: Tensor):
-    """Within it a forward pass of `model` in evaluation mode is counted; gives the ProductCounter."""
+    """Within it a forward pass of `model` in evaluation mode is counted; gives the ProductCounter.
+
+    Fused attention is broken up into matrix products so that it is seen.
+    """
     training, fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
@@ -119,16 +95,26 @@ def counting(model: nn.Module, *inputs: Tensor):
         model.train(training)
 
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int, *, warm_up: bool = True) -> Timing:
-    """Seconds of `ours` and `peer`, called in turns, `rounds` times each, after one untimed call of each.
+def interleaved(
+    ours: Callable[[], object], peer: Callable[[], object], rounds: int, *, warm_up: bool = True
+) -> tuple[list[float], list[float]]:
+    """Seconds of `ours` and of `peer`, called in turns, `rounds` times each, after one untimed call of each.
 
     In turns, so that what else the machine does meets both. A GPU is waited for.
     """
-    if warm_up:
-        ours()
-        peer()
-    pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds)]
-    return Timing([a for a, _ in pairs], [b for _, b in pairs])
+    for call in (ours, peer) if warm_up else ():
+        call()
+    ours_s, peer_s = zip(*((_seconds(ours), _seconds(peer)) for _ in range(rounds)), strict=True)
+    return list(ours_s), list(peer_s)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
 
 
 def step_memory(step: Callable[[], object], device: torch.device) -> int:
@@ -143,7 +129,7 @@ def step_memory(step: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
@@ -161,29 +147,6 @@ def available_memory(device: torch.device) -> int:
     """Bytes that can still be had on the device: of a GPU, of the machine, or of a container with a limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    free = [sys.maxsize]  # where nothing is known, nothing is too large
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(limit - used + int(cache))
-    except (OSError, ValueError, KeyError):
-        pass  # no Linux, or no limit
-    return min(free)
+    from distributed.system import MEMORY_LIMIT  # slow to import
 
-
-def _seconds(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _memory(x: Tensor) -> int:
-    """What tells one piece of memory from another, on the meta device, too."""
-    return x.untyped_storage()._cdata
+    return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)

@@ -6,25 +6,9 @@ from one modality to the other must pass through those tokens. Where the paper i
 the encoders or inside them) this is our reading: a few layers after the encoders.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
-
-class AVOutput(NamedTuple):
-    """What a model of both modalities returns, in training and evaluation alike."""
-
-    logits: Float[Tensor, "batch classes"]  # the average of the streams that are there
-    audio_logits: Float[Tensor, "batch classes"] | None  # None: no sound was given
-    video_logits: Float[Tensor, "batch classes"] | None
-    audio_embedding: Float[Tensor, "batch embedding"] | None  # unit norm, from before the fusion
-    video_embedding: Float[Tensor, "batch embedding"] | None
-
-
-pytree._register_namedtuple(AVOutput, serialized_type_name="mmtlib.AVOutput")  # else torch.export cannot save it
 
 
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
@@ -91,13 +75,8 @@ class ConcatFusion(nn.Module):
     def forward(
         self, audio: Tensor | None, video: Tensor | None, audio_share: Float[Tensor, " batch"]
     ) -> tuple[Tensor | None, Tensor | None]:
-        parts = [
-            (tokens + marker, absent)
-            for tokens, marker, absent in zip(
-                (audio, video), self.modality, (audio_share == 0, audio_share == 1), strict=True
-            )
-            if tokens is not None
-        ]
+        given = zip((audio, video), self.modality, (audio_share == 0, audio_share == 1), strict=True)
+        parts = [(tokens + marker, absent) for tokens, marker, absent in given if tokens is not None]
         joint = torch.cat([tokens for tokens, _ in parts], dim=1)
         hidden = torch.cat([absent[:, None].expand(tokens.shape[:2]) for tokens, absent in parts], dim=1)
         hidden = hidden if hidden.any() else None  # a clip's absent modality is not attended to
@@ -126,12 +105,11 @@ def audio_shares(
         flags = torch.ones(given.shape[0], device=given.device) if flags is None else flags.to(given.device).float()
         return flags if tokens is not None else torch.zeros_like(flags)
 
-    sound, picture = present(audio, has_audio), present(video, has_video)
-    if has_audio is not None or has_video is not None:
-        neither = (sound + picture == 0).nonzero()
-        if len(neither):
-            raise ValueError(f"clip {int(neither[0])} of the batch has neither sound nor picture; leave it out")
-    return sound / (sound + picture)
+    audio_there, video_there = present(audio, has_audio), present(video, has_video)
+    both = audio_there + video_there
+    if (has_audio is not None or has_video is not None) and len(neither := (both == 0).nonzero()):
+        raise ValueError(f"clip {int(neither[0])} of the batch has neither audio nor video; leave it out")
+    return audio_there / both
 
 
 class StreamHeads(nn.Module):
@@ -140,14 +118,8 @@ class StreamHeads(nn.Module):
     def __init__(self, audio_dim: int, video_dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.audio_norm, self.video_norm = (
-            nn.LayerNorm(audio_dim, eps=1e-6),
-            nn.LayerNorm(video_dim, eps=1e-6),
-        )
-        self.audio_head, self.video_head = (
-            nn.Linear(audio_dim, num_classes),
-            nn.Linear(video_dim, num_classes),
-        )
+        self.audio_norm, self.video_norm = nn.LayerNorm(audio_dim, eps=1e-6), nn.LayerNorm(video_dim, eps=1e-6)
+        self.audio_head, self.video_head = nn.Linear(audio_dim, num_classes), nn.Linear(video_dim, num_classes)
 
     def forward(
         self, audio: Tensor | None, video: Tensor | None, audio_share: Tensor

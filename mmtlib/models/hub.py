@@ -1,44 +1,69 @@
-"""Save and load a trained model: safetensors that carry how to build it and all that its use needs."""
+"""Weights: safetensors that carry how to build the model and all that its use needs. Nothing is unpickled."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from mmtlib.files import write_bytes
-from mmtlib.models import build_model
+from mmtlib.models.base import HUB_FILE, AVModel
 from mmtlib.models.baselines import resize_positions
-from mmtlib.models.mvit import fit_tables
+from mmtlib.models.build import build_model
+from mmtlib.models.ops import fit_tables
 
 
 class WeightsError(ValueError):
-    """A weights file is missing, damaged or of another model; the message says what to do."""
+    """Weights are missing, damaged or of another model; the message says what to do."""
 
 
-def save_model(path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, **about: Any) -> None:
-    """Write `model` to `path`, atomically.
+def save_model(
+    path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, half: bool = False, **about: Any
+) -> None:
+    """Write `model` to `path`, atomically; with `half` in half precision.
 
     `name`, `num_classes` and `overrides` are what `build_model` was called with; `about` is kept beside them
     as JSON (classes, normalisation statistics, settings of the run).
     """
-    overrides = dict(sorted(overrides.items()))
-    header = dict(sorted((about | {"name": name, "num_classes": num_classes, "overrides": overrides}).items()))
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    _write(path, model.state_dict(), about | dict(name=name, num_classes=num_classes, overrides=overrides), half)
+
+
+def export(source: Path, target: Path, *, half: bool = True) -> None:
+    """Copy a weights file, in half precision unless told otherwise. Raises WeightsError as `load_weights` does."""
+    _write(target, *load_weights(source), half)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: dict, half: bool) -> None:
+    header = dict(sorted((header | {"overrides": dict(sorted(header["overrides"].items()))}).items()))
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    if half:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
     # One key holds everything: the order of several keys in a safetensors header is not stable from run to run.
     # What lies deeper keeps its order: that of several heads is the order of their logits.
     write_bytes(path, save(tensors, metadata={"mmtlib": json.dumps(header)}))
 
 
-def load_weights(path: Path) -> tuple[dict, dict]:
-    """The tensors and the header of a file that `save_model` wrote.
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors (those in half precision as float32) and the header of a file that `save_model` wrote.
 
     Raises WeightsError if it is missing, damaged or not ours.
     """
-    return _open(path, lambda file, header: ({key: file.get_tensor(key) for key in file.keys()}, header))  # noqa: SIM118
+
+    def read(file: Any, header: dict) -> tuple[dict[str, Tensor], dict]:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {key: x.float() if x.dtype == torch.float16 else x for key, x in tensors.items()}, header
+
+    return _open(path, read)
+
+
+def read_header(path: Path) -> dict:
+    """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
+    return _open(path, lambda file, header: header)
 
 
 def _open(path: Path, read: Callable[[Any, dict], Any]) -> Any:
@@ -51,14 +76,9 @@ def _open(path: Path, read: Callable[[Any, dict], Any]) -> Any:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
 
-def read_header(path: Path) -> dict:
-    """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
-    return _open(path, lambda file, header: header)
-
-
 def load_model(
     path: Path, *, audio_size: Sequence[int] | None = None, video_size: Sequence[int] | None = None
-) -> tuple[nn.Module, dict]:
+) -> tuple[AVModel, dict]:
     """Build the model that `path` describes, in evaluation mode with its weights, and return it with the header.
 
     `audio_size` (time, mel) and `video_size` (T, H, W) build it for inputs of another size, with its position tables
@@ -72,13 +92,43 @@ def load_model(
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} was written by another version of the models; train it again") from error
     sizes = {"audio_size": audio_size, "video_size": video_size}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
+    sizes = {name: list(size) for name, size in sizes.items() if size is not None}
+    overrides = header["overrides"] | sizes
     if sizes:
-        trained, model = model, build_model(header["name"], header["num_classes"], **header["overrides"] | sizes)
+        trained, model = model, build_model(header["name"], header["num_classes"], **overrides)
         tensors = fit_tables(tensors, model.state_dict())
         for (prefix, module), new in zip(trained.named_modules(), model.modules(), strict=True):
             for table in getattr(module, "position_tables", ()):  # of the baselines: one for the whole grid
                 name = f"{prefix}.{table}".removeprefix(".")
                 tensors[name] = resize_positions(tensors[name], module.positions_grid, new.positions_grid)
         model.load_state_dict(tensors)
+    model.about = header | {"overrides": overrides}
     return model.eval(), header
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    audio_size: Sequence[int] | None = None,
+    video_size: Sequence[int] | None = None,
+    **download: Any,
+) -> AVModel:
+    """A trained model, in evaluation mode; what its weights say of it is in its `about`.
+
+    `source` is a weights file, a folder that `save_pretrained` wrote, or the name of a repository (owner/name) on the
+    Hugging Face hub; `download` goes to huggingface_hub.hf_hub_download (revision, cache_dir, local_files_only, ...).
+    Sizes are those of `load_model`. Raises WeightsError.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / HUB_FILE
+    elif not path.is_file() and path.suffix != ".safetensors":
+        try:
+            path = Path(hf_hub_download(str(source), HUB_FILE, **download))
+        except (OSError, ValueError) as error:  # no connection, no such repository, no name of one
+            raise WeightsError(
+                f"{source} is no weights file, and the hub did not give it ({type(error).__name__}); fetch "
+                f"https://huggingface.co/{source}/resolve/main/{HUB_FILE}, put it into a folder weights/{path.name} "
+                "and give that folder"
+            ) from error
+    return load_model(path, audio_size=audio_size, video_size=video_size)[0]

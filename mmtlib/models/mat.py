@@ -11,24 +11,11 @@ from collections.abc import Sequence
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 
 POOLED_AXES = {"none": (), "time": (0,), "both": (0, 1)}  # of (time, mel)
+LARGE = dict(dim=96, size=(1024, 128), pooling=("time", "time", "both", "both"), recompute=True)
 MAT = {
     "mat_t": dict(depths=(1, 1, 1), dim=64, size=(198, 128), drop_path=0.1, pooling=("time", "time", "both")),
-    "mat_s": dict(
-        depths=(1, 2, 11, 2),
-        dim=96,
-        size=(1024, 128),
-        drop_path=0.2,
-        pooling=("time", "time", "both", "both"),
-        recompute=True,
-    ),
-    "mat_b": dict(
-        depths=(2, 3, 16, 3),
-        dim=96,
-        size=(1024, 128),
-        drop_path=0.3,
-        pooling=("time", "time", "both", "both"),
-        recompute=True,
-    ),
+    "mat_s": dict(depths=(1, 2, 11, 2), drop_path=0.2, **LARGE),
+    "mat_b": dict(depths=(2, 3, 16, 3), drop_path=0.3, **LARGE),
 }
 
 
@@ -36,16 +23,14 @@ def mat_encoder(
     *,
     depths: Sequence[int],
     dim: int,
-    size: Sequence[int],
     pooling: Sequence[str],
-    drop_path: float,
-    stride_kv: Sequence[int] = (4, 4),
     patch_stride: int = 10,
+    stride_kv: Sequence[int] = (4, 4),
     class_token: bool = False,
     absolute_positions: bool = True,
-    recompute: bool = False,
+    **options,
 ) -> MultiscaleEncoder:
-    """The encoder of MAT for log-mel spectrograms of `size` (time, mel); width and heads double at each stage.
+    """The encoder of MAT; width and heads double at each stage. `options` are those of MultiscaleEncoder.
 
     Raises ValueError for a `pooling` that is not one of none, time, both for every stage.
     """
@@ -61,16 +46,14 @@ def mat_encoder(
         stages.append(Stage(depth, dim * 2**index, 2**index, stride_q, kernel))
     return MultiscaleEncoder(
         in_channels=1,
-        size=tuple(size),
         patch_kernel=(16, 16),
         patch_stride=(patch_stride, patch_stride),
         patch_padding=(0, 0),
-        stages=tuple(stages),
-        stride_kv=tuple(stride_kv),
+        stages=stages,
+        stride_kv=stride_kv,
         class_token=class_token,
         absolute_positions=absolute_positions,
-        drop_path=drop_path,
-        recompute=recompute,
+        **options,
     )
 
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mmtlib.models.fusion import AVOutput, BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
+from mmtlib.models.base import AVModel, AVOutput
+from mmtlib.models.fusion import BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
 from mmtlib.models.mat import MAT, mat_encoder
 from mmtlib.models.multiscale import MultiscaleEncoder
 from mmtlib.models.mvit import MVIT, mvit_encoder
@@ -27,7 +28,7 @@ class ProjectionHead(nn.Sequential):
         return F.normalize(super().forward(features).float(), dim=-1)
 
 
-class TwoStreams(nn.Module):
+class TwoStreams(AVModel):
     """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput, for MMT and MBT alike.
 
     Either may be None, and `has_audio`, `has_video` may say per clip that a modality is absent: such a clip is
@@ -38,6 +39,11 @@ class TwoStreams(nn.Module):
     `features(tokens)`, the vector (B, width) of a clip; `audio_project`, `video_project` (to the width of the fusion);
     `audio_embed`, `video_embed` (ProjectionHead); `fusion` (or None); `heads` (StreamHeads).
     """
+
+    reads = "av"
+
+    def read(self, audio, video, has_audio=None, has_video=None) -> AVOutput:
+        return self(audio, video, has_audio, has_video)
 
     def forward(
         self,
@@ -90,13 +96,11 @@ class MMT(TwoStreams):
         self.audio_encoder, self.video_encoder = audio_encoder, video_encoder
         self.audio_project = nn.Linear(audio_encoder.dim, dim)
         self.video_project = nn.Linear(video_encoder.dim, dim)
-        self.fusion = {
-            "bottleneck": lambda: BottleneckFusion(
-                dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck
-            ),
-            "concat": lambda: ConcatFusion(dim, num_heads, num_layers=fusion_layers),
-            "late": lambda: None,
-        }[fusion]()
+        self.fusion = None
+        if fusion == "bottleneck":
+            self.fusion = BottleneckFusion(dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck)
+        elif fusion == "concat":
+            self.fusion = ConcatFusion(dim, num_heads, num_layers=fusion_layers)
         self.heads = StreamHeads(dim, dim, num_classes, dropout)
         self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
         self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)

@@ -1,19 +1,12 @@
-"""The N-d multiscale Transformer: one core for sound (time x mel) and for video (time x height x width).
+"""The multiscale Transformer: one core for audio (time x mel) and for video (time x height x width).
 
-It is MViTv2 (Li et al., "MViTv2: Improved Multiscale Vision Transformers", CVPR 2022) written for a grid of any
-number of axes: attention whose q, k and v are pooled by a depth-wise convolution shared over the heads, relative
-positions decomposed into one table per axis, residual pooling, and width and heads that grow where a stage
-begins. With three axes it equals torchvision's `mvit_v2_s`; with two it is MAT.
-
-What makes it quick changes no result. Tokens stay channels-last, (batch, tokens, heads * head_dim), so that pooling
-is a channels-last convolution on a view. Relative positions become extra channels, q' = [q, q.R_time, q.R_mel] and
-k' = [scale k, onehot(time), onehot(mel)], so that q'k' is the whole attention logit and needs no bias matrix. On a
-CPU, attention and MLP take a slice of the tokens at a time, so that what is in between stays in the cache. With
-`recompute` what is cheap to compute is computed again in the backward pass instead of being kept.
+It is MViTv2 (Li et al., "MViTv2: Improved Multiscale Vision Transformers", CVPR 2022) written for a grid of any number
+of axes: attention whose q, k and v are pooled by a depth-wise convolution shared over the heads, relative positions
+decomposed into one table per axis, residual pooling, and width and heads that grow where a stage begins. With three
+axes it equals torchvision's `mvit_v2_s`; with two it is MAT. What makes it quick is in `ops`.
 """
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -21,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-Grid = tuple[int, ...]  # tokens along each axis, time first
-CONV = {2: F.conv2d, 3: F.conv3d}
+from mmtlib.models import ops
+from mmtlib.models.base import OneModality
+from mmtlib.models.ops import Grid, resize_table
+
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-SLICE = 2**24  # bytes of the largest intermediate result of a slice: 2**20 was slower, and so was no slicing
 
 
 class Stage(NamedTuple):
@@ -42,6 +35,11 @@ class Stage(NamedTuple):
     num_heads: int
     stride_q: Grid
     kernel: Grid
+
+
+def pooled_grid(grid: Grid, stride: Grid) -> Grid:
+    """The grid after pooling with an odd kernel and half of it as padding."""
+    return tuple((n - 1) // s + 1 for n, s in zip(grid, stride, strict=True))
 
 
 class Pool(nn.Module):
@@ -63,83 +61,8 @@ class Pool(nn.Module):
         heads = x.shape[2]
         weight = self.weight.repeat(heads, *(1,) * (self.weight.ndim - 1))
         x = x.flatten(2).unflatten(1, grid).movedim(-1, 1)  # (B, heads * head_dim, *grid), channels-last in memory
-        x = depthwise_conv(x, weight, self.stride, self.padding)
+        x = ops.depthwise_conv(x, weight, self.stride, self.padding)
         return x.movedim(1, -1).flatten(1, -2).unflatten(-1, (heads, -1))
-
-
-def depthwise_conv(
-    x: Float[Tensor, "batch channels *grid"], weight: Float[Tensor, "channels 1 *kernel"], stride: Grid, padding: Grid
-) -> Float[Tensor, "batch channels *pooled"]:
-    """Depth-wise convolution over 2 or 3 axes.
-
-    On a CPU, where gradients are wanted, one over 3 axes is the sum of one over 2 axes for each step of its kernel in
-    time, since only over 2 axes the gradients have a fast kernel there (6 to 9 times faster, measured); and a strided
-    one leaves bf16, for the same reason.
-    """
-    channels = x.shape[1]
-    if x.device.type != "cpu":
-        return CONV[x.ndim - 2](x, weight, stride=stride, padding=padding, groups=channels)
-    dtype = x.dtype
-    x = x.float() if prod(stride) > 1 and dtype.itemsize < 4 else x
-    with torch.autocast("cpu", enabled=False):
-        weight = weight.to(x.dtype)
-        if x.ndim == 4 or not torch.is_grad_enabled():
-            return CONV[x.ndim - 2](x, weight, stride=stride, padding=padding, groups=channels).to(dtype)
-        frames = x.movedim(1, 2).flatten(0, 1)  # (B * T, C, H, W)
-        parts = []
-        for step, plane in enumerate(weight.unbind(2)):
-            part = F.conv2d(frames, plane, stride=stride[1:], padding=padding[1:], groups=channels)
-            part = part.unflatten(0, (x.shape[0], x.shape[2]))  # (B, T, C, H', W')
-            late = padding[0] - step  # this step's frames contribute so many frames later
-            parts.append(F.pad(part, (0, 0, 0, 0, 0, 0, late, -late)) if late else part)
-        return sum(parts[1:], parts[0])[:, :: stride[0]].movedim(1, 2).to(dtype)
-
-
-def cached(function: Callable) -> Callable:
-    """lru_cache, but not in a graph that is compiled or exported: its tensors are no real ones."""
-    kept = lru_cache(maxsize=256)(function)
-
-    @wraps(function)
-    def call(*args):
-        return (function if torch.compiler.is_compiling() else kept)(*args)
-
-    call.cache_clear = kept.cache_clear
-    return call
-
-
-@cached
-def relative_index(q_len: int, k_len: int, device: torch.device) -> Tensor:
-    """Row of the relative-position table for each pair (query, key) along one axis, (q_len, k_len).
-
-    When one side was pooled further, its steps are the longer ones (MViTv2, section 4.1). Whole numbers
-    throughout: in floating point some rows would be off by one.
-    """
-    longer = max(q_len, k_len)
-    with torch.inference_mode(False):  # a cached inference tensor could not serve a training step
-        q, k = torch.arange(q_len)[:, None], torch.arange(k_len)[None, :]
-        return (q * longer // q_len + (k_len - 1 - k) * longer // k_len).to(device)
-
-
-@cached
-def key_places(grid: Grid, num_prefix: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each key token its place along every axis, one-hot, (num_prefix + tokens + spare, sum(grid) + (spare > 0)).
-
-    Prefixes have no place. Spare keys have a column of their own, which keeps every query from attending to them.
-    """
-    with torch.inference_mode(False):
-        places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, len(grid))
-        hot = torch.cat([F.one_hot(places[:, axis], n) for axis, n in enumerate(grid)], dim=1)
-        hot = F.pad(hot, (0, int(spare > 0), num_prefix, spare)).to(device, dtype)
-        if spare:
-            hot[-spare:, -1] = -1e4  # a weight of exactly 0 after the softmax
-        return hot
-
-
-def resize_table(table: Float[Tensor, "rows head_dim"], rows: int) -> Float[Tensor, "new_rows head_dim"]:
-    """A relative-position table for another input size, by linear interpolation (as in MViTv2's own code)."""
-    if table.shape[0] == rows:
-        return table
-    return F.interpolate(table.T[None], size=rows, mode="linear")[0].T
 
 
 class MultiscaleAttention(nn.Module):
@@ -187,36 +110,30 @@ class MultiscaleAttention(nn.Module):
             tokens = tuple(pool(t, grid) for pool, t in zip(pools, tokens, strict=True))
         q, queries, prefix, k, v = self.keep(self.prepare, *prefixes, *tokens, q_grid, k_grid)
         # Residual pooling: the pooled query joins the output, class token apart (MViTv2, section 4.1).
-        out = q + softmax_attention(queries, k, v, self.keep).transpose(1, 2)
+        out = q + ops.softmax_attention(queries, k, v, self.keep).transpose(1, 2)
         if self.num_prefix:
-            out = torch.cat((softmax_attention(prefix, k, v, self.keep).transpose(1, 2), out), dim=1)
+            out = torch.cat((ops.softmax_attention(prefix, k, v, self.keep).transpose(1, 2), out), dim=1)
         return self.project(out.flatten(2)), q_grid
 
     def keep(self, function: Callable, *inputs):
-        return recomputed(function, *inputs) if self.recompute else function(*inputs)
+        return ops.recomputed(function, *inputs) if self.recompute else function(*inputs)
 
     def prepare(
         self, q_prefix: Tensor, k_prefix: Tensor, v_prefix: Tensor, q: Tensor, k: Tensor, v: Tensor, *grids: Grid
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Norms and relative positions; all inputs are (B, tokens, heads, head_dim).
 
-        Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C) and those of the
-        prefix, keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
+        Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C), those of the prefix
+        and keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
         """
-        # Products with an odd number of columns run slower on a CPU: spare keys make it a multiple of 4.
-        spare = -(self.num_prefix + k.shape[1]) % 4 if in_slices(q) else 0
+        spare = ops.spare_keys(self.num_prefix + k.shape[1], q)
         blank = k.new_zeros(k.shape[0], spare, *k.shape[2:])
         k, v = torch.cat((k_prefix, k, blank), dim=1), torch.cat((v_prefix, v, blank), dim=1)
         if self.pool_q is not None:
             q, q_prefix = self.pool_q.norm(q), self.pool_q.norm(q_prefix)
             k, v = self.pool_k.norm(k), self.pool_v.norm(v)
-        hot = key_places(grids[1], self.num_prefix, spare, k.dtype, k.device)  # (Nk, places)
         positions = self.relative_logits(q, *grids).to(q.dtype)
-        positions = F.pad(positions, (0, int(spare > 0)), value=1.0)  # (B, Nq, heads, places)
-        queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
-        prefix = F.pad(q_prefix.transpose(1, 2), (0, sum(grids[1])))
-        prefix = F.pad(prefix, (0, int(spare > 0)), value=1.0)
-        keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(k.shape[0], self.num_heads, -1, -1)), dim=-1)
+        queries, prefix, keys = ops.with_positions(q, q_prefix, k, positions, grids[1], spare, self.scale)
         return q, queries, prefix, keys, v.transpose(1, 2)
 
     def relative_logits(
@@ -226,7 +143,7 @@ class MultiscaleAttention(nn.Module):
         logits = []
         for axis, (table, q_len, k_len) in enumerate(zip(self.rel_pos, q_grid, k_grid, strict=True)):
             table = resize_table(table, 2 * max(q_len, k_len) - 1)
-            table = table[relative_index(q_len, k_len, q.device)].to(q.dtype)  # (q_len, k_len, head_dim)
+            table = table[ops.relative_index(q_len, k_len, q.device)].to(q.dtype)  # (q_len, k_len, head_dim)
             before, after = prod(q_grid[:axis]), prod(q_grid[axis + 1 :])
             if after * self.num_heads >= k_len:  # a copy of the table each costs less than one of q
                 rows = q.reshape(q.shape[0] * before, q_len, after * self.num_heads, -1)
@@ -237,59 +154,18 @@ class MultiscaleAttention(nn.Module):
         return torch.cat(logits, dim=-1)
 
 
-def softmax_attention(
-    q: Float[Tensor, "batch heads queries channels"],
-    k: Float[Tensor, "batch heads keys channels"],
-    v: Float[Tensor, "batch heads keys head_dim"],
-    keep: Callable,
-) -> Float[Tensor, "batch heads queries head_dim"]:
-    """softmax(q k') v. On a CPU by plain products, a slice of the queries at a time: faster there than fused ones."""
-    if not in_slices(q):
-        wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))  # fused kernels want q, k and v of one width
-        return F.scaled_dot_product_attention(q, k, wide, scale=1.0)[..., : v.shape[-1]]
-    rows = SLICE // (q.element_size() * q.shape[0] * q.shape[1] * k.shape[2])
-    parts = [keep(_softmax_products, part, k, v) for part in q.split(max(rows, 1), dim=2)]
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-
-
-def _softmax_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
-
-
-def in_slices(x: Tensor) -> bool:
-    """Whether to work on slices: on a CPU, but not in a graph that is compiled or exported for any batch size."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def recomputed(function: Callable, *inputs):
-    """function(*inputs), whose intermediate results are not kept but computed again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-
-
 class MultiscaleBlock(nn.Module):
     """LayerNorm, attention, LayerNorm, MLP; a change of width or grid happens inside the attention."""
 
-    def __init__(self, dim_in: int, stage: Stage, *, grid: Grid, stride_q: Grid, stride_kv: Grid, **options):
+    def __init__(self, dim_in: int, stage: Stage, *, stride_q: Grid, num_prefix: int, drop_path: float, **options):
         super().__init__()
-        drop_path = options.pop("drop_path")
-        self.stride_q, self.num_prefix = stride_q, options["num_prefix"]
+        self.stride_q, self.num_prefix = stride_q, num_prefix
         self.norm1, self.norm2 = nn.LayerNorm(dim_in, eps=1e-6), nn.LayerNorm(stage.dim, eps=1e-6)
-        self.attention = MultiscaleAttention(
-            dim_in,
-            stage.dim,
-            stage.num_heads,
-            grid=grid,
-            kernel=stage.kernel,
-            stride_q=stride_q,
-            stride_kv=stride_kv,
-            **options,
-        )
+        options |= dict(kernel=stage.kernel, stride_q=stride_q, num_prefix=num_prefix)
+        self.attention = MultiscaleAttention(dim_in, stage.dim, stage.num_heads, **options)
         self.project = nn.Linear(dim_in, stage.dim) if dim_in != stage.dim else None
         self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
         self.drop_path = StochasticDepth(drop_path, "row")
-        self.keep = self.attention.keep
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
@@ -298,22 +174,7 @@ class MultiscaleBlock(nn.Module):
         attended, new_grid = self.attention(normed, grid)
         skip = self.pool_skip(x if self.project is None else self.project(normed), grid)
         x = skip + self.drop_path(attended)
-        return x + self.drop_path(self.transform(x)), new_grid
-
-    def transform(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """LayerNorm and MLP; kept for the backward pass is the hidden layer before its activation."""
-        widen, activate, narrow = self.mlp
-
-        def normed(part: Tensor) -> Tensor:
-            return widen(self.norm2(part))
-
-        def activated(hidden: Tensor) -> Tensor:
-            return narrow(activate(hidden))
-
-        tokens = x.flatten(0, 1)
-        slices = tokens.split(max(SLICE // (4 * tokens[0].nbytes), 1)) if in_slices(x) else [tokens]
-        parts = [self.keep(activated, self.keep(normed, part)) for part in slices]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).view(x.shape)
+        return x + self.drop_path(ops.normed_mlp(x, self.norm2, self.mlp, self.attention.keep)), new_grid
 
     def pool_skip(self, x: Tensor, grid: Grid) -> Tensor:
         """The shortcut on the pooled grid, by max pooling."""
@@ -326,11 +187,6 @@ class MultiscaleBlock(nn.Module):
         return torch.cat((prefix, x.movedim(1, -1).flatten(1, -2)), dim=1)
 
 
-def pooled_grid(grid: Grid, stride: Grid) -> Grid:
-    """The grid after pooling with an odd kernel and half of it as padding."""
-    return tuple((n - 1) // s + 1 for n, s in zip(grid, stride, strict=True))
-
-
 class MultiscaleEncoder(nn.Module):
     """Patch embedding and stages of multiscale blocks: (B, C, *size) -> tokens (B, prefix + N, dim) and their grid.
 
@@ -339,19 +195,20 @@ class MultiscaleEncoder(nn.Module):
     of it shrinks by the query strides so far, so that the number of keys stays about the same (MViTv2, table 1).
     `class_token=False` has no prefix token; `features` is then the mean over the tokens. `absolute_positions` adds
     a learned table for each axis to the patches, as MViTv1 did, without which a mel band has no identity. Both
-    are our reading.
+    are our reading. `recompute` keeps less for the backward pass. Raises ValueError for a stride that pooling cannot
+    do.
     """
 
     def __init__(
         self,
         *,
         in_channels: int,
-        size: Grid,
-        patch_kernel: Grid,
-        patch_stride: Grid,
-        patch_padding: Grid,
-        stages: tuple[Stage, ...],
-        stride_kv: Grid,
+        size: Sequence[int],
+        patch_kernel: Sequence[int],
+        patch_stride: Sequence[int],
+        patch_padding: Sequence[int],
+        stages: Sequence[Stage],
+        stride_kv: Sequence[int],
         class_token: bool,
         absolute_positions: bool,
         drop_path: float,
@@ -359,19 +216,21 @@ class MultiscaleEncoder(nn.Module):
     ):
         super().__init__()
         for stage in stages:
-            if any(s not in (1, 2) for s in stage.stride_q) or any(
-                s > 1 and k == 1 for s, k in zip(stage.stride_q, stage.kernel, strict=True)
-            ):
+            if any(s not in (1, 2) or s > k for s, k in zip(stage.stride_q, stage.kernel, strict=True)):
                 raise ValueError(
                     f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1"
                 )
-        self.patch_kernel, self.patch_stride, self.patch_padding = patch_kernel, patch_stride, patch_padding
-        self.patch_embed = PATCH_CONV[len(size)](in_channels, stages[0].dim, patch_kernel, patch_stride, patch_padding)
+        dim = stages[0].dim
+        self.patch_kernel, self.patch_stride = tuple(patch_kernel), tuple(patch_stride)
+        self.patch_padding = tuple(patch_padding)
+        self.patch_embed = PATCH_CONV[len(size)](
+            in_channels, dim, self.patch_kernel, self.patch_stride, self.patch_padding
+        )
         self.num_prefix = int(class_token)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, stages[0].dim)) if class_token else None
-        grid, dim = self.grid(size), stages[0].dim
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        grid = self.grid(tuple(size))
         self.positions = nn.ParameterList(torch.zeros(n, dim) for n in grid if absolute_positions)
-        reduction = (1,) * len(size)  # of the grid by the query strides so far
+        reduction = (1,) * len(grid)  # of the grid by the query strides so far
         depth = sum(stage.depth for stage in stages)
         self.blocks = nn.ModuleList()
         for stage in stages:
@@ -380,20 +239,19 @@ class MultiscaleEncoder(nn.Module):
                 max(s // r, 1) if k > 1 else 1 for s, r, k in zip(stride_kv, reduction, stage.kernel, strict=True)
             )
             for index in range(stage.depth):
-                stride_q = stage.stride_q if index == 0 else (1,) * len(size)
+                stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
-                self.blocks.append(
-                    MultiscaleBlock(
-                        dim,
-                        stage,
-                        grid=grid,
-                        stride_q=stride_q,
-                        stride_kv=kv,
-                        num_prefix=self.num_prefix,
-                        recompute=recompute,
-                        drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
-                    )
+                block = MultiscaleBlock(
+                    dim,
+                    stage,
+                    grid=grid,
+                    stride_q=stride_q,
+                    stride_kv=kv,
+                    num_prefix=self.num_prefix,
+                    recompute=recompute,
+                    drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
                 )
+                self.blocks.append(block)
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.dim = dim
@@ -429,19 +287,19 @@ class MultiscaleEncoder(nn.Module):
         return tokens[:, 0] if self.num_prefix else tokens.mean(1)
 
 
-class MultiscaleClassifier(nn.Module):
-    """An encoder with a linear head: (B, C, *size) -> logits (B, K)."""
+class MultiscaleClassifier(OneModality):
+    """MAT and MViTv2: a multiscale encoder with a linear head, (B, C, *size) -> logits (B, K)."""
 
     def __init__(self, encoder: MultiscaleEncoder, num_classes: int, dropout: float):
         super().__init__()
+        self.reads = {1: "audio", 3: "video"}[encoder.patch_embed.in_channels]
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, num_classes)
         _init_weights(self.head)
 
-    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch classes"]:
-        tokens, _ = self.encoder(x)
-        return self.head(self.dropout(self.encoder.features(tokens)))
+    def features(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
+        return self.encoder.features(self.encoder(x)[0])
 
 
 def sum_over_grid(tables: list[Tensor]) -> Float[Tensor, "tokens dim"]:

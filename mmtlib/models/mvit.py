@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage, resize_table
+from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
+from mmtlib.models.ops import fit_tables
 
-CUBE = dict(patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
+LARGE = dict(dim=96, stride_kv=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
 MVIT = {
     "mvitv2_t": dict(
         depths=(1, 1, 1),
@@ -23,8 +24,8 @@ MVIT = {
         patch_kernel=(5, 9, 9),
         patch_stride=(4, 8, 8),
     ),
-    "mvitv2_s": dict(depths=(1, 2, 11, 2), dim=96, size=(16, 224, 224), stride_kv=(1, 8, 8), drop_path=0.2, **CUBE),
-    "mvitv2_b": dict(depths=(2, 3, 16, 3), dim=96, size=(32, 224, 224), stride_kv=(1, 8, 8), drop_path=0.3, **CUBE),
+    "mvitv2_s": dict(depths=(1, 2, 11, 2), size=(16, 224, 224), drop_path=0.2, **LARGE),
+    "mvitv2_b": dict(depths=(2, 3, 16, 3), size=(32, 224, 224), drop_path=0.3, **LARGE),
 }
 
 
@@ -32,52 +33,30 @@ def mvit_encoder(
     *,
     depths: Sequence[int],
     dim: int,
-    size: Sequence[int],
-    stride_kv: Sequence[int],
-    drop_path: float,
     patch_kernel: Sequence[int],
-    patch_stride: Sequence[int],
     class_token: bool = True,
     absolute_positions: bool = False,
-    recompute: bool = False,
+    **options,
 ) -> MultiscaleEncoder:
-    """The encoder of MViTv2 for clips of `size` (frames, height, width); width and heads double at each stage."""
-    stages = tuple(
+    """The encoder of MViTv2; width and heads double at each stage. `options` are those of MultiscaleEncoder."""
+    stages = [
         Stage(depth, dim * 2**index, 2**index, (1, 2, 2) if index else (1, 1, 1), (3, 3, 3))
         for index, depth in enumerate(depths)
-    )
+    ]
     return MultiscaleEncoder(
         in_channels=3,
-        size=tuple(size),
-        patch_kernel=tuple(patch_kernel),
-        patch_stride=tuple(patch_stride),
+        patch_kernel=patch_kernel,
         patch_padding=tuple(k // 2 for k in patch_kernel),
         stages=stages,
-        stride_kv=tuple(stride_kv),
         class_token=class_token,
         absolute_positions=absolute_positions,
-        drop_path=drop_path,
-        recompute=recompute,
+        **options,
     )
 
 
 def build_mvit(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> MultiscaleClassifier:
     """MViTv2 by its name: forward(video (B, 3, T, H, W)) -> logits (B, K)."""
     return MultiscaleClassifier(mvit_encoder(**MVIT[name] | overrides), num_classes, dropout)
-
-
-def fit_tables(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of multiscale encoders trained at another input size, their position tables resized as in `own`.
-
-    `own` is the state_dict that they shall go into. A table is what an encoder calls `rel_pos` or `positions`, (rows,
-    width), interpolated if the rows alone differ. All else stays as it is, for `load_state_dict` to judge.
-    """
-    fitted = dict(tensors)
-    for name in fitted.keys() & own.keys():
-        like = own[name]
-        if {"rel_pos", "positions"} & set(name.split(".")) and fitted[name].shape[1:] == like.shape[1:]:
-            fitted[name] = resize_table(fitted[name], len(like))
-    return fitted
 
 
 def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, Tensor]) -> None:
@@ -87,18 +66,19 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     as it was built. Raises ValueError if the weights are not of that model.
     """
     own = model.state_dict()
-    fitted = fit_tables({_our_name(key): value for key, value in state_dict.items()}, own)
+    theirs = {_our_name(key): key for key in state_dict}
+    fitted = fit_tables({name: state_dict[key] for name, key in theirs.items()}, own)
     loaded = {}
-    for key in state_dict:
-        name = _our_name(key)
+    for name, value in fitted.items():
+        key = theirs[name]
         if name not in own:
             raise ValueError(f"{key!r} has no place in this model; give the state_dict of torchvision's mvit_v2_s")
-        value = fitted[name]
-        if name.startswith("head.") and value.shape != own[name].shape:
+        shape = own[name].shape
+        if name.startswith("head.") and value.shape != shape:
             continue
-        value = value.reshape(own[name].shape) if value.numel() == own[name].numel() else value
-        if value.shape != own[name].shape:
-            raise ValueError(f"{key!r} has shape {tuple(value.shape)} where this model has {tuple(own[name].shape)}")
+        value = value.reshape(shape) if value.numel() == own[name].numel() else value
+        if value.shape != shape:
+            raise ValueError(f"{key!r} has shape {tuple(value.shape)} where this model has {tuple(shape)}")
         loaded[name] = value
     missing = [name for name in own if name not in loaded and not name.startswith("head.")]
     if missing:
@@ -106,20 +86,23 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     model.load_state_dict(loaded, strict=False)
 
 
+_OUR_WORDS = {
+    "conv_proj.": "patch_embed.",
+    "pos_encoding.class_token": "class_token",
+    ".attn.project.0.": ".attention.project.",
+    ".attn.": ".attention.",
+    ".pool.weight": ".weight",
+    ".norm_act.0.": ".norm.",
+    ".rel_pos_t": ".rel_pos.0",
+    ".rel_pos_h": ".rel_pos.1",
+    ".rel_pos_w": ".rel_pos.2",
+    ".mlp.3.": ".mlp.2.",
+}
+
+
 def _our_name(key: str) -> str:
     if key.startswith("head.1."):
         return key.replace("head.1.", "head.")
-    for theirs, ours in (
-        ("conv_proj.", "patch_embed."),
-        ("pos_encoding.class_token", "class_token"),
-        (".attn.project.0.", ".attention.project."),
-        (".attn.", ".attention."),
-        (".pool.weight", ".weight"),
-        (".norm_act.0.", ".norm."),
-        (".rel_pos_t", ".rel_pos.0"),
-        (".rel_pos_h", ".rel_pos.1"),
-        (".rel_pos_w", ".rel_pos.2"),
-        (".mlp.3.", ".mlp.2."),
-    ):
+    for theirs, ours in _OUR_WORDS.items():
         key = key.replace(theirs, ours)
     return "encoder." + key

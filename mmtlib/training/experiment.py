@@ -1,4 +1,4 @@
-"""What a training run is known by, and where finished runs are kept.
+"""Where a study's files lie, what a training run is known by, and where finished runs are kept.
 
 The key of a run is a hash of what it is, in plain values: the run, the recipe, the seed, the fold, the data, the keys
 of the runs that its encoders come from, and the version of its family's numbers, NUMERICS. No source text is part of
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmtlib.config import ROOT, Params, Recipe, Run
+from mmtlib.config import ROOT, STAGES, Params, Recipe, Run
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
@@ -27,6 +27,45 @@ CORRUPTION = 1
 """The same for how test clips are corrupted."""
 
 Parts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of a study below `root`, the repository: another study has others, so none overwrites another's."""
+
+    root: Path
+    study: str
+
+    @property
+    def clips(self) -> Path:
+        """manifest.csv, dataset.json and, of a generated set, the clips."""
+        return self.root / "data" / self.study / "clips"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "data" / self.study / "features"
+
+    @property
+    def report(self) -> Path:
+        """README.md, tables/, figures/ and notebooks/, the executed copies."""
+        return self.root / "reports" / self.study
+
+    @property
+    def runs(self) -> Path:
+        """Checkpoints and finished runs by their keys, of all studies."""
+        return self.root / "runs"
+
+    def weights(self, name: str, seed: int) -> Path:
+        """The weights of a run; beside them a .md, their card, a .csv, the learning curve, and a .json, the parts."""
+        return self.root / "models" / self.study / stage_of(name) / f"{name}-seed{seed}.safetensors"
+
+    def predictions(self, name: str, seed: int) -> Path:
+        return self.root / "predictions" / self.study / stage_of(name) / f"{name}-seed{seed}.parquet"
+
+
+def stage_of(name: str) -> str:
+    """The folder of a run: its own stage, or a folder of the stage `ablations` for a row of that table."""
+    return name if name in STAGES else f"ablations/{name}"
 
 
 def plain(run: Run) -> dict[str, Any]:
@@ -65,19 +104,25 @@ ENCODERS = {"audio": "pretrain_mat", "video": "pretrain_mvit"}
 """The stages whose runs the encoders of a model with init "pretrained" come from."""
 
 
-def encoder_runs(run: Run, stages: Mapping[str, Run | None]) -> dict[str, Run | None]:
+def encoder_runs(run: Run, params: Params) -> dict[str, Run]:
     """part -> the run that a run's encoder comes from, of as few clips; none for one that starts from scratch."""
-    runs = {part: stages.get(stage) for part, stage in ENCODERS.items()} if run.init == "pretrained" else {}
-    return {part: own and own.model_copy(update={"train_share": run.train_share}) for part, own in runs.items()}
+    stages = ENCODERS.items() if run.init == "pretrained" else ()
+    changes = {"train_share": run.train_share}
+    return {part: getattr(params, stage).model_copy(update=changes) for part, stage in stages}
+
+
+def parts_for(run: Run, params: Params, seed: int, data: Parts) -> Parts:
+    """`parts_of` a run of a parameter file, its encoders' keys worked out."""
+    encoders = encoder_runs(run, params).items()
+    keys = {part: key_of(parts_for(own, params, seed, data)) for part, own in encoders}
+    return parts_of(run, params.training, seed, data, keys)
 
 
 def planned(params: Params, data: Parts) -> Iterator[tuple[str, int, Parts]]:
     """Name, seed and parts of every run that a parameter file asks for, on data of this identity."""
     for name, run in params.runs.items():
         for seed in params.seeds_of(name):
-            starts = encoder_runs(run, params.runs).items()
-            keys = {part: key_of(parts_of(own, params.training, seed, data, {})) for part, own in starts}
-            yield name, seed, parts_of(run, params.training, seed, data, keys)
+            yield name, seed, parts_for(run, params, seed, data)
 
 
 def key_of(parts: Parts) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,13 +27,15 @@ from mmtlib.config import Objective, ParamsError, Recipe, Run
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
-from mmtlib.evaluation.predictions import forward, outputs, topk_accuracy, usable
+from mmtlib.evaluation.predictions import outputs, usable
+from mmtlib.evaluation.scores import topk_accuracy
 from mmtlib.files import digest
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, AVOutput, build_model
+from mmtlib.models.base import Reading
 from mmtlib.models.hub import load_weights, read_header, save_model
 from mmtlib.models.mmt import MMT
-from mmtlib.models.mvit import fit_tables
+from mmtlib.models.ops import fit_tables
 from mmtlib.training.experiment import key_of, parts_of, plain
 
 
@@ -51,9 +54,7 @@ class Trainer:
         device: str | None = None,
     ):
         self.run, self.recipe, self.seed = run, recipe, seed
-        self.device = torch.device(
-            device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
-        )
+        self.device = choose_device(device)
         self.modality = modality_of(run.model)
         self.train = FeatureDataset(features, "train")
         self.val = FeatureDataset(features, "val")
@@ -81,17 +82,16 @@ class Trainer:
         for part, path in init.items():
             load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
         self.model.to(self.device)
-        self.parallel: nn.Module = self.model
+        self.parallel: nn.Module = Reading(self.model)
         if ranks() > 1:
             contrast = max(run.objective.avc, run.objective.imc) > 0
             gpu = [torch.cuda.current_device()] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(
-                self.model, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
+                self.parallel, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
             )
-        self.parts = parts_of(
-            run, recipe, seed, self.train.identity, {part: origin(path) for part, path in init.items()}
-        )
-        self.key = key_of(self.parts)
+        self.origins = {part: origin(path) for part, path in init.items()}
+        encoders = {part: own["key"] for part, own in self.origins.items()}
+        self.key = key_of(parts_of(run, recipe, seed, self.train.identity, encoders))
         # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
         self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
         steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
@@ -187,7 +187,7 @@ class Trainer:
         """
         with nullcontext() if last or ranks() == 1 else self.parallel.no_sync():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                out = forward(self.parallel, batch, self.modality)
+                out = self.parallel(batch.audio, batch.video, batch.has_audio, batch.has_video)
             loss, parts = training_loss(
                 out, batch, targets, self.run.objective, self.recipe.label_smoothing, self.sizes
             )
@@ -206,7 +206,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         indices = usable(self.val, self.modality)
-        logits, _ = outputs(self.model, self.val, indices, self.modality, self.modality)
+        logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]
         return {
             "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
@@ -221,7 +221,7 @@ class Trainer:
             self._wait()
             started = time.perf_counter()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                out = forward(self.model, batch, self.modality)
+                out = self.model.read(batch.audio, batch.video, batch.has_audio, batch.has_video)
             targets = one_hot(batch.labels, self.sizes)
             training_loss(out, batch, targets, self.run.objective, 0.0, self.sizes)[0].backward()
             self._wait()
@@ -243,6 +243,8 @@ class Trainer:
             recipe=self.recipe.model_dump(),
             seed=self.seed,
             key=self.key,
+            clips=len(self.indices),
+            encoders=self.origins,
         )
 
     def _wait(self) -> None:
@@ -270,7 +272,7 @@ class Trainer:
 
 
 def training_loss(
-    out: Tensor | AVOutput,
+    out: AVOutput,
     batch: Batch,
     targets: Float[Tensor, "batch logits"],
     objective: Objective,
@@ -283,11 +285,11 @@ def training_loss(
     reading), and only clips that have the modality. Those losses see the clips of all ranks. Averaged over the ranks,
     the gradient is that of one process with all clips.
     """
-    av = isinstance(out, AVOutput)
-    loss = cross_entropy((out.logits if av else out).float(), targets, sizes, label_smoothing)
+    loss = cross_entropy(out.logits.float(), targets, sizes, label_smoothing)
     parts = {"loss": 0.0, "ce": loss.item()}
     contrasts = {}
-    if av and max(objective.avc, objective.imc) > 0:
+    both_read = out.audio_embedding is not None and out.video_embedding is not None
+    if both_read and max(objective.avc, objective.imc) > 0:
         labels, has_audio, has_video = gather(batch.labels), gather(batch.has_audio), gather(batch.has_video)
         audio, video, both = gather(out.audio_embedding), gather(out.video_embedding), has_audio & has_video
         if objective.avc > 0:
@@ -306,7 +308,7 @@ def training_loss(
 
 
 def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Float[Tensor, "batch logits"]:
-    """Targets of labels, side by side for the heads (see evaluation.hits)."""
+    """Targets of labels, side by side for the heads (see evaluation.scores.hits)."""
     parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
     return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
 
@@ -367,9 +369,17 @@ def modality_of(model: str) -> str:
     return MODALITY[model]
 
 
-def origin(weights: Path) -> str:
-    """The key of the run that weights come from; of weights from elsewhere a hash of the file."""
-    return read_header(weights).get("key") or digest(weights.read_bytes())
+def origin(weights: Path) -> dict[str, Any]:
+    """What weights are: name of the model, key (of weights from elsewhere a hash of the file), data."""
+    header = read_header(weights)
+    data = {name: header.get("stats", {}).get(name) for name in ("name", "fingerprint")}
+    return {"name": header["name"], "key": header.get("key") or digest(weights.read_bytes()), "stats": data}
+
+
+def choose_device(wanted: str | None = None) -> torch.device:
+    """The device asked for, else this process's GPU, else the CPU."""
+    gpu = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted or gpu)
 
 
 def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:

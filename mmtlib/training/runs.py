@@ -1,38 +1,26 @@
-"""List the runs of a parameter file and where they are kept: `python -m mmtlib.training.runs [params/multiseed.yaml]`.
+"""List the runs of a parameter file and where they are kept: `mmt runs --params params/freedoom.yaml`."""
 
-Of a run that is not kept, and would so be trained, it says what sets it apart from the kept run nearest to it.
-"""
-
-import argparse
-import sys
-
-from mmtlib.config import ParamsError, load, workspace
+from mmtlib.config import Params, ParamsError
 from mmtlib.data.dataset import DatasetError, FeatureDataset
-from mmtlib.training.experiment import is_kept, kept, kept_runs, planned, why_not
+from mmtlib.training.experiment import Folders, is_kept, kept, kept_runs, planned, why_not
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print a line for each run; the exit status is 1 where one is not kept."""
-    parser = argparse.ArgumentParser(prog="python -m mmtlib.training.runs", description="List the runs that are kept.")
-    parser.add_argument("params", nargs="?", default="params.yaml", help="file of parameters (params.yaml)")
-    parser.add_argument("--workspace", default=".", help="folder of data/ (the repository root)")
-    given = parser.parse_args(arguments)
+def list_runs(params: Params, folders: Folders) -> int:
+    """Print a line for each run; returns 1 where one is not kept, and would so be trained, else 0.
+
+    Of such a run the line says what sets it apart from the kept run nearest to it. Raises ParamsError where
+    `training.kept` is null, DatasetError where neither the features nor a kept run say what the data is.
+    """
+    if params.training.kept is None:
+        raise ParamsError("training.kept is null, so no run is kept; name a folder there, or another parameter file.")
+    folder = folders.root / params.training.kept
+    known = kept_runs(folder)
     try:
-        params = load(given.params)
-        if params.training.kept is None:
-            raise ParamsError(f"{given.params}: training.kept is null, so no run is kept; name a folder there.")
-        root = workspace(given.workspace)
-        folder = root / params.training.kept
-        known = kept_runs(folder)
-        try:
-            data = FeatureDataset(root / "data/features", "train").identity
-        except DatasetError:  # not made on this machine: the kept runs say what they were trained on
-            if not known:
-                raise
-            data = known[0].about["parts"]["data"]
-    except (ParamsError, DatasetError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        data = FeatureDataset(folders.features, "train").identity
+    except DatasetError:  # not made on this machine: the kept runs say what they were trained on
+        if not known:
+            raise
+        data = known[0].about["parts"]["data"]
     runs, absent = list(planned(params, data)), 0
     for name, seed, parts in runs:
         found = kept(folder, parts)
@@ -42,7 +30,3 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = {kept(folder, parts) for _, _, parts in runs}
     print(f"{len(runs) - absent} of {len(runs)} runs are kept; {len(set(known) - wanted)} files are of other runs.")
     return int(absent > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,34 +1,43 @@
 """The training stages: a run for each of its seeds, in one process or several, and what it leaves.
 
-With `training.kept`, predictions of finished runs are kept in a folder, too, under the key of the run (see experiment),
-and taken from there instead of training. `training.nproc` starts processes on this machine, `torchrun ... -m
-mmtlib.training.stage STAGE` anywhere.
+A run is finished once, in the folder runs/<key>-<features>/, and a stage copies from there. With `training.kept`,
+predictions of finished runs are kept in a folder, too, under the key of the run (see experiment), and taken from there
+instead of training. `training.nproc` starts processes on this machine, `torchrun ... -m mmtlib.training RUN` anywhere.
 """
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from mmtlib.config import Params, ParamsError, Recipe, Run, load
-from mmtlib.config import workspace as workspace_folder
+from mmtlib.config import Params, ParamsError, Run
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
-from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions, scores
+from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions
+from mmtlib.evaluation.scores import scores
 from mmtlib.files import write_bytes, write_json, write_text
-from mmtlib.models.hub import read_header
-from mmtlib.training.card import model_card
-from mmtlib.training.experiment import ENCODERS, encoder_runs, is_kept, keep, kept, key_of, made_with, parts_of, plain
-from mmtlib.training.loop import Trainer, nothing, origin
+from mmtlib.models import MODALITY, from_pretrained
+from mmtlib.models.hub import load_model, read_header
+from mmtlib.training.experiment import (
+    ENCODERS,
+    Folders,
+    Kept,
+    Parts,
+    encoder_runs,
+    is_kept,
+    keep,
+    kept,
+    key_of,
+    made_with,
+    parts_for,
+)
+from mmtlib.training.loop import Trainer, choose_device, nothing
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Trained:
     seed: int
     weights: Path
     predictions: Path
-    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1; seconds, if this process trained
+    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1
     scores: pd.DataFrame  # split, modality, n, top1, top5
 
 
@@ -50,44 +59,32 @@ class TrainingError(RuntimeError):
     """Training in several processes failed; the text is one sentence, that of the process that failed."""
 
 
-def train_runs(
-    name: str,
-    run: Run,
-    recipe: Recipe,
-    *,
-    stage: str,
-    seeds: list[int],
-    workspace: Path,
-    encoders: Mapping[str, Run] | None = None,
-) -> list[Trained]:
-    """Train `run` once for each seed and keep weights, learning curve and predictions.
+def train_runs(name: str, params: Params, folders: Folders, seeds: list[int] | None = None) -> list[Trained]:
+    """Train the run `name` of `params` once for each of its seeds; keep weights, learning curve and predictions.
 
-    Files: models/<stage>/<name>-seed<k>.safetensors, .md (the card of the weights), .csv (the learning curve) and .json
-    (what was run), and predictions/<stage>/<name>-seed<k>.parquet, all below `workspace`; there are no weights where
-    predictions kept in `recipe.kept` were taken, and no card. `encoders` are the runs of the stages pretrain_mat and
-    pretrain_mvit, by these names: what a run with init "pretrained" starts from is trained here where that stage has
-    left no weights, or where the run has fewer clips. With `recipe.nproc` above 1 so many processes do it together.
-    Raises DatasetError or WeightsError when an earlier stage has not run, TrainingError when one of the processes
-    fails.
+    `seeds`: these alone. The files are those of Folders; there are no weights where kept predictions were taken, and
+    no card. Encoders that a run starts from are trained first, unless their stage has left them. With `training.nproc`
+    above 1 so many processes do it together. Raises ParamsError for a name that `params` does not have, DatasetError
+    where there are no features, TrainingError when one of the processes fails.
     """
-    workspace, encoders = Path(workspace).resolve(), encoders or {}
-    if recipe.nproc > 1 and ranks() == 1:
-        _in_processes(name, run, recipe, stage, seeds, workspace, encoders)
-        return [_finished(name, stage, seed, workspace) for seed in seeds]
-    return [_train_one(name, run, recipe, stage, seed, workspace, encoders) for seed in seeds]
+    if name not in params.runs:
+        raise ParamsError(f"there is no run {name}; use one of {', '.join(params.runs)}.")
+    seeds = params.seeds_of(name) if seeds is None else seeds
+    if params.training.nproc > 1 and ranks() == 1:
+        _in_processes(name, params, folders, seeds)
+    else:
+        for seed in seeds:
+            _train_one(name, params, folders, seed)
+    return [_trained(name, folders, seed) for seed in seeds]
 
 
-def _in_processes(
-    name: str, run: Run, recipe: Recipe, stage: str, seeds: list[int], workspace: Path, encoders: Mapping[str, Run]
-) -> None:
+def _in_processes(name: str, params: Params, folders: Folders, seeds: list[int]) -> None:
     """`train_runs` in processes of their own, whose lines are printed here."""
-    spec = dict(name=name, run=plain(run), recipe=recipe.model_dump(), stage=stage, seeds=seeds)
-    spec["encoders"] = {part: plain(encoder) for part, encoder in encoders.items()}
-    command = torchrun(
-        recipe.nproc, "-m", "mmtlib.training", "--workspace", str(workspace), "--spec", json.dumps(spec)
-    )
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // recipe.nproc, 1))}
+    nproc, spec = params.training.nproc, folders.runs / f"{name}-{os.getpid()}.json"
+    write_json(spec, {"params": params.model_dump(mode="json"), "root": str(folders.root), "seeds": seeds})
+    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
     failures = []  # the first is the cause: other processes then miss that one
+    command = torchrun(nproc, "-m", "mmtlib.training", name, "--spec", str(spec))
     with subprocess.Popen(
         command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -99,123 +96,20 @@ def _in_processes(
                     failures.append(line.removeprefix(FAILED).strip())
         finally:
             process.terminate()  # of no effect where it has ended
+            spec.unlink()
     if process.returncode:
         cause = failures[0] if failures else f"one ended with status {process.returncode}; is there memory enough?"
-        raise TrainingError(f"{recipe.nproc} processes of {name}: {cause}")
+        raise TrainingError(f"{nproc} processes of {name}: {cause}")
 
 
-def _files(name: str, stage: str, seed: int, workspace: Path) -> tuple[Path, Path]:
-    """Where the weights and the predictions of a run go."""
-    file = f"{stage}/{name}-seed{seed}"
-    return workspace / f"models/{file}.safetensors", workspace / f"predictions/{file}.parquet"
-
-
-def _finished(name: str, stage: str, seed: int, workspace: Path) -> Trained:
-    """A run as its files tell it."""
-    weights, predictions = _files(name, stage, seed, workspace)
-    history = pd.read_csv(weights.with_suffix(".csv"))
-    return Trained(name, seed, weights, predictions, history, scores(read_predictions(predictions)))
-
-
-def _train_one(
-    name: str, run: Run, recipe: Recipe, stage: str, seed: int, workspace: Path, encoders: Mapping[str, Run]
-) -> Trained:
-    features, runs = workspace / "data/features", workspace / "runs"
-    starts = {  # part -> key of the run that it comes from, and how to get its weights
-        part: _encoder(ENCODERS[part], own, recipe, seed, workspace)
-        for part, own in encoder_runs(run, encoders).items()
-    }
-    weights, path = _files(name, stage, seed, workspace)
-    identity = FeatureDataset(features, "train").identity
-    parts = parts_of(run, recipe, seed, identity, {part: start[0] for part, start in starts.items()})
-    key, found = key_of(parts), kept(workspace / recipe.kept, parts) if recipe.kept else None
-    if found is not None and is_kept(found):
-        _say(name, seed)(f"takes the kept predictions, run {key}")
-        data, about, history = found.predictions.read_bytes(), found.about, None
-        if rank() == 0 and weights.is_file() and read_header(weights).get("key") != key:
-            weights.unlink()  # of another run
-            weights.with_suffix(".md").unlink(missing_ok=True)
-    else:
-        init = {part: get() for part, (_, get) in starts.items()}
-        trainer = Trainer(run, recipe, seed=seed, features=features, runs=runs, init=init)
-        history = trainer.fit(log=_say(name, seed))
-        test = FeatureDataset(features, "test")  # read here for the first time
-        conditions = [None, *CONDITIONS] if run.robustness and trainer.modality == "av" else [None]
-        tables = [predict(trainer.model, run.model, trainer.val)]
-        tables += [predict(trainer.model, run.model, test, condition=condition) for condition in conditions]
-        about = {"parts": parts, "history": history.drop(columns="seconds").to_csv(index=False)} | made_with()
-        predictions = pd.concat(tables, ignore_index=True)
-        data = predictions_bytes(predictions)
-        if rank() == 0:
-            trainer.save(weights)
-            card = model_card(
-                weights.relative_to(workspace).as_posix(),
-                read_header(weights),
-                scores(predictions),
-                parameters=sum(part.numel() for part in trainer.model.parameters()),
-                clips=len(trainer.indices),
-                encoders={part: read_header(start) for part, start in init.items()},
-            )
-            write_text(weights.with_suffix(".md"), card)
-            if found is not None:
-                keep(found, data, about)
-    if rank() == 0:
-        write_bytes(path, data)
-        write_text(weights.with_suffix(".csv"), about["history"])
-        # Of what made it nothing: DVC compares bytes, and a commit changes none of them.
-        write_json(weights.with_suffix(".json"), {"key": key, "parts": about["parts"]})
-    barrier()
-    done = _finished(name, stage, seed, workspace)
-    return done if history is None else replace(done, history=history)
-
-
-def _encoder(
-    source: str, run: Run | None, recipe: Recipe, seed: int, workspace: Path
-) -> tuple[str, Callable[[], Path]]:
-    """The key of the run that an encoder comes from, and a call that gives its weights, trained if need be."""
-    path = _files(source, source, seed, workspace)[0]
-    if run is None or (run.train_share == 1 and path.is_file()):
-        return origin(path), lambda: path
-    features, runs = workspace / "data/features", workspace / "runs"
-    key = key_of(parts_of(run, recipe, seed, FeatureDataset(features, "train").identity, {}))
-
-    def train() -> Path:
-        trainer = Trainer(run, recipe, seed=seed, features=features, runs=runs, init={})
-        own = trainer.checkpoint.with_name("weights.safetensors")
-        if not own.is_file():
-            trainer.fit(log=_say(source, seed))
-            if rank() == 0:
-                trainer.save(own)
-            barrier()
-        return own
-
-    return key, train
-
-
-def _say(name: str, seed: int) -> Callable[[str], None]:
-    """A log that begins each line with the run, on the first rank."""
-    return (lambda line: print(f"{name} seed {seed} | {line}", flush=True)) if rank() == 0 else nothing
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`torchrun --nproc-per-node=8 -m mmtlib.training.stage RUN`: a run of params.yaml without its notebook.
-
-    Returns the exit status; a failure is said in one line.
-    """
-    parser = argparse.ArgumentParser(prog="mmtlib.training", description="Train a run of params.yaml.")
-    parser.add_argument("run", nargs="?", help="pretrain_mat, pretrain_mvit, train_mmt or a row of the table ablations")
-    parser.add_argument("--workspace", default=".", help="folder of data/ and models/ (the repository root)")
-    parser.add_argument("--spec", help=argparse.SUPPRESS)  # of train_runs: its arguments, as JSON
-    given = parser.parse_args(arguments)
+def run_from_spec(name: str, spec: Path) -> int:
+    """One of the processes that `_in_processes` starts; returns the exit status, a failure is said in one line."""
     try:
-        if given.spec:
-            spec = json.loads(given.spec)
-            spec |= {"run": Run.model_validate(spec["run"]), "recipe": Recipe.model_validate(spec["recipe"])}
-            spec["encoders"] = {part: Run.model_validate(encoder) for part, encoder in spec["encoders"].items()}
-        else:
-            spec = arguments_of(given.run, load())
+        given = json.loads(spec.read_text(encoding="utf-8"))
+        params = Params.model_validate_json(json.dumps(given["params"]))
         with process_group():
-            train_runs(**spec, workspace=workspace_folder(given.workspace))
+            for seed in given["seeds"]:
+                _train_one(name, params, Folders(Path(given["root"]), params.study), seed)
     except Exception as error:
         # Bare words where we wrote them for the user, else with the trace for whoever mends it.
         if not isinstance(error, ValueError | OSError | ArithmeticError):
@@ -225,17 +119,100 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def arguments_of(name: str | None, params: Params) -> dict[str, Any]:
-    """What train_runs is to be given for a run of params.yaml. Raises ParamsError for a name that it does not have."""
-    stages = {stage: getattr(params, stage) for stage in ("pretrain_mat", "pretrain_mvit", "train_mmt")}
-    if name not in (runs := stages | params.ablations):
-        raise ParamsError(f"params.yaml has no run {name}; use one of {', '.join(runs)}.")
-    stage = name if name in stages else f"ablations/{name}"
-    encoders = {part: stages[part] for part in ("pretrain_mat", "pretrain_mvit")}
-    return dict(name=name, run=runs[name], recipe=params.training, stage=stage, seeds=params.seeds_of(name)) | {
-        "encoders": encoders
-    }
+def _trained(name: str, folders: Folders, seed: int) -> Trained:
+    """A run as its files tell it."""
+    weights, predictions = folders.weights(name, seed), folders.predictions(name, seed)
+    history = pd.read_csv(weights.with_suffix(".csv"))
+    return Trained(name, seed, weights, predictions, history, scores(read_predictions(predictions)))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _train_one(name: str, params: Params, folders: Folders, seed: int) -> None:
+    """Leave the files of a run, copied from where it was finished or kept."""
+    run, say = params.runs[name], _say(name, seed)
+    weights = folders.weights(name, seed)
+    data = FeatureDataset(folders.features, "train")
+    parts = parts_for(run, params, seed, data.identity)
+    archive = kept(folders.root / params.training.kept, parts) if params.training.kept else None
+    if archive is not None and is_kept(archive):
+        say(f"takes the kept predictions, run {key_of(parts)}")
+        found, trained = archive, None
+    else:
+        trained = finish(run, params, seed, folders, say)
+        found = predict_run(run, parts, trained, folders.features)
+        if rank() == 0 and archive is not None:
+            keep(archive, found.predictions.read_bytes(), found.about)
+    if rank() == 0:
+        write_bytes(folders.predictions(name, seed), found.predictions.read_bytes())
+        write_text(weights.with_suffix(".csv"), found.about["history"])
+        # Of what made it nothing: DVC compares bytes, and a commit changes none of them.
+        write_json(weights.with_suffix(".json"), {"key": key_of(parts), "parts": parts})
+        if trained is not None:
+            write_bytes(weights, trained.read_bytes())
+            write_text(weights.with_suffix(".md"), _card(weights, folders, found.predictions))
+        elif weights.is_file() and read_header(weights).get("key") != key_of(parts):
+            weights.unlink()  # of another run
+            weights.with_suffix(".md").unlink(missing_ok=True)
+    barrier()
+
+
+def run_folder(key: str, features: FeatureDataset, folders: Folders) -> Path:
+    """Where a run has its checkpoint and is finished: runs/<key>-<features>/.
+
+    Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
+    """
+    return folders.runs / f"{key}-{features.fingerprint[:8]}"
+
+
+def finish(run: Run, params: Params, seed: int, folders: Folders, say: Callable[[str], None]) -> Path:
+    """The weights of a run, trained where they are not there yet; beside them history.csv."""
+    data = FeatureDataset(folders.features, "train")
+    key = key_of(parts_for(run, params, seed, data.identity))
+    weights = run_folder(key, data, folders) / "weights.safetensors"
+    barrier()  # no rank looks after another has begun to write
+    if weights.is_file():
+        say(f"was trained already, run {key}")
+        return weights
+    init = {}
+    for part, own in encoder_runs(run, params).items():
+        stage = folders.weights(ENCODERS[part], seed)
+        wanted = key_of(parts_for(own, params, seed, data.identity))
+        left = stage.is_file() and read_header(stage).get("key") == wanted
+        init[part] = stage if left else finish(own, params, seed, folders, _say(ENCODERS[part], seed))
+    trainer = Trainer(run, params.training, seed=seed, features=folders.features, runs=folders.runs, init=init)
+    history = trainer.fit(log=say)
+    if rank() == 0:
+        write_text(weights.with_name("history.csv"), history.drop(columns="seconds").to_csv(index=False))
+        trainer.save(weights)  # last: they say that the run is finished
+    barrier()
+    return weights
+
+
+def predict_run(run: Run, parts: Parts, weights: Path, features: Path) -> Kept:
+    """The predictions of a finished run, beside its weights; made where they are not there yet."""
+    found = kept(weights.parent, parts)
+    barrier()
+    if is_kept(found):
+        return found
+    model = load_model(weights)[0].to(choose_device())
+    val, test = FeatureDataset(features, "val"), FeatureDataset(features, "test")  # test: here for the first time
+    conditions = [None, *CONDITIONS] if run.robustness and MODALITY[run.model] == "av" else [None]
+    tables = [predict(model, val)]
+    tables += [predict(model, test, condition=condition) for condition in conditions]
+    if rank() == 0:
+        history = weights.with_name("history.csv").read_text(encoding="utf-8")
+        about = {"parts": parts, "history": history} | made_with()
+        keep(found, predictions_bytes(pd.concat(tables, ignore_index=True)), about)
+    barrier()
+    return found
+
+
+def _card(weights: Path, folders: Folders, predictions: Path) -> str:
+    """The card beside a run's weights."""
+    file = weights.relative_to(folders.root).as_posix()
+    card = from_pretrained(weights).generate_model_card(file=file, scores=scores(read_predictions(predictions)))
+    return str(card)
+
+
+def _say(name: str, seed: int) -> Callable[[str], None]:
+    """A log that begins each line with the run, on the first rank."""
+    return (lambda line: print(f"{name} seed {seed} | {line}", flush=True)) if rank() == 0 else nothing

@@ -9,29 +9,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.figures.results import _STYLE, _WIDTH, COLOURS, READS, _figure, _lighter
+from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
+
+CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
+UNITS = {"dB": "signal over noise (dB)", "s": "delay (s)"}
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Sequence[pd.Series]) -> Figure:
     """Above, accuracy against confidence; below, accuracy over the clips that a model is surest of. Ours and peers.
 
-    `table`: model, modality, ours; for each of its rows `bins` has confidence, right (0 to 1) and n, and `surest`
-    accuracy by share (percent). The area of a dot is the share of the clips in its bin.
+    `bins` and `surest` have an entry for each row of `table`. A dot's area is the share of the clips in its bin.
     """
-    figure = Figure(figsize=(_WIDTH, 6.4), layout="constrained")
+    figure = blank(6.4)
     axes = figure.subplots(2, len(COLOURS), sharex="row", sharey="row")
-    for column, modality in enumerate(COLOURS):
-        above, below = axes[:, column]
+    for modality, (above, below) in zip(COLOURS, axes.T, strict=True):
         above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
         handles = []
         for row in table[table["modality"] == modality].sort_values("ours").itertuples():  # ours on top
-            colour = COLOURS[modality] if row.ours else _lighter(COLOURS[modality])
-            style = {"color": colour, "linestyle": "-" if row.ours else "--", "linewidth": 1.6}
-            found = 100 * bins[row.Index][["confidence", "right"]]
-            above.plot(found["confidence"], found["right"], **style)
-            sizes = 400 * bins[row.Index]["n"] / bins[row.Index]["n"].sum()
-            above.scatter(found["confidence"], found["right"], sizes, color=colour, edgecolors="white", zorder=3)
+            style = {"color": shade(modality, row.ours), "linestyle": "-" if row.ours else "--", "linewidth": 1.6}
+            sure, right, n = bins[row.Index]["confidence"], bins[row.Index]["right"], bins[row.Index]["n"]
+            above.plot(100 * sure, 100 * right, **style)
+            above.scatter(
+                100 * sure, 100 * right, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3
+            )
             below.plot(surest[row.Index], **style)
             handles.insert(0, Line2D([], [], label=row.model, **style))
         above.set(title=READS[modality], xlabel="top probability (%)", xlim=(0, 104), ylim=(0, 104))
@@ -42,37 +43,26 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
     return figure
 
 
-_CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
-_AXES = {"dB": "signal over noise (dB)", "s": "delay (s)"}
-
-
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def robustness(table: pd.DataFrame) -> Figure:
-    """Test top-1 of the models of both against how much noise there is, and how late the sound comes.
-
-    `table` is robustness_table; at the left of each panel are the clean clips, whiskers are a standard deviation over
-    the seeds. Without a row it is a picture that says so.
-    """
-    figure, panels = _figure(len(_CORRUPTED), 3.8)
-    for axes, (kind, title) in zip(panels, _CORRUPTED.items(), strict=True):
+    """Test top-1 of the models of both against noise and delay; left the clean clips, whiskers are a deviation."""
+    figure, panels = row_of_panels(len(CORRUPTED), 3.8)
+    for axes, (kind, title) in zip(panels, CORRUPTED.items(), strict=True):
         for place, (model, part) in enumerate(table.groupby("model", sort=False)):
             levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "sound late")
-            shown = pd.concat([part[part["corruption"] == "none"], levels])
+            shown = pd.concat([part[part["corruption"] == "none"], levels]).assign(modality="av")
             _line(axes, np.arange(len(shown)) + 0.06 * place, shown, model, "os^Dvx"[place % 6])  # side by side
             axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
-            axes.set_xlabel(_AXES[levels["unit"].iloc[0]])
+            axes.set_xlabel(UNITS[levels["unit"].iloc[0]])
         axes.set(title=title, ylim=(0, 104))
     return _finished(figure, panels, table)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def data_efficiency(table: pd.DataFrame) -> Figure:
-    """Test top-1 against the share of the training clips, a panel for sound and one for both.
-
-    `table` is data_table. Without a row it is a picture that says so.
-    """
+    """Test top-1 against the share of the training clips, a panel for sound and one for both."""
     shown = [modality for modality in COLOURS if modality in set(table["modality"])] or ["av"]
-    figure, panels = _figure(len(shown), 3.8)
+    figure, panels = row_of_panels(len(shown), 3.8)
     for axes, modality in zip(panels, shown, strict=True):
         for marker, (model, part) in zip("os", table[table["modality"] == modality].groupby("model"), strict=False):
             _line(axes, 100 * part["share"], part, model, marker)
@@ -85,16 +75,16 @@ def data_efficiency(table: pd.DataFrame) -> Figure:
 
 def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
     """A model's top-1 with its spread over the seeds; a baseline is pale and dashed, a variant of ours grey, dotted."""
-    ours, modality = bool(part["ours"].iloc[0]), "av" if "modality" not in part else part["modality"].iloc[0]
-    colour = COLOURS[modality] if ours else _lighter(COLOURS[modality])
-    variant = ours and "-" in model
-    style = {"color": "#555555" if variant else colour, "linestyle": ":" if variant else "-" if ours else "--"}
+    ours = part["ours"].iloc[0]
+    style = {"color": shade(part["modality"].iloc[0], ours), "linestyle": "-" if ours else "--"}
+    if ours and "-" in model:
+        style = {"color": "#555555", "linestyle": ":"}
     spread = None if part["std"].isna().all() else part["std"]
     axes.errorbar(x, part["top1"], spread, label=model, marker=marker, capsize=3, **style)
 
 
 def _finished(figure: Figure, panels: np.ndarray, table: pd.DataFrame) -> Figure:
-    if table.empty:
+    if table.empty:  # say so
         panels[0].text(0.02, 0.5, "no run of these parameters is for this", transform=panels[0].transAxes)
         return figure
     panels[0].set_ylabel("test top-1 (%)")

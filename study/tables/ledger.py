@@ -1,67 +1,100 @@
-"""What a ledger of claims holds, and its rows on what MAT costs, which `make bench` measures."""
+"""The claims of claims.yaml and the table that they make; its rows on what `make bench` measures."""
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from pydantic import Field, JsonValue
 
-from mmtlib.config import ROOT
-
-# What the paper states. Top-1: points on Kinetics-Sounds, EPIC-KITCHENS-100 and VGGSound, by the abstracts of arXiv
-# 2303.10757 and 2401.04023 (against MBT without the second); the better single modality: on VGGSound's public board,
-# 66.2 with both and 57.0 with sound. Costs: percent less of MAT-B than of AST-B, where the abstracts differ: operations
-# 3 (2401.04023) or 5 times (2303.10757), parameters 42 (2303.10757), memory 9.8 (2401.04023).
-PAPER = {
-    "MAT beats AST": "KS +22.2, EPIC +4.4, VGG +4.7",
-    "MMT beats MBT": "KS +7.3, VGG +2.1",
-    "MMT beats the better single modality": "VGG +9.2",
-    "MAT needs fewer operations than AST": "3 or 80",
-    "MAT needs fewer parameters than AST": "42",
-    "MAT needs less memory than AST": "9.8",
-}
+from mmtlib.config import Section, check
+from mmtlib.evaluation.stats import verdict
+from study.tables.results import QUESTIONS
 
 COLUMNS = ["claim", "paper", "measured", "ci_low", "ci_high", "n_seeds", "verdict", "unit", "holds_above", "modality"]
 COLUMNS += ["measure", "ours", "ours_value", "theirs", "theirs_value"]
-VALUES, SIDES = COLUMNS[2:5], COLUMNS[-4:]
-_SAVED = {"fewer operations": "gmacs", "fewer parameters": "params_m", "less memory": "peak_memory_gib"}
+VALUES = COLUMNS[2:5]
 
 
-def verdict(low: float, high: float) -> str:
-    """What the interval of an advantage says of the claim that there is one."""
-    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+class Selection(Section):
+    """A run of the report: the first that is all of what is said here."""
+
+    name: str | None = None
+    groups: list[str | None] | None = Field(default=None, description="null among them: a stage's run")
+    model: str = Field(default="", description="how the model's name begins")
+    objective: str | None = None
+    overrides: dict[str, JsonValue] = Field(default={}, description="of a list: what each of its values is")
 
 
-def saved(
-    claim: str, modality: str, measure: str, n_seeds: int, ours: tuple[str, float], theirs: tuple[str, float]
-) -> dict[str, Any]:
+class Claim(Section):
+    """A claim; the fields are explained in claims.yaml."""
+
+    claim: str
+    unequal: str | None = None
+    paper: dict[str, float] | list[float] = Field(default=[])
+    kind: Literal["top1", "operations", "bench", "silhouette"]
+    modality: Literal["audio", "video", "av"]
+    ours: Selection
+    theirs: list[Selection]
+    margin: float = 0.0
+    measure: str = ""
+
+    @property
+    def stated(self) -> str:
+        """What the paper states, in words."""
+        if isinstance(self.paper, dict):
+            return ", ".join(f"{name} {points:+g}" for name, points in self.paper.items())
+        return " or ".join(f"{percent:g}" for percent in self.paper)
+
+
+@cache
+def claims() -> dict[str, Claim]:
+    """The claims by id. Raises ParamsError where claims.yaml is wrong."""
+    return {name: check(Claim, value, f"claims.yaml: {name}") for name, value in QUESTIONS["claims"].items()}
+
+
+def ledger(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """The rows of claims.csv, by the ids of the claims.
+
+    `measured` is ours less theirs in `unit`, with its interval; the claim holds if all of that lies above
+    `holds_above`. `ours_value` and `theirs_value` are what was compared, in `measure`; `modality` is what ours reads.
+    A claim that nothing tests is undecided, with n_seeds 0 and no figures.
+    """
+    table = []
+    for name, row in rows.items():
+        claim = claims()[name]
+        about = {"claim": claim.claim, "paper": claim.stated, "modality": claim.modality, "n_seeds": 0}
+        row = about | {"holds_above": 0.0 - claim.margin} | row
+        low, high = (row.get(bound, float("nan")) - row["holds_above"] for bound in ("ci_low", "ci_high"))
+        table.append(row | {"verdict": verdict(low, high)})
+    return pd.DataFrame(table, index=list(rows), columns=COLUMNS)
+
+
+def saved(measure: str, n_seeds: int, ours: tuple[str, float], theirs: tuple[str, float]) -> dict[str, Any]:
     """How much less ours takes than theirs, percent, each a name and a value; a count, so its interval is itself."""
-    row = {"claim": claim, "modality": modality, "measure": measure, "n_seeds": n_seeds, "unit": "% less"}
-    row |= dict.fromkeys(VALUES, 100 * (1 - ours[1] / theirs[1]))
-    return row | dict(zip(SIDES, (*ours, *theirs), strict=True))
+    row = {"measure": measure, "unit": "% less", "n_seeds": n_seeds}
+    if n_seeds:
+        row |= dict.fromkeys(VALUES, 100 * (1 - ours[1] / theirs[1]))
+        row |= {"ours": ours[0], "ours_value": ours[1], "theirs": theirs[0], "theirs_value": theirs[1]}
+    return row
 
 
-def read_efficiency(workspace: Path) -> pd.DataFrame:
-    """What `make bench` measured of MAT-B: efficiency.csv of the workspace, else of the repository, else nothing."""
-    paths = [root / "reports/tables/efficiency.csv" for root in (workspace, ROOT)]
-    found = [pd.read_csv(path) for path in paths if path.is_file()]
-    return next((table for table in found if "mat_b" in table["model"].tolist()), pd.DataFrame())
+def read_efficiency(root: Path) -> pd.DataFrame:
+    """What `make bench` measured, efficiency.csv; nothing where it has not run."""
+    path = root / "reports/efficiency/efficiency.csv"
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def bench_row(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
+    """A row from what was measured in fp32."""
+    ours, theirs, columns = claim.ours.model, claim.theirs[0].model, [claim.measure, f"peer_{claim.measure}"]
+    table = table.reindex(columns=["model", "peer", "precision", *columns])
+    pair = (table["model"] == ours) & (table["peer"] == theirs) & (table["precision"] == "fp32")
+    values = table.loc[pair, columns].astype(float).mean()
+    known = int(values.notna().all())  # one measurement
+    return saved(claim.measure, known, (ours, values.iloc[0]), (theirs, values.iloc[1]))
 
 
 def efficiency_claims(table: pd.DataFrame) -> pd.DataFrame:
-    """What a table like efficiency.csv says of MAT-B beside AST-B in fp32, as rows of claims.csv."""
-    columns = [f"{peer}{measure}" for measure in _SAVED.values() for peer in ("", "peer_")]
-    table = table.reindex(columns=["model", "peer", "precision", *columns])
-    row = table.query("model == 'mat_b' and peer == 'ast_b' and precision == 'fp32'")[columns].astype(float).mean()
-    rows = []
-    for less, measure in _SAVED.items():
-        sides = ("mat_b", row[measure]), ("ast_b", row[f"peer_{measure}"])
-        known = int(row[[measure, f"peer_{measure}"]].notna().all())  # one measurement
-        rows.append(saved(f"MAT needs {less} than AST", "audio", measure, known, *sides))
-    return ledger(rows)
-
-
-def ledger(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna({"holds_above": 0.0})
-    table["paper"] = [PAPER.get(claim.split(" at equal")[0], "") for claim in table["claim"]]
-    bounds = table[["ci_low", "ci_high", "holds_above"]].astype(float).to_numpy()
-    return table.assign(verdict=[verdict(low - above, high - above) for low, high, above in bounds])
+    """What a table like efficiency.csv says, as rows of claims.csv."""
+    return ledger({name: bench_row(claim, table) for name, claim in claims().items() if claim.kind == "bench"})

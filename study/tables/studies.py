@@ -1,52 +1,47 @@
 """Beyond the ablations: how models bear corrupted clips and fewer training clips, and which learning rate each got."""
 
-import re
 from collections.abc import Iterator
 
 import pandas as pd
 
-from mmtlib.evaluation.predictions import scores
-from study.tables.results import Result, defaults
+from study.tables.clips import Study
+from study.tables.results import Result
 
-_SPLIT = re.compile(r"test: (?P<kind>.*?)(?: (?P<level>-?[\d.]+) (?P<unit>dB|s))?")
 WITHHELD = {"av": "none", "audio": "no picture", "video": "no sound"}
 """What a model of both lacks when it is read in a modality."""
 
 
-def robustness_table(results: list[Result]) -> pd.DataFrame:
+def robustness_table(study: Study) -> pd.DataFrame:
     """Test top-1 (percent) of the models of both whose clips were corrupted, too.
 
     Columns: row, model, ours, corruption ("none", "no sound", "sound noise", ...), level and unit (dB, s, or neither),
     n_seeds, top1, std (over the seeds), loss (points below the clean clips).
     """
-    rows = []
-    for result in (r for r in results if r.trained.robustness):
-        tables = pd.concat(scores(table) for table in result.predictions.values())
-        tables = tables[tables["split"].str.startswith("test")]
-        about = {"row": result.name, "model": result.label, "ours": result.group != "baseline"}
-        for (split, modality), part in tables.groupby(["split", "modality"], sort=False):
-            found = _SPLIT.fullmatch(split)
-            kind = {"kind": WITHHELD[modality], "level": None, "unit": None} if found is None else found.groupdict()
-            level = None if kind["level"] is None else float(kind["level"])
-            about |= {"corruption": kind["kind"], "level": level, "unit": kind["unit"]}
-            rows.append(about | {"n_seeds": len(part), "top1": part["top1"].mean(), "std": part["top1"].std()})
-    columns = ["row", "model", "ours", "corruption", "level", "unit", "n_seeds", "top1", "std"]
-    table = pd.DataFrame(rows, columns=columns).astype({"level": float})
+    tested = {r.name: r for r in study.results if r.trained.robustness}
+    scores = study.scores[study.scores["run"].isin(list(tested)) & (study.scores["split"] == "test")]
+    found = scores.groupby(["run", "condition", "modality"], sort=False)["top1"]
+    table = found.agg(n_seeds="size", top1="mean", std="std").reset_index()
+    # A condition is named by what is done and, of some, by how much of it: "sound noise -10 dB".
+    parts = table["condition"].str.extract(r"^(?P<corruption>.*?)(?: (?P<level>-?[\d.]+) (?P<unit>dB|s))?$")
+    table = table.join(parts).rename(columns={"run": "row"}).astype({"level": float})
+    table["corruption"] = table["corruption"].where(table["condition"] != "", table["modality"].map(WITHHELD))
+    table["model"] = table["row"].map({name: r.label for name, r in tested.items()})
+    table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})
     clean = table[table["corruption"] == "none"].set_index("row")["top1"]
-    return table.assign(loss=table["row"].map(clean) - table["top1"])
+    table["loss"] = clean.reindex(table["row"]).to_numpy() - table["top1"]
+    return table[["row", "model", "ours", "corruption", "level", "unit", "n_seeds", "top1", "std", "loss"]]
 
 
-def data_table(results: list[Result]) -> pd.DataFrame:
+def data_table(study: Study) -> pd.DataFrame:
     """Test top-1 (percent) by the share of the training clips, for the models that have rows of the group `data`.
 
     Columns: model, modality, ours, share, n_seeds, top1, std. What the whole set gives is that of the same seeds.
     """
     rows = []
-    for model, whole, parts in _by_model(results, "data"):
+    for model, whole, parts in _by_model(study, "data"):
         seeds = [seed for seed in whole.predictions if all(seed in r.predictions for r in parts)]
         for result in [*parts, whole]:
-            found = pd.concat(scores(result.predictions[seed]) for seed in seeds)
-            top1 = found.query("split == 'test' and modality == @result.modality")["top1"]
+            top1 = study.rights(result)[seeds].mean()
             about = {"model": model, "modality": result.modality, "ours": whole.group is None}
             about |= {"share": result.trained.train_share, "n_seeds": len(seeds)}
             rows.append(about | {"top1": top1.mean(), "std": top1.std()})
@@ -54,13 +49,13 @@ def data_table(results: list[Result]) -> pd.DataFrame:
     return table.sort_values(["model", "share"], kind="stable", ignore_index=True)
 
 
-def search_table(results: list[Result]) -> pd.DataFrame:
+def search_table(study: Study) -> pd.DataFrame:
     """The search of learning rates: model, lr, val_top1 (percent, of the epoch kept), n_seeds, best, taken (bool).
 
     All models have as many rates, tried on the same seeds; the test split decides nothing.
     """
     rows = []
-    for model, used, parts in _by_model(results, "search"):
+    for model, used, parts in _by_model(study, "search"):
         seeds = [seed for seed in used.curves if all(seed in r.curves for r in parts)]
         for result in [*parts, used]:
             top1 = pd.Series([result.curves[seed]["val_top1"].max() for seed in seeds])
@@ -71,9 +66,9 @@ def search_table(results: list[Result]) -> pd.DataFrame:
     return table.assign(best=best).sort_values(["model", "lr"], kind="stable", ignore_index=True)
 
 
-def _by_model(results: list[Result], group: str) -> Iterator[tuple[str, Result, list[Result]]]:
+def _by_model(study: Study, group: str) -> Iterator[tuple[str, Result, list[Result]]]:
     """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows."""
-    ours, rows = defaults(results).values(), [r for r in results if r.group == group]
+    ours, rows = study.defaults.values(), [r for r in study.results if r.group == group]
     for model in dict.fromkeys(r.trained.model for r in rows):
-        main = next(r for r in [*ours, *results] if r.trained.model == model and r.group in (None, "baseline"))
+        main = next(r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline"))
         yield model, main, [r for r in rows if r.trained.model == model]

@@ -2,12 +2,13 @@
 
 import json
 import typing
+from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from real_sets import clip_bytes, csv_text, put
 
-from freedoom_sounds import generate as freedoom
 from mmtlib.config import Download, ParamsError, check
 from mmtlib.data import download as module
 from mmtlib.data import media_root, read_manifest
@@ -16,14 +17,18 @@ from mmtlib.data.sources.listing import SourceError
 from mmtlib.data.sources.survey import SOURCES
 
 
-def test_the_generated_set_is_called_with_what_it_needs(tmp_path, monkeypatch):
+def test_a_source_of_another_package_is_called_with_what_it_needs(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        module.freedoom, "generate", lambda *given, **more: calls.append((*given, more)) or pd.DataFrame()
-    )
-    values = {"seed": 3, "clips_per_class": {"train": 1}, "workers": 2}
-    download(tmp_path, source="freedoom-sounds", **values)
-    assert calls == [(tmp_path, values)]
+    entry = SimpleNamespace(name="toy", load=lambda: lambda *given, **more: calls.append((*given, more)))
+    monkeypatch.setattr(module, "entry_points", lambda group: [entry] if group == "mmtlib.sources" else [])
+    download(tmp_path, source="toy", seed=3, clips_per_class={"train": 1}, media=None, speed=None, workers=2)
+    assert calls == [(tmp_path, {"seed": 3, "clips_per_class": {"train": 1}, "workers": 2})]
+    with pytest.raises(SourceError, match="no data set is called 'toys'; use toy, vggsound"):
+        download(tmp_path, source="toys")
+
+
+def test_the_generated_set_is_a_source():
+    assert "freedoom-sounds" in {entry.name for entry in entry_points(group="mmtlib.sources")}
 
 
 def test_a_real_set_is_written_where_the_next_stage_looks(tmp_path):
@@ -57,8 +62,10 @@ def test_a_real_set_is_written_where_the_next_stage_looks(tmp_path):
 def test_settings_that_cannot_be_are_named(tmp_path):
     with pytest.raises(SourceError, match="no data set is called 'vgg'; use freedoom-sounds, vggsound, kinetics-sou"):
         download(tmp_path, source="vgg")
-    with pytest.raises(SourceError, match=r"^download\.media: vggsound is not downloaded; give the folder"):
+    with pytest.raises(SourceError, match=r"^download\.media: vggsound is files that are there; give their folder"):
         download(tmp_path, source="vggsound")
+    with pytest.raises(SourceError, match=r"^download\.seed: vggsound is files that are there"):
+        download(tmp_path, source="vggsound", media=str(tmp_path), seed=3)
     with pytest.raises(SourceError, match=r"^download\.annotations: vggsound needs them"):
         download(tmp_path, source="vggsound", media=str(tmp_path))
     with pytest.raises(SourceError, match=r"^download\.media: .*nowhere is no folder"):
@@ -67,7 +74,7 @@ def test_settings_that_cannot_be_are_named(tmp_path):
 
 
 def test_the_parameters_know_the_same_sources():
-    assert set(typing.get_args(Download.model_fields["source"].annotation)) == {freedoom.NAME, *SOURCES}
+    assert set(typing.get_args(Download.model_fields["source"].annotation)) == {"freedoom-sounds", *SOURCES}
 
 
 FREEDOOM = {"source": "freedoom-sounds", "seed": 1, "clips_per_class": {"train": 1, "val": 1, "test": 1}, "workers": 0}

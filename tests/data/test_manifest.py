@@ -54,7 +54,7 @@ def test_reads_types_and_keeps_further_columns(tmp_path):
         (f"{HEADER}\na,../a.mp4,,,shot,train\n", "path is '../a.mp4'"),
         (f"{HEADER}\na,x/../../a.mp4,,,shot,train\n", "path is 'x/../../a.mp4'"),
         (f"{HEADER}\na,,,,shot,train\n", "path is ''"),
-        (f"{HEADER}\n{ROW}\n{ROW}\n", "line 3: clip_id 'a' already stands in line 2"),
+        (f"{HEADER}\n{ROW}\n{ROW}\n", "line 3: clip_id is 'a'; a line above has the same"),
         (f"{HEADER}\n ,a.mp4,,,shot,train\n", "clip_id is ' '"),
         (f"{HEADER}\na,a.mp4,,,,train\n", "label is ''"),
         (f"{HEADER}\na,a.mp4,2,2,shot,train\n", "end is '2'; that is not after"),

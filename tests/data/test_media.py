@@ -200,12 +200,12 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path, make_clip):
     path.write_bytes(whole[:32])
     assert "moov index is missing" in refused(path)
     path.write_bytes(whole[:200])  # FFmpeg reads on where the index breaks off, and finds no stream
-    assert "neither picture nor sound" in refused(path)
+    assert "neither video nor audio" in refused(path)
     for share in (0.4, 0.6, 0.8):
         path.write_bytes(whole[: int(len(whole) * share)])
         assert "is cut off" in refused(path) or "does not decode" in refused(path)
     (tmp_path / "c.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
-    assert "neither picture nor sound" in refused(tmp_path / "c.srt")
+    assert "neither video nor audio" in refused(tmp_path / "c.srt")
 
 
 def test_windows_outside_the_file_are_refused(make_clip):

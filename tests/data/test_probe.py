@@ -1,4 +1,4 @@
-"""Probing: verdicts against a real decode, the cache, shards."""
+"""Probing: verdicts against a real decode, the cache, processes."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ from real_sets import clip_bytes, put
 
 from mmtlib.config import ROOT
 from mmtlib.data import probe as module
-from mmtlib.data.media import MediaError, read_clip, write_clip
+from mmtlib.data.container import MediaError
+from mmtlib.data.media import read_clip, write_clip
 from mmtlib.data.probe import look, probe
-from mmtlib.data.sources.listing import SourceError
 
 # Container -> codec of the picture, of the sound, options of the muxer.
 KINDS = {
@@ -144,18 +144,6 @@ def test_a_changed_file_is_looked_at_again_and_only_that(many, tmp_path, monkeyp
     assert table.status[[3, 5, 17]].tolist() == ["broken", "broken", "ok"]
 
 
-def test_shards_need_no_merging(many, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    whole = probe(many, workers=1)
-    parts = [probe(many, workers=1, cache=cache, shard=(index, 3)) for index in range(3)]
-    assert sum(map(len, parts)) == len(many)
-    monkeypatch.setattr(module, "look", lambda name: pytest.fail(f"{name} was opened again"))
-    assert probe(many, cache=cache).equals(whole)
-    for shard in ((3, 3), (-1, 3), (0, 0)):
-        with pytest.raises(SourceError, match="give 0 <= i < n"):
-            probe(many, shard=shard)
-
-
 def test_an_interrupted_call_keeps_what_it_saw_and_a_damaged_cache_is_no_obstacle(many, tmp_path, monkeypatch, capsys):
     def stop_at_20(name):
         if name == str(many[20]):
@@ -166,19 +154,25 @@ def test_an_interrupted_call_keeps_what_it_saw_and_a_damaged_cache_is_no_obstacl
     monkeypatch.setattr(module, "look", stop_at_20)
     with pytest.raises(KeyboardInterrupt):
         probe(many, workers=1, cache=cache)
-    put(cache / "7-of-9.parquet", b"PAR1 no longer")
     monkeypatch.setattr(module, "look", lambda name: opened.append(name) or look(name))
     probe(many, workers=1, cache=cache)
     assert opened == [str(name) for name in many[20:]]
-    assert "7-of-9.parquet is damaged" in capsys.readouterr().out
+    put(cache / "verdicts.parquet", b"PAR1 no longer")
+    assert probe(many, workers=1, cache=cache).status.eq("ok").sum() == 38
+    assert "verdicts.parquet is damaged" in capsys.readouterr().out
 
 
 def test_the_command_fills_the_cache_of_the_download_stage(many, tmp_path, monkeypatch):
     arguments = [many[0].parent, "--cache", tmp_path / "cache", "--workers", "1"]
     command = [sys.executable, "-m", "mmtlib.data.probe", *map(str, arguments)]
-    done = subprocess.run([*command, "--shard", "0/1"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "ok        38" in done.stdout
+    assert not done.stderr
     monkeypatch.setattr(module, "look", lambda name: pytest.fail(f"{name} was opened again"))
     probe(many, cache=tmp_path / "cache")
-    wrong = subprocess.run([*command, "--shard", "4/1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command[:-1], "tcp://x"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 0  # there is nothing left to look into, so nobody is asked
+    many[0].touch()
+    wrong = subprocess.run([*command[:-1], "tcp://x"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert "workers is tcp://x, where no Dask scheduler answers" in wrong.stderr

@@ -16,7 +16,7 @@ from mmtlib.evaluation.occlusion import Attribution, AttributionError, _spans, o
 from mmtlib.models import MODALITY, build_model
 from study import gallery
 from study.figures import predict as predict_figures
-from study.figures import results as figures
+from study.figures import style as figures
 
 BLOCKS, FIELDS = (5, 4), (4, 2)
 

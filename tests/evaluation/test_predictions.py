@@ -9,8 +9,8 @@ import torch
 from toy_features import AUDIO, CLASSES, OVERRIDES, VIDEO, make_recipe, make_run, write_features
 
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.evaluation.predictions import guesses, head_sizes, predict, read_predictions, scores, topk_accuracy, usable
-from mmtlib.evaluation import predictions as evaluation
+from mmtlib.evaluation.predictions import predict, read_predictions, usable
+from mmtlib.evaluation.scores import guesses, head_sizes, scores
 from mmtlib.models import build_model
 from mmtlib.training.loop import Trainer
 
@@ -51,7 +51,7 @@ def test_usable_clips_have_what_a_model_needs(val):
 @pytest.mark.parametrize(("name", "modality"), [("mat_t", "audio"), ("mvitv2_t", "video")])
 def test_a_model_of_one_modality_gives_a_row_for_each_clip_it_can_read(val, name, modality):
     model = make(name)
-    table = predict(model, name, val)
+    table = predict(model, val)
     rows = usable(val, modality)
     assert list(table.columns) == [
         "clip_id",
@@ -80,7 +80,7 @@ def test_a_model_of_one_modality_gives_a_row_for_each_clip_it_can_read(val, name
 
 def test_a_model_of_both_is_read_with_both_and_with_each_withheld(val):
     model = make("mmt_t")
-    table = predict(model, "mmt_t", val)
+    table = predict(model, val)
     assert table["modality"].value_counts().to_dict() == {"av": 11, "audio": 10, "video": 10}
     for modality, part in table.groupby("modality"):
         rows = usable(val, modality)
@@ -105,92 +105,34 @@ def test_a_model_of_both_is_read_with_both_and_with_each_withheld(val):
 
 def test_the_result_depends_neither_on_the_batch_size_nor_on_the_mode(val):
     model = make("mmt_t")
-    want = predict(model, "mmt_t", val)
+    want = predict(model, val)
     model.train()  # dropped paths would make noise
-    got = predict(model, "mmt_t", val, batch_size=5)
+    got = predict(model, val, batch_size=5)
     assert got["clip_id"].tolist() == want["clip_id"].tolist()
     torch.testing.assert_close(stacked(got, "logits"), stacked(want, "logits"), rtol=1e-4, atol=1e-5)
 
 
 def test_a_split_without_sound_has_no_audio_rows(tmp_path):
     folder = write_features(tmp_path, silent=tuple(range(TRAIN, TRAIN + VAL)))
-    table = predict(make("mmt_t"), "mmt_t", FeatureDataset(folder, "val"))
+    table = predict(make("mmt_t"), FeatureDataset(folder, "val"))
     assert table["modality"].value_counts().to_dict() == {"av": VAL, "video": VAL}
 
 
 def test_prediction_does_not_spoil_a_model_for_training(val):
     model = make("mmt_t")
-    predict(model, "mmt_t", val)
+    predict(model, val)
     batch = val.batch([0, 4])
     model.train()(batch.audio, batch.video).logits.sum().backward()
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 9])
-@pytest.mark.parametrize("kind", ["torch", "numpy"])
-def test_topk_equals_a_count_over_sorted_logits(k, kind):
-    rng = np.random.default_rng(k)
-    logits, labels = rng.normal(size=(50, 7)).astype(np.float32), rng.integers(0, 7, 50)
-    ranks = [(row > row[label]).sum() for row, label in zip(logits, labels, strict=True)]
-    want = 100 * np.mean([rank < k for rank in ranks])
-    if kind == "torch":
-        logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
-    assert topk_accuracy(logits, labels, k) == pytest.approx(want)
-
-
-def test_scores_are_per_split_and_modality():
-    rows = []
-    for split, modality, hits in [("val", "av", 3), ("val", "audio", 1), ("test", "av", 0)]:
-        for clip in range(4):
-            logits = np.arange(6, dtype=np.float32)  # class 5 first, then 4, ..., class 0 last
-            label = 5 if clip < hits else (0 if clip == 3 else 1)
-            rows.append({"split": split, "modality": modality, "label_index": label, "logits": logits})
-    table = scores(pd.DataFrame(rows))
-    assert table.to_dict("records") == [
-        {"split": "val", "modality": "av", "n": 4, "top1": 75.0, "top5": 75.0},
-        {"split": "val", "modality": "audio", "n": 4, "top1": 25.0, "top5": 75.0},
-        {"split": "test", "modality": "av", "n": 4, "top1": 0.0, "top5": 75.0},
-    ]
-
-
 def test_predictions_come_back_from_disk_and_missing_ones_say_what_to_run(val, tmp_path):
-    table = predict(make("mat_t"), "mat_t", val)
+    table = predict(make("mat_t"), val)
     table.to_parquet(tmp_path / "p.parquet", index=False)
     again = read_predictions(tmp_path / "p.parquet")
     assert torch.equal(stacked(again, "logits"), stacked(table, "logits"))
     pd.testing.assert_frame_equal(scores(again), scores(table))
     with pytest.raises(FileNotFoundError, match=r"gone.parquet does not exist.*dvc repro"):
         read_predictions(tmp_path / "gone.parquet")
-
-
-class Recorder(torch.nn.Module):
-    """Hands back what it was called with."""
-
-    def forward(self, *given):
-        self.given = given
-        return torch.zeros(1, 2)
-
-
-def test_a_batch_goes_to_a_model_by_its_modality(val):
-    batch, model = val.batch([0]), Recorder()
-    for modality, want in [
-        ("audio", (batch.audio,)),
-        ("video", (batch.video,)),
-        ("av", (batch.audio, batch.video, batch.has_audio, batch.has_video)),
-    ]:
-        evaluation.forward(model, batch, modality)
-        assert len(model.given) == len(want)
-        assert all(a is b for a, b in zip(model.given, want, strict=True))
-
-
-@pytest.mark.filterwarnings("error")
-def test_read_only_arrays_from_pandas_give_no_warning():
-    """A line on stderr would fail the notebook that shows the scores."""
-    table = pd.DataFrame({"split": "val", "modality": "av", "label_index": np.arange(3), "logits": list(np.eye(3))})
-    torch.set_warn_always(True)  # else torch warns once in a process
-    try:
-        assert scores(table)["top1"].tolist() == [100.0]
-    finally:
-        torch.set_warn_always(False)
 
 
 # Several heads, several views.
@@ -212,7 +154,7 @@ def test_an_action_is_right_only_when_every_head_is(tmp_path):
     heads = with_heads(write_features(tmp_path))
     val = FeatureDataset(tmp_path, "val")
     model = build_model("mat_t", 5, **SIZES["mat_t"], **OVERRIDES["mat_t"])
-    table = predict(model, "mat_t", val)
+    table = predict(model, val)
     logits = stacked(table, "logits")
     assert logits.shape == (VAL, 5)
     assert head_sizes(table) == {"verb": 2, "noun": 3}
@@ -233,7 +175,7 @@ def test_a_model_of_two_heads_learns_both(tmp_path):
     trainer = Trainer(run, make_recipe(), seed=0, features=tmp_path / "features", runs=tmp_path, init={}, device="cpu")
     trainer.fit(log=lambda line: None)
     assert trainer.model.heads.audio_head.out_features == 5
-    got = scores(predict(trainer.model, "mmt_t", trainer.val)).set_index("modality").loc["av"]
+    got = scores(predict(trainer.model, trainer.val)).set_index("modality").loc["av"]
     assert got["top1"] >= 75.0  # chance is 25
     assert min(got["verb_top1"], got["noun_top1"]) >= got["top1"]
 
@@ -244,14 +186,14 @@ def test_probabilities_of_a_clips_views_are_averaged(tmp_path):
     plain = FeatureDataset(tmp_path, "val")
     model = make("mmt_t")
     plain.split = "test"  # of which embeddings are kept
-    single = predict(model, "mmt_t", plain)
+    single = predict(model, plain)
     index = pd.read_csv(tmp_path / "index.csv")
     index["view"] = index.index % 2
     index["clip_id"] = [f"c{row // 2 * 2:02d}" for row in index.index]
     index.to_csv(tmp_path / "index.csv", index=False)
     paired = FeatureDataset(tmp_path, "val")
     paired.split = "test"
-    table = predict(model, "mmt_t", paired)
+    table = predict(model, paired)
     assert table["modality"].value_counts().to_dict() == {"av": 6, "video": 6, "audio": 5}
     for modality, part in table.groupby("modality"):
         alone = single[single["modality"] == modality]

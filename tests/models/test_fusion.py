@@ -118,7 +118,7 @@ def test_shares_are_halves_or_the_whole():
 
 def test_a_clip_with_neither_is_refused_by_its_place_in_the_batch():
     x = torch.randn(3, 1)
-    with pytest.raises(ValueError, match=r"clip 1 .*neither sound nor picture"):
+    with pytest.raises(ValueError, match=r"clip 1 .*neither audio nor video"):
         audio_shares(x, x, torch.tensor([True, False, False]), torch.tensor([True, False, True]))
     with pytest.raises(ValueError, match="clip 2 "):  # its sound is withheld, it has no picture
         audio_shares(None, x, None, torch.tensor([True, True, False]))

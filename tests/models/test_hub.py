@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from mmtlib.models import MODALITY, AVOutput, build_model
-from mmtlib.models.hub import WeightsError, load_model, load_weights, save_model
-from mmtlib.models.mvit import fit_tables
+from mmtlib.models import MODALITY, AVOutput, build_model, from_pretrained
+from mmtlib.models.hub import WeightsError, export, load_model, load_weights, save_model
+from mmtlib.models.ops import fit_tables
 
 OVERRIDES = {
     "depths": [1, 1, 1, 1],
@@ -54,6 +54,49 @@ def test_every_kind_of_model_can_be_saved(tmp_path, name):
     save_model(tmp_path / "m.safetensors", model, name=name, num_classes=3, overrides={})
     again, _ = load_model(tmp_path / "m.safetensors")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["saved", "exported"])
+def test_weights_in_half_precision_come_back_as_float32(saved, tmp_path, way):
+    path, model = saved
+    small = tmp_path / "half.safetensors"
+    if way == "exported":
+        export(path, small)
+    else:
+        save_model(small, model, half=True, **model.about)
+    assert small.stat().st_size < 0.6 * path.stat().st_size
+    again, header = load_model(small)
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].half().float())
+    if way == "exported":
+        assert header == load_model(path)[1]
+    x = torch.randn(2, 1, 64, 48)
+    torch.testing.assert_close(again(x), model(x), rtol=1e-2, atol=1e-2)
+    export(path, tmp_path / "whole.safetensors", half=False)
+    assert (tmp_path / "whole.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_file_is_loaded_by_its_path_for_another_size_too(saved):
+    path, model = saved
+    x = torch.randn(2, 1, 64, 48)
+    assert torch.equal(from_pretrained(path)(x), model(x))
+    assert torch.equal(from_pretrained(str(path))(x), model(x))
+    other = from_pretrained(path, audio_size=(120, 70))
+    assert other.about["overrides"]["audio_size"] == [120, 70]
+    assert other.about["seed"] == 3
+    assert from_pretrained(path).about["overrides"]["audio_size"] == [64, 48]
+
+
+def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch(tmp_path):
+    """Without network: a cache that is empty, and the wish for no other."""
+    where = dict(cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(WeightsError, match=r"fetch https://huggingface.co/some/model/resolve/main/model.safetensors"):
+        from_pretrained("some/model", **where)
+    with pytest.raises(WeightsError, match=r"no such name is no weights file"):
+        from_pretrained("no such name", **where)
+    with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
+        from_pretrained(tmp_path)
 
 
 def test_the_same_model_gives_the_same_bytes(saved, tmp_path):

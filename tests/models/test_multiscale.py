@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmtlib.models import multiscale
-from mmtlib.models.multiscale import (
-    MultiscaleAttention,
-    MultiscaleBlock,
-    MultiscaleEncoder,
-    Stage,
-    relative_index,
-)
-
-CPU = torch.device("cpu")
+from mmtlib.models import ops
+from mmtlib.models.multiscale import MultiscaleAttention, MultiscaleBlock, MultiscaleEncoder, Stage
 
 
 def randomise(module: nn.Module, std: float = 0.4) -> nn.Module:
@@ -150,9 +142,9 @@ CASES = {
 def way(request, monkeypatch) -> str:
     """The ways to compute one result: in slices or not, fused as on a GPU, with the cheap parts recomputed."""
     if request.param in ("sliced", "recomputed"):
-        monkeypatch.setattr(multiscale, "SLICE", 64)  # bytes: one query at a time
+        monkeypatch.setattr(ops, "SLICE", 64)  # bytes: one query at a time
     if request.param == "fused":
-        monkeypatch.setattr(multiscale, "in_slices", lambda x: False)
+        monkeypatch.setattr(ops, "in_slices", lambda x: False)
     return request.param
 
 
@@ -213,13 +205,6 @@ def test_attention_on_another_grid_interpolates_the_tables(grid):
     x = torch.randn(1, grid[0] * grid[1], 6)
     want, _ = reference_attention(attention, x, grid, 2, (1, 1), (2, 2), 0)
     torch.testing.assert_close(attention(x, grid)[0], want, rtol=1e-4, atol=1e-4)
-
-
-def test_relative_index_is_exact_for_every_pair_of_lengths():
-    for q_len, k_len in product(range(1, 25), repeat=2):
-        want = torch.tensor([[table_row(q, k, q_len, k_len) for k in range(k_len)] for q in range(q_len)])
-        got = relative_index(q_len, k_len, CPU)
-        assert torch.equal(got, want), f"{q_len} queries, {k_len} keys: {got} instead of {want}"
 
 
 def test_positions_are_relative_yet_tell_before_from_after():
@@ -405,7 +390,7 @@ def test_features_are_the_class_token_or_the_mean():
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_training_works_after_prediction_on_the_same_grid(mode):
     """Position indices are cached: those made while predicting must serve training too."""
-    relative_index.cache_clear()
+    ops.relative_index.cache_clear()
     model = encoder()
     x = torch.randn(2, 1, 40, 24)
     with mode():

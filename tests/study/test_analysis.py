@@ -9,9 +9,9 @@ from matplotlib.text import Text
 from sklearn.metrics import log_loss
 
 from study.figures.analysis import calibration
-from study.figures.results import COLOURS, png
+from study.figures.style import COLOURS, png
 from study.tables import analysis
-from study.tables.results import headliners, load_results
+from study.tables.clips import load_study
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +20,18 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, params):
-    return load_results(made_up_workspace(tmp_path_factory.mktemp("workspace"), params), params)
+def study(tmp_path_factory, params):
+    return load_study(made_up_workspace(tmp_path_factory.mktemp("workspace"), params), params)
 
 
-def test_headliners_are_ours_and_the_baselines_sound_first(results):
-    names = [result.label for result in headliners(results)]
+def test_headliners_are_ours_and_the_baselines_sound_first(study):
+    names = [result.label for result in study.headliners]
     assert names == ["mat_t", "ast_t", "mvitv2_t", "mmt_t", "mbt_t"]
 
 
-def test_certainties_agree_with_scikit_learn(results):
-    result = results[0]
-    found = analysis.certainties(result)
+def test_certainties_agree_with_scikit_learn(study):
+    result = study.results[0]
+    found = analysis.certainties(study)[result.name]
     assert found["seed"].value_counts().to_dict() == {0: 40, 1: 40}
     table = result.predictions[0].query("split == 'test'")
     logits, labels = np.stack(table["logits"]).astype(np.float64), table["label_index"].to_numpy()
@@ -63,8 +63,8 @@ def test_selective_accuracy_is_over_the_surest_clips_of_each_seed():
     assert found[100] == pytest.approx((80 + 100) / 2)
 
 
-def test_the_calibration_table_has_means_and_deviations_over_the_seeds(results):
-    table = analysis.calibration_table(results).set_index("model")
+def test_the_calibration_table_has_means_and_deviations_over_the_seeds(study):
+    table = analysis.calibration_table(study).set_index("model")
     assert table.loc["mat_t", "top1"] == pytest.approx(100 * (24 + 23) / 80)
     assert table.loc["mat_t", "top1_std"] == pytest.approx(2.5 / np.sqrt(2))
     assert (table["n"] == 40).all()
@@ -92,8 +92,8 @@ def test_chance_is_what_a_random_order_reaches():
     assert analysis.chance(np.arange(3)) == pytest.approx([100 / 3, 100, 100])  # of three, five are all
 
 
-def test_retrieval_reads_all_models_of_both_in_both_directions(results):
-    table = analysis.retrieval_table(results)
+def test_retrieval_reads_all_models_of_both_in_both_directions(study):
+    table = analysis.retrieval_table(study)
     assert table["row"].unique().tolist() == ["train_mmt", "mbt_t", "mmt_ce", "mmt_late"]
     one = table[table["row"] == "train_mmt"]
     assert list(zip(one["query"], one["wanted"], strict=True)) == [
@@ -115,8 +115,8 @@ def test_separation_knows_tight_classes_and_copes_with_few_clips():
     assert analysis.separation(table.iloc[[0, 10]])[0]["silhouette"] == 0  # no class has two clips
 
 
-def test_clustering_compares_rows_of_the_same_losses_only(results, params):
-    table = analysis.clustering_table(results, params).set_index("model")
+def test_clustering_compares_rows_of_the_same_losses_only(study):
+    table = analysis.clustering_table(study).set_index("model")
     assert table.loc["ast_t", "default"] == "mat_t"
     difference = table.loc["ast_t", "silhouette"] - table.loc["mat_t", "silhouette"]
     assert table.loc["ast_t", "difference"] == pytest.approx(difference)
@@ -124,9 +124,9 @@ def test_clustering_compares_rows_of_the_same_losses_only(results, params):
     assert table.loc[["mat_t", "mbt_t"], "default"].isna().all()  # MBT was trained without the contrastive losses
 
 
-def test_the_calibration_figure_shows_each_model_in_the_colour_of_what_it_reads(results):
-    table = analysis.calibration_table(results)
-    clips = [analysis.certainties(result) for result in headliners(results)]
+def test_the_calibration_figure_shows_each_model_in_the_colour_of_what_it_reads(study):
+    table = analysis.calibration_table(study)
+    clips = list(analysis.certainties(study).values())
     bins, surest = map(analysis.reliability, clips), map(analysis.selective, clips)
     figure = calibration(table, list(bins), list(surest))
     assert [len(axes.lines) for axes in figure.axes] == [3, 2, 3, 2, 1, 2]  # above with the diagonal

@@ -1,8 +1,7 @@
 """Pairs, their tables and the page, on made-up measurements and tiny models."""
 
-import json
+import os
 import re
-import sys
 
 import nbformat
 import pandas as pd
@@ -15,7 +14,7 @@ from mmtlib import config as params
 from mmtlib.config import ROOT, Curve, Pair, ParamsError
 from study import bench as benchmark
 from study.bench import BenchmarkError, build_pair, claims_table, costs_table, log_mel_frames, pairs_table
-from study.figures.results import png
+from study.figures.style import png
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 VIDEO = [16, 224, 224]
@@ -110,13 +109,13 @@ def test_steps_run_in_their_precision_and_a_training_step_trains(precision):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(benchmark.efficiency, "matmul_rate", lambda dtype, device, size: 50.0)
+    monkeypatch.setattr(benchmark.cost, "matmul_rate", lambda dtype, device, size: 50.0)
 
 
 def test_a_comparison_measures_both_models(quick):
     found = benchmark.compare("mat_t", TINY, "train", "fp32")
     assert len(found["times"]) == len(found["peer_times"]) == TINY.rounds
-    weights = 12 * benchmark.efficiency.count_parameters(build_pair("mat_t", TINY, META)[0])
+    weights = 12 * benchmark.cost.count_parameters(build_pair("mat_t", TINY, META)[0])
     one = benchmark.compare("mat_t", TINY.model_copy(update={"batch": 1}), "train", "fp32")
     # The gradients are a third of what is held already; the states of AdamW, two thirds, are not counted twice.
     assert weights * 4 / 3 < one["peak"] < weights * 5 / 3
@@ -126,7 +125,7 @@ def test_a_comparison_measures_both_models(quick):
 
 
 def test_a_batch_that_would_not_fit_is_not_timed_and_says_why(quick, monkeypatch):
-    monkeypatch.setattr(benchmark.efficiency, "available_memory", lambda device: 2**20)
+    monkeypatch.setattr(benchmark.cost, "available_memory", lambda device: 2**20)
     found = benchmark.compare("mat_t", TINY, "train", "fp32")
     assert not {"times", "peak"} & found.keys()
     assert found["skipped"].endswith("GiB where 0.0 GiB are free")
@@ -136,31 +135,29 @@ def test_a_batch_that_would_not_fit_is_not_timed_and_says_why(quick, monkeypatch
     assert "train_s" not in table
 
 
-def stand_in(folder, monkeypatch, text):
-    """Let a script stand in for the Python of the new process."""
-    script = folder / "python"
-    script.write_text(f"#!{sys.executable}\nimport json, os, sys\n{text}\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(benchmark.sys, "executable", str(script))
+def given(name, pair, mode, precision):
+    """Stands in for `compare`, and says where it ran."""
+    return {"pid": os.getpid(), "given": (name, pair, mode, precision)}
 
 
-def test_a_comparison_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
-    text = (
-        "print('noise'); print('more', file=sys.stderr)\nprint(json.dumps(dict(pid=os.getpid(), given=sys.argv[1:])))"
-    )
-    stand_in(tmp_path, monkeypatch, text)
-    one, two = (benchmark.in_fresh_process("mat_t", TINY, "train", "bf16") for _ in range(2))
-    assert one["pid"] != two["pid"]
-    assert one["given"][:2] == ["-m", "study.bench"]
-    spec = json.loads(one["given"][2])
-    assert Pair(**spec.pop("pair")) == TINY
-    assert spec == {"name": "mat_t", "mode": "train", "precision": "bf16"}
+def failing(name, pair, mode, precision):
+    raise MemoryError("no memory left")
 
 
-def test_a_comparison_that_dies_is_named_with_what_it_said_last(tmp_path, monkeypatch):
-    stand_in(tmp_path, monkeypatch, "print('first', file=sys.stderr); sys.exit('no memory left')")
-    with pytest.raises(BenchmarkError, match=r"^mat_t against ast_t, train in fp32, .*1 \(no memory left\)"):
-        benchmark.in_fresh_process("mat_t", TINY, "train", "fp32")
+def killed(name, pair, mode, precision):
+    os._exit(9)
+
+
+def test_a_comparison_runs_in_a_process_of_its_own():
+    one, two = (benchmark.in_fresh_process("mat_t", TINY, "train", "bf16", given) for _ in range(2))
+    assert len({one["pid"], two["pid"], os.getpid()}) == 3
+    assert one["given"] == ("mat_t", TINY, "train", "bf16")
+
+
+@pytest.mark.parametrize(("measure", "why"), [(failing, "MemoryError: no memory left"), (killed, "BrokenProcessPool")])
+def test_a_comparison_that_dies_is_named_with_what_it_died_of(measure, why):
+    with pytest.raises(BenchmarkError, match=rf"^mat_t against ast_t, train in fp32, failed \({why}.*lower its batch"):
+        benchmark.in_fresh_process("mat_t", TINY, "train", "fp32", measure)
 
 
 def test_columns_are_ratios_and_shares_worked_out_by_hand():
@@ -229,11 +226,11 @@ def test_tables_figures_and_page_are_written(tmp_path):
     read = pd.read_csv(written["efficiency.csv"])
     assert list(read) == list(pairs)
     assert written["efficiency.png"].read_bytes().startswith(b"\x89PNG")
-    text = written["efficiency.md"].read_text()
+    text = written["README.md"].read_text()
     assert str(tmp_path) not in text
     for name in ("efficiency", "efficiency_length", "efficiency_stages"):
-        assert f"(figures/{name}.png)" in text
-        assert f"(tables/{name}.csv)" in text
+        assert f"({name}.png)" in text
+        assert f"({name}.csv)" in text
     assert all(f"| {column} " in text for column in [*stages, "ours / peer", "GMACs", "inference, times as fast"])
     assert text.count("| mat_t / ast_t | ") == len(pairs) + len(lengths)
     assert all(f"| {name} " in text for name in benchmark.machine())
@@ -251,8 +248,8 @@ def test_figures_show_what_was_not_timed_as_nothing():
     curve = Curve(model="mat_t", peer="ast_t", batch=2, rounds=2, lengths=[1.0, 2.0])
     lengths = benchmark.length_table(curve, made_up)
     pairs = pairs_table([("mat_t", TINY)], ["fp32"], measure=lambda *_: {"gflops": 1.0, "skipped": "too large"})
-    assert png(benchmark.efficiency_figures.efficiency(pairs))
+    assert png(benchmark.figures.efficiency(pairs))
     assert list(benchmark.beside(pairs)) == ["ours / peer", "precision", "input", "params (M)", "GMACs", "skipped"]
     assert list(claims_table(pairs)["verdict"]) == ["undecided"] * 3
     skipped = lengths.drop(columns=[name for name in lengths if name.startswith(("train", "peer_train"))])
-    assert png(benchmark.efficiency_figures.efficiency_length(skipped))  # nothing was timed: no points, no error
+    assert png(benchmark.figures.efficiency_length(skipped))  # nothing was timed: no points, no error

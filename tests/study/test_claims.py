@@ -7,10 +7,14 @@ from made_up_workspace import ALL_RIGHT, ALL_ROWS, ROWS, made_up_params, made_up
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from mmtlib.config import Report
+from mmtlib.config import ParamsError, Report, check
 from study.figures import results as figures
+from study.figures.style import COLOURS, png
 from study.report import build_report, write_report
-from study.tables.ledger import PAPER, efficiency_claims, read_efficiency
+from study.tables.claims import claims_table, select
+from study.tables.clips import load_study
+from study.tables.ledger import Claim, Selection, efficiency_claims, read_efficiency
+from study.tables.ledger import claims as stated
 
 MEASURED = {"model": "mat_b", "peer": "ast_b", "precision": "fp32", "gmacs": 5.0, "peer_gmacs": 100.0}
 MEASURED |= {"params_m": 58.0, "peer_params_m": 100.0, "peak_memory_gib": 3.0, "peer_peak_memory_gib": 2.0}
@@ -25,10 +29,11 @@ def params():
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, params):
-    root = made_up_workspace(tmp_path_factory.mktemp("workspace"), params, ALL_RIGHT)
-    (root / "reports/tables").mkdir(parents=True)
-    pd.DataFrame([MEASURED]).to_csv(root / "reports/tables/efficiency.csv", index=False)
-    return root
+    folders = made_up_workspace(tmp_path_factory.mktemp("workspace"), params, ALL_RIGHT)
+    measured = folders.root / "reports/efficiency/efficiency.csv"
+    measured.parent.mkdir(parents=True)
+    pd.DataFrame([MEASURED]).to_csv(measured, index=False)
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +46,12 @@ def claims(written):
     return pd.read_csv(written["tables"]["claims"]).set_index("claim")
 
 
-# What each run is called on disk and what it reads.
+# What each run is called in the parameters and what it reads.
 RUNS = {
-    "mat_t": ("pretrain_mat/pretrain_mat", "audio"),
-    "mvitv2_t": ("pretrain_mvit/pretrain_mvit", "video"),
-    "mmt_t": ("train_mmt/train_mmt", "av"),
-    **{
-        row: (f"ablations/{row}/{row}", "audio" if row.startswith(("mat", "ast")) else "av")
-        for row in ALL_ROWS
-        if row != "mmt_half"
-    },
+    "mat_t": ("pretrain_mat", "audio"),
+    "mvitv2_t": ("pretrain_mvit", "video"),
+    "mmt_t": ("train_mmt", "av"),
+    **{row: (row, "audio" if row.startswith(("mat", "ast")) else "av") for row in ALL_ROWS if row != "mmt_half"},
 }
 PAIRS = {
     "MAT beats AST at equal operations": ("mat_t", "ast_t"),
@@ -66,11 +67,11 @@ PAIRS = {
 NOT_RUN = ["MMT beats MBT at equal parameters", "Pooling in stages beats none"]
 
 
-def read(workspace, file, modality, seeds=SEEDS):
+def read(workspace, run, modality, seeds=SEEDS):
     """Right (100) or wrong (0), clips by seeds, straight from the files."""
     columns = []
     for seed in seeds:
-        table = pd.read_parquet(workspace / f"predictions/{file}-seed{seed}.parquet")
+        table = pd.read_parquet(workspace.predictions(run, seed))
         table = table[table["split"].eq("test") & table["modality"].eq(modality)].sort_values("clip_id")
         columns.append(100.0 * (np.stack(table["logits"]).argmax(axis=1) == table["label_index"]).to_numpy())
     return np.array(columns).T
@@ -136,8 +137,6 @@ def test_the_columns_that_others_read_come_first_and_no_claim_is_dropped(claims,
     assert list(pd.read_csv(written["tables"]["claims"]))[:7] == first
     assert len(claims) == 16
     assert not claims["verdict"].isna().any()
-    for paper in PAPER:
-        assert claims.index.str.startswith(paper).any()
     assert claims.loc["MAT beats AST at equal parameters", "paper"] == "KS +22.2, EPIC +4.4, VGG +4.7"
 
 
@@ -166,14 +165,44 @@ def test_costs_are_counts_whose_interval_is_the_value(claims, written):
         assert one["ci_low"] == one["measured"] == one["ci_high"]
 
 
-def test_the_repository_is_asked_where_the_workspace_measured_nothing(tmp_path, monkeypatch, workspace):
-    monkeypatch.setattr("study.tables.ledger.ROOT", workspace)
-    assert read_efficiency(tmp_path)["model"].tolist() == ["mat_b"]
-    (tmp_path / "reports/tables").mkdir(parents=True)
-    (tmp_path / "reports/tables/efficiency.csv").write_text("model,peer\nmat_t,ast_t\n")  # as notebook 8 leaves it
-    assert read_efficiency(tmp_path)["model"].tolist() == ["mat_b"]
-    monkeypatch.setattr("study.tables.ledger.ROOT", tmp_path)
-    assert efficiency_claims(read_efficiency(tmp_path))["n_seeds"].tolist() == [0, 0, 0]
+def test_costs_that_were_not_measured_are_undecided(tmp_path):
+    found = efficiency_claims(read_efficiency(tmp_path))
+    assert found["n_seeds"].tolist() == [0, 0, 0]
+    assert found["measured"].isna().all()
+    other = pd.DataFrame([{"model": "mat_t", "peer": "ast_t"}])  # as the study smoke leaves it
+    assert (efficiency_claims(other)["verdict"] == "undecided").all()
+
+
+def test_what_the_paper_states_is_data():
+    assert stated()["mat_ast_operations"].stated == "KS +22.2, EPIC +4.4, VGG +4.7"
+    assert stated()["fewer_operations"].stated == "3 or 80"
+    assert stated()["avc"].stated == ""
+
+
+def test_a_claim_that_names_an_unknown_kind_is_refused():
+    good = stated()["avc"].model_dump()
+    with pytest.raises(ParamsError, match="kind"):
+        check(Claim, good | {"kind": "magic"}, "claims.yaml")
+
+
+def test_models_of_unequal_operations_are_not_called_equal(workspace, params):
+    study, table = load_study(workspace, params), None
+    costs = pd.DataFrame({"model": [r.label for r in study.reported], "mmacs": 100.0}).drop_duplicates()
+    clustering = pd.DataFrame({"model": ["ast_t"], "verdict": [None]})
+    for mmacs, name in ((110.0, "MAT beats AST at equal operations"), (120.0, "MAT beats AST")):
+        costs.loc[costs["model"] == "ast_t", "mmacs"] = mmacs
+        table = claims_table(study, costs, clustering, pd.DataFrame())
+        assert table.loc["mat_ast_operations", "claim"] == name
+    assert table.loc["separation", "n_seeds"] == 0  # the baseline had other losses
+
+
+def test_a_run_is_selected_by_all_that_is_said_of_it(workspace, params):
+    results = load_study(workspace, params).reported
+    pooled = Selection(groups=["pooling"], model="mat", overrides={"pooling": "time"})
+    assert select(results, pooled).name == "mat_time"
+    assert select(results, Selection(groups=["pooling"], overrides={"pooling": "none"})) is None
+    for losses, name in (("ce", "mmt_ce"), ("ce+avc+imc", "train_mmt")):
+        assert select(results, Selection(groups=[None, "objective"], model="mmt", objective=losses)).name == name
 
 
 def test_features_are_compared_as_in_the_table_of_clustering(claims, written):
@@ -204,6 +233,6 @@ def test_the_figure_shows_every_claim_in_the_colour_of_what_it_reads(written):
     names = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
     assert sorted(names) == sorted(table["claim"])
     points = figure.axes[0].containers
-    assert {to_hex(bars.lines[0].get_color()) for bars in points} == set(figures.COLOURS.values())
-    assert figures.png(figure).startswith(b"\x89PNG")
+    assert {to_hex(bars.lines[0].get_color()) for bars in points} == set(COLOURS.values())
+    assert png(figure).startswith(b"\x89PNG")
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9

@@ -12,8 +12,8 @@ from mmtlib.config import ROOT, load
 from mmtlib.training.experiment import is_kept, kept_runs, planned, run_of
 from mmtlib.training.experiment import kept as kept_at
 
-PARAMS = load("params/multiseed.yaml")
-TABLES = ROOT / "reports/tables"
+PARAMS = load("params/freedoom.yaml")
+TABLES = ROOT / "reports/freedoom/tables"
 KEPT = ROOT / PARAMS.training.kept
 DATA = kept_runs(KEPT)[0].about["parts"]["data"]
 
@@ -57,7 +57,7 @@ def interval(difference):
 
 
 def test_each_run_of_the_profile_is_kept_under_todays_key_and_nothing_else():
-    """A miss would train for hours; `python -m mmtlib.training.runs params/multiseed.yaml` says what differs."""
+    """A miss would train for hours; `python -m mmtlib.training.runs params/freedoom.yaml` says what differs."""
     wanted = [(name, kept_at(KEPT, parts)) for name, _, parts in planned(PARAMS, DATA)]
     assert [name for name, run in wanted if not is_kept(run)] == []
     assert {run for _, run in wanted} == set(kept_runs(KEPT))

@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from mmtlib.config import Params
 from mmtlib.models import build_model
 from mmtlib.models.cost import count_macs, count_parameters
-from study.report import BEGIN, END, ReportError, about_versions, build_report, update_readme, write_report
+from mmtlib.training.experiment import Folders
+from study.report import ReportError, about_versions, build_report, write_report
 
 TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
 TABLES |= {"calibration", "retrieval", "clustering", "claims", "robustness", "data_efficiency", "search"}
@@ -42,13 +43,13 @@ def test_all_files_are_there_and_the_text_shows_them(written, workspace):
     assert set(written["figures"]) == FIGURES
     text = written["readme"].read_text()
     for name, path in written["tables"].items():
-        assert path == workspace / f"reports/tables/{name}.csv"
+        assert path == workspace.report / f"tables/{name}.csv"
         assert pd.read_csv(path).empty == (name in NO_RUNS)
         assert f"(tables/{name}.csv)" in text
     for name, path in written["figures"].items():
-        assert path == workspace / f"reports/figures/{name}.png"
+        assert path == workspace.report / f"figures/{name}.png"
         assert (f"(figures/{name}.png)" in text) == (name not in NO_RUNS)
-    left = {path.name for path in workspace.glob("reports/*/*")}
+    left = {path.name for path in workspace.report.glob("*/*")}
     assert left == {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES}
 
 
@@ -122,7 +123,7 @@ def test_runs_of_other_parameters_are_named(workspace, params):
 
 def test_a_second_run_writes_the_same_bytes(written, workspace, params):
     def state():
-        files = sorted(path for path in (workspace / "reports").rglob("*") if path.is_file())
+        files = sorted(path for path in workspace.report.rglob("*") if path.is_file())
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     before = state()
@@ -139,38 +140,29 @@ def test_one_clip_a_class_is_enough(tmp_path):
         "train_mmt": {"av": 4, "audio": 0, "video": 4},
         "mbt_t": {"av": 0, "audio": 0, "video": 0},
     }
-    made_up_workspace(tmp_path, params, right, {"train": 2, "val": 1, "test": 1})
-    (tmp_path / "data/clips/dataset.json").unlink()
-    out = write_report(tmp_path, params)
+    folders = made_up_workspace(tmp_path, params, right, {"train": 2, "val": 1, "test": 1})
+    (folders.clips / "dataset.json").unlink()
+    out = write_report(folders, params)
     assert out["test_top1"]["mmt_t/av"] == 100
     assert "states no ceilings" in out["readme"].read_text()
     assert np.isclose(pd.read_csv(out["tables"]["results"])["n"], 4).all()
 
 
 def test_nothing_is_written_when_a_stage_has_not_run(tmp_path, params):
+    folders = Folders(tmp_path, params.study)
     with pytest.raises(ReportError, match="run stage features"):
-        write_report(tmp_path, params)
-    assert not (tmp_path / "reports").exists()
+        write_report(folders, params)
+    assert not folders.report.exists()
 
 
-def test_readme_is_updated_between_its_markers_only(tmp_path):
-    path = tmp_path / "README.md"
-    assert "left as it is" in update_readme(path, "new")
-    assert not path.exists()
-    path.write_text(f"top\n{END}\n{BEGIN}\n")
-    assert "left as it is" in update_readme(path, "new")
-    path.write_text(f"top\n{BEGIN}\nold\n{END}\nbottom\n")
-    assert update_readme(path, "new\n") == "README.md: results updated."
-    assert path.read_text() == f"top\n{BEGIN}\nnew\n{END}\nbottom\n"
-    assert update_readme(path, "new\n") == "README.md: results updated."
-    assert path.read_text().count("new") == 1
-
-
-def test_the_readme_of_the_repository_gets_the_headline(workspace, params):
-    section = build_report(workspace, params).section
-    assert "| **mmt_t**" in section
-    assert "(reports/figures/headline.png)" in section
-    assert "reports/README.md" in section
+@pytest.mark.parametrize(("study", "written"), [("freedoom", 1), ("smoke", 0)])
+def test_the_claims_over_all_studies_follow_a_committed_one(tmp_path, params, monkeypatch, study, written):
+    indexed = []
+    monkeypatch.setattr("study.report.ROOT", tmp_path)
+    monkeypatch.setattr("study.report.write_index", indexed.append)
+    params = params.model_copy(update={"study": study})
+    write_report(made_up_workspace(tmp_path, params), params)
+    assert indexed == [tmp_path] * written
 
 
 def _yaml(text: str) -> dict:

@@ -1,34 +1,28 @@
 """Scores, intervals and tables, against made-up predictions with known scores."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_up_workspace import CLASSES, RIGHT, ROWS, made_up_params, made_up_workspace
 
-from mmtlib.config import Objective, Report, Run
+from mmtlib.config import Objective, Run
 from mmtlib.data.corruption import CONDITIONS
-from study.tables.ledger import verdict
-from study.tables.results import (
-    ReportError,
+from mmtlib.training.experiment import Folders
+from study.tables.clips import clips_table, load_study, scores_table
+from study.tables.results import ReportError, Result, load_results, model_label, read_features
+from study.tables.scores import (
     ablations_table,
-    bootstrap,
     ceilings_table,
-    clip_scores,
-    confusion_matrix,
     curves_table,
     headline_table,
-    load_results,
-    model_label,
-    paired_difference,
     per_class_table,
-    read_features,
     results_table,
     tsne_points,
 )
 
-MANY = Report(bootstrap=4000, confidence=0.95)
 NO_COSTS = pd.DataFrame(columns=["model", "modality", "params_m", "mmacs"])
 
 
@@ -43,16 +37,16 @@ def workspace(tmp_path_factory, params):
 
 
 @pytest.fixture(scope="module")
-def results(workspace, params):
-    return load_results(workspace, params)
+def study(workspace, params):
+    return load_study(workspace, params)
 
 
-def by_name(results):
-    return {result.name: result for result in results}
+def by_name(study):
+    return {result.name: result for result in study.results}
 
 
-def test_every_run_seed_split_and_reading_has_its_row(results):
-    table = results_table(results, "made-up")
+def test_every_run_seed_split_and_reading_has_its_row(study):
+    table = results_table(study)
     assert list(table) == ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
     readings = sum(len(right) for right in RIGHT.values())
     assert len(table) == readings * 2 * 2 + len(CONDITIONS) * 2  # train_mmt reads corrupted clips, too
@@ -67,89 +61,16 @@ def test_every_run_seed_split_and_reading_has_its_row(results):
     assert (table["top5"] == 100).all()  # there are only four classes
 
 
-def test_clip_scores_have_a_column_for_each_seed(results):
-    scores = clip_scores(by_name(results)["pretrain_mat"], "audio")
+def test_clip_scores_have_a_column_for_each_seed(study):
+    scores = study.rights(by_name(study)["pretrain_mat"])
     assert list(scores) == [0, 1]
     assert scores.loc["test-000"].tolist() == [100, 100]
     assert scores.loc["test-023"].tolist() == [100, 0]  # recognised with the first seed alone
     assert scores.mean().tolist() == pytest.approx([100 * 24 / 40, 100 * 23 / 40])
 
 
-def made_up_scores(clips, seeds, effect=0.0, truth=0.0, number=0):
-    """Differences of two runs by clip and seed: what all clips of a seed share has a deviation of `effect`."""
-    rng = np.random.default_rng(number)
-    of_seed, of_clip = rng.normal(0, effect, seeds), rng.normal(0, 25, (clips, 1))
-    return pd.DataFrame(truth + of_seed + of_clip + rng.normal(0, 40, (clips, seeds)))
-
-
-def test_bootstrap_agrees_with_the_normal_approximation_and_repeats():
-    values = pd.DataFrame(np.repeat([0.0, 100.0], [300, 500]))  # one seed: clips alone are drawn
-    mean, low, high = bootstrap(values, MANY)
-    half = 1.96 * values[0].std() / np.sqrt(len(values))
-    assert mean == 62.5
-    assert low == pytest.approx(62.5 - half, abs=0.25)
-    assert high == pytest.approx(62.5 + half, abs=0.25)
-    assert bootstrap(values, MANY) == (mean, low, high)
-    _, narrow_low, narrow_high = bootstrap(values, Report(bootstrap=4000, confidence=0.8))
-    assert low < narrow_low < narrow_high < high
-
-
-def test_bootstrap_agrees_with_a_loop_that_draws_clips_and_seeds():
-    values = made_up_scores(120, 3, effect=4)
-    rng, means = np.random.default_rng(7), []
-    for _ in range(4000):
-        drawn = values.sample(len(values), replace=True, random_state=rng)
-        means.append(np.mean([drawn[seed].mean() for seed in rng.choice(list(values), 3)]))
-    assert bootstrap(values, MANY)[1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.6)
-
-
-@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (5, 0.0), (5, 2.0), (3, 2.0)])
-def test_intervals_cover_the_truth_as_often_as_they_promise(seeds, effect):
-    few = Report(bootstrap=400, confidence=0.95)
-    found = [bootstrap(made_up_scores(300, seeds, effect, 5.0, number), few) for number in range(200)]
-    assert np.mean([low <= 5 <= high for _, low, high in found]) >= 0.92
-
-
-def test_a_seed_effect_widens_the_interval():
-    widths = [np.diff(bootstrap(made_up_scores(300, 5, effect), MANY)[1:])[0] for effect in (0, 20)]
-    assert widths[1] > 1.5 * widths[0]
-
-
-def test_swapping_the_sides_mirrors_the_interval():
-    first, second = made_up_scores(200, 3, 2, 5.0, 1), made_up_scores(200, 3, 2, 0.0, 2)
-    difference, low, high = paired_difference(first, second, MANY)
-    shuffled = first.sample(frac=1, random_state=3)[[2, 0, 1]]
-    assert paired_difference(second, shuffled, MANY) == pytest.approx((-difference, -high, -low))
-
-
-def test_a_paired_interval_is_narrower_than_an_unpaired_one_and_joins_by_clip_and_seed():
-    ids = [f"c{index}" for index in range(400)]
-    first = pd.DataFrame({0: np.where(np.arange(400) % 2, 100.0, 0.0)}, index=ids)
-    second = first.copy()
-    second.iloc[1:40:2] = 0.0  # 20 clips are lost
-    shuffled = second.sample(frac=1, random_state=3)
-    shuffled.loc["only-here"] = 100.0
-    shuffled[1] = 0.0  # a seed that the first has not
-    difference, low, high = paired_difference(first, shuffled, MANY)
-    assert difference == 5.0
-    assert 2 < low < 5 < high < 8
-    alone = bootstrap(first, MANY)
-    assert alone[2] - alone[1] > high - low
-    for other in (first.rename(index=lambda name: f"other-{name}"), first.rename(columns={0: 1})):
-        with pytest.raises(ReportError, match="no test clip or no seed in common"):
-            paired_difference(first, other, MANY)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "word"),
-    [(0.1, 5.0, "holds"), (-5.0, -0.1, "does not hold"), (-1.0, 1.0, "undecided"), (0.0, 5.0, "undecided")],
-)
-def test_verdict(low, high, word):
-    assert verdict(low, high) == word
-
-
-def test_ablations_are_compared_with_their_default_and_judged_both_ways(results, params):
-    table = ablations_table(results, NO_COSTS, params).set_index("row")
+def test_ablations_are_compared_with_their_default_and_judged_both_ways(study):
+    table = ablations_table(study, NO_COSTS).set_index("row")
     assert list(table.index) == ["mat_t", "mvitv2_t", "ast_t", "mbt_t", "mmt_ce", "mmt_late"]
     assert table["default"].to_dict() == {
         "mat_t": "mmt_t",
@@ -170,8 +91,8 @@ def test_ablations_are_compared_with_their_default_and_judged_both_ways(results,
     assert table.loc["mmt_ce", "std"] == pytest.approx(2.5 / np.sqrt(2), rel=1e-4)
 
 
-def test_headline_has_ours_and_the_baselines_in_every_reading(results, params):
-    table = headline_table(results, NO_COSTS, params)
+def test_headline_has_ours_and_the_baselines_in_every_reading(study):
+    table = headline_table(study, NO_COSTS)
     assert list(zip(table["model"], table["modality"], table["withheld"], strict=True)) == [
         ("mat_t", "audio", False),
         ("ast_t", "audio", False),
@@ -188,8 +109,9 @@ def test_headline_has_ours_and_the_baselines_in_every_reading(results, params):
     assert table.loc[3, "top1"] == pytest.approx(100 * (36 + 35) / 80)
 
 
-def test_per_class_accuracy_is_counted_by_hand(results):
-    table = per_class_table(results, [*CLASSES, "never"]).set_index("class")
+def test_per_class_accuracy_is_counted_by_hand(study):
+    more = replace(study, features=study.features | {"classes": [*CLASSES, "never"]})
+    table = per_class_table(more).set_index("class")
     # clip i has class i % 4; MAT's seeds recognise the first 24 and 23 clips
     assert table.loc["bell", "audio"] == pytest.approx(60)
     assert table.loc["wave", "audio"] == pytest.approx(100 * (6 + 5) / 20)
@@ -199,25 +121,59 @@ def test_per_class_accuracy_is_counted_by_hand(results):
     assert np.isnan(table.loc["never", "av"])
 
 
-def test_confusion_counts_each_clip_of_each_seed(results):
-    matrix = confusion_matrix(by_name(results)["pretrain_mvit"], "video", CLASSES)
-    assert matrix.sum() == 80
-    assert np.trace(matrix) == 20 + 19
-    assert matrix[3, 0] == matrix[3].sum() - matrix[3, 3] > 0  # the wrong ones are taken for the next class
+def test_each_clip_has_its_row_and_is_scored_once(study):
+    clips = study.clips
+    assert not clips.duplicated(["run", "seed", "split", "condition", "modality", "clip"]).any()
+    assert set(clips["split"]) == {"val", "test"}
+    assert set(clips["condition"]) == {"", *CONDITIONS}
+    test = study.on_test(by_name(study)["pretrain_mvit"])
+    assert len(test) == 80
+    assert test["right"].sum() == 20 + 19
+    assert (test["right"] == (test["label"] == test["guess"])).all()
+    wrong = test[~test["right"]]
+    assert (wrong["guess"] == (wrong["label"] + 1) % 4).all()  # they are taken for the next class
+    assert test["confidence"].between(0.25, 1).all()
 
 
-def test_curves_mark_the_best_epoch_on_validation(results):
-    table = curves_table(results)
+def test_with_several_heads_each_is_scored_and_right_means_all():
+    logits = np.array([[5.0, 0, 0, 5, 0], [5, 0, 0, 0, 5], [0, 0, 5, 0, 5]])  # heads of 3 and 2 classes
+    columns = {"clip_id": ["a", "b", "c"], "split": "test", "modality": "av", "label_index": [0, 0, 5]}
+    predictions = pd.DataFrame(columns | {"logits": list(logits), "heads": json.dumps({"verb": 3, "noun": 2})})
+    run = Run(model="mmt_t", epochs=1, lr=0.1)
+    clips = clips_table([Result("train_mmt", None, "mmt_t", run, {0: predictions}, {})])
+    assert clips["verb_top1"].tolist() == [True, True, True]
+    assert clips["noun_top1"].tolist() == [True, False, True]
+    assert clips["right"].tolist() == [True, False, True]
+    assert clips["label"].tolist() == clips["guess"].tolist() == [0, 0, 2]  # of the first head
+    table = scores_table(clips)
+    assert table.loc[0, ["n", "top1", "verb_top1", "noun_top1"]].tolist() == pytest.approx([3, 200 / 3, 100, 200 / 3])
+
+
+def test_models_without_a_clip_in_common_are_not_compared(study):
+    first = study.rights(by_name(study)["train_mmt"])
+    with pytest.raises(ReportError, match="run the training stages again on one data set"):
+        study.difference(first, first.rename(index=lambda name: f"other-{name}"))
+
+
+def test_a_run_without_test_clips_names_its_stage(study):
+    result = by_name(study)["mmt_late"]
+    only_val = {seed: table[table["split"] == "val"] for seed, table in result.predictions.items()}
+    with pytest.raises(ReportError, match="run stage ablations for row mmt_late again"):
+        replace(study, results=[replace(result, predictions=only_val)]).rights(replace(result, predictions=only_val))
+
+
+def test_curves_mark_the_best_epoch_on_validation(study):
+    table = curves_table(study)
     assert set(table["run"]) == {"mat_t", "mvitv2_t", "mmt_t", "ast_t", "mbt_t"}  # no row of other groups
     assert table[table["kept"]]["epoch"].tolist() == [3] * 10
 
 
-def test_tsne_repeats_and_copes_with_few_clips(results):
-    result = by_name(results)["train_mmt"]
-    points = tsne_points(result, "av", CLASSES, limit=20)
+def test_tsne_repeats_and_copes_with_few_clips(study):
+    result = by_name(study)["train_mmt"]
+    points = tsne_points(result, CLASSES, limit=20)
     assert len(points) == 20
-    pd.testing.assert_frame_equal(points, tsne_points(result, "av", CLASSES, limit=20))
-    assert len(tsne_points(result, "av", CLASSES, limit=2)) == 2
+    pd.testing.assert_frame_equal(points, tsne_points(result, CLASSES, limit=20))
+    assert len(tsne_points(result, CLASSES, limit=2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +198,7 @@ def test_labels_without_a_reference():
 
 
 def test_ceilings_are_optional(tmp_path, workspace):
-    assert ceilings_table(tmp_path).empty
+    assert ceilings_table(Folders(tmp_path, "none")).empty
     table = ceilings_table(workspace)
     assert table[table["split"] == "test"][["modality", "ceiling"]].to_numpy().tolist() == [
         ["audio", 80.0],
@@ -253,31 +209,31 @@ def test_ceilings_are_optional(tmp_path, workspace):
 @pytest.mark.parametrize(
     ("missing", "stage"),
     [
-        ("models/train_mmt/train_mmt-seed0.json", "run stage train_mmt"),
-        ("predictions/pretrain_mat/pretrain_mat-seed0.parquet", "run stage pretrain_mat"),
-        ("models/ablations/ast_t/ast_t-seed0.csv", "run stage ablations for row ast_t"),
+        ("models/{}/train_mmt/train_mmt-seed0.json", "run stage train_mmt"),
+        ("predictions/{}/pretrain_mat/pretrain_mat-seed0.parquet", "run stage pretrain_mat"),
+        ("models/{}/ablations/ast_t/ast_t-seed0.csv", "run stage ablations for row ast_t"),
     ],
 )
 def test_a_missing_file_names_its_stage(tmp_path, missing, stage):
     params = made_up_params([0], {"ast_t": ROWS["ast_t"]})
-    made_up_workspace(tmp_path, params)
-    (tmp_path / missing).unlink()
+    folders = made_up_workspace(tmp_path, params)
+    (tmp_path / missing.format(params.study)).unlink()
     with pytest.raises(ReportError, match=stage) as error:
-        load_results(tmp_path, params)
+        load_results(folders, params)
     assert "\n" not in str(error.value)
 
 
 def test_damaged_inputs_name_their_stage(tmp_path):
-    with pytest.raises(ReportError, match="run stage features"):
-        read_features(tmp_path)
     params = made_up_params([0], {"ast_t": ROWS["ast_t"]})
-    made_up_workspace(tmp_path, params)
-    (tmp_path / "data/features/features.json").write_text("{")
+    with pytest.raises(ReportError, match="run stage features"):
+        read_features(Folders(tmp_path, params.study))
+    folders = made_up_workspace(tmp_path, params)
+    (folders.features / "features.json").write_text("{")
     with pytest.raises(ReportError, match="run stage features again"):
-        read_features(tmp_path)
-    (tmp_path / "data/clips/dataset.json").write_text(json.dumps({"ceilings": [1]}))
+        read_features(folders)
+    (folders.clips / "dataset.json").write_text(json.dumps({"ceilings": [1]}))
     with pytest.raises(ReportError, match="run stage download again"):
-        ceilings_table(tmp_path)
-    (tmp_path / "predictions/train_mmt/train_mmt-seed0.parquet").write_bytes(b"not parquet")
-    with pytest.raises(ReportError, match="run stage train_mmt again"):
-        load_results(tmp_path, params)
+        ceilings_table(folders)
+    folders.predictions("train_mmt", 0).write_bytes(b"not parquet")
+    with pytest.raises(ReportError, match="run stage train_mmt"):
+        load_results(folders, params)

@@ -9,35 +9,32 @@ import sys
 from functools import partial
 
 import nbformat
-import numpy as np
-import pandas as pd
-import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from ruamel.yaml import YAML
 
 from mmtlib.config import ROOT, ParamsError, load
-from mmtlib.data.dataset import FeatureDataset
-from mmtlib.data.manifest import write_manifest
-from mmtlib.data.media import write_clip
 from study import run
 
-SMOKE = ROOT / "params" / "smoke.yaml"
+WHOLE = (ROOT / "params.yaml").read_text()
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder with the smoke profile and, once asked for, a toy notebook for a stage."""
+    """A folder with the parameter files and, once asked for, a toy notebook for a stage."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    shutil.copy(SMOKE, tmp_path / "params.yaml")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "params", tmp_path / "params")
     (tmp_path / "notebooks").mkdir()
     return tmp_path
 
 
-def toy(checkout, stage, *cells, row=None, without=(), **extra):
+def toy(checkout, stage, *cells):
     """Write the notebook of a stage: its parameters at wrong defaults, then `cells`."""
-    values = {"workspace": "x", **run.stage_values(load(SMOKE), stage, row), **extra}
-    lines = [f"{name} = None  # meaning, unit" for name in values if name not in without]
+    lines = ["params = None  # parameter file", "changes = {}  # what to change in it"]
+    lines += ["row = None  # of the table"] * (stage == "ablations")
     code = [
         new_code_cell("\n".join(lines), id="p", metadata={"tags": ["parameters"]}),
         *(new_code_cell(cell, id=f"c{index}") for index, cell in enumerate(cells)),
@@ -48,17 +45,15 @@ def toy(checkout, stage, *cells, row=None, without=(), **extra):
     return path
 
 
-def test_values_arrive_with_their_types_and_two_runs_give_the_same_bytes(checkout, capsys):
-    text = SMOKE.read_text().replace("lr: 1.0e-3", "lr: 1e-3").replace("flip: true", "flip: false")
-    (checkout / "params.yaml").write_text(text)
-    checks = "assert lr == 0.001 and training['flip'] is False and seeds == [0] and workspace == 'work'"
-    path = toy(checkout, "pretrain_mat", checks, "import os\nprint('cwd', os.path.basename(os.getcwd()))\nlr")
+def test_the_parameter_file_arrives_and_two_runs_give_the_same_bytes(checkout, capsys):
+    checks = "assert (params, changes) == ('params/smoke.yaml', {})"
+    path = toy(checkout, "pretrain_mat", checks, "import os\nprint('cwd', os.path.basename(os.getcwd()))\nparams")
     before = path.read_bytes()
-    copy = run.run("pretrain_mat", workspace="work", root=checkout)
-    assert copy == checkout / "work" / "reports" / "notebooks" / "pretrain_mat.ipynb"
+    copy = run.run("pretrain_mat", file="params/smoke.yaml", root=checkout)
+    assert copy == checkout / "reports" / "smoke" / "notebooks" / "pretrain_mat.ipynb"
     assert "cwd notebooks" in capsys.readouterr().out  # shown live
     first = copy.read_bytes()
-    run.run("pretrain_mat", workspace="work", root=checkout)
+    run.run("pretrain_mat", file="params/smoke.yaml", root=checkout)
     assert copy.read_bytes() == first
     assert path.read_bytes() == before
     assert [file.name for file in copy.parent.iterdir()] == [copy.name]  # no draft is left behind
@@ -67,20 +62,25 @@ def test_values_arrive_with_their_types_and_two_runs_give_the_same_bytes(checkou
     assert [cell.execution_count for cell in cells if cell.cell_type == "code"] == [1, 2, 3, 4]
 
 
-def test_a_parameter_that_only_one_side_knows_is_refused_before_anything_runs(checkout):
-    toy(checkout, "download", "raise RuntimeError", without=["seed"])
-    with pytest.raises(run.NotebookError, match=r"01_download\.ipynb: its parameters cell lacks seed"):
-        run.run("download", root=checkout)
-    toy(checkout, "download", "raise RuntimeError", sede=1)
-    with pytest.raises(run.NotebookError, match=r"no field of params\.yaml is named sede; remove or rename"):
-        run.run("download", root=checkout)
-    assert not (checkout / "reports").exists()
+def test_each_study_has_copies_of_its_own_and_the_benchmark_one_for_all(checkout, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "execute", lambda source, target, values, root: seen.append((target, values)))
+    for stage in ("download", "efficiency"):
+        toy(checkout, stage)
+        for file in ("params.yaml", "params/smoke.yaml"):
+            assert run.run(stage, file=file, root=checkout) == seen[-1][0]
+    names = [target.relative_to(checkout / "reports").as_posix() for target, _ in seen]
+    assert (
+        names
+        == ["quick/notebooks/download.ipynb", "smoke/notebooks/download.ipynb"] + ["efficiency/notebook.ipynb"] * 2
+    )
+    assert [values for _, values in seen] == [{"params": "params.yaml"}, {"params": "params/smoke.yaml"}] * 2
 
 
 def test_classes_that_must_not_be_mirrored_are_checked_before_features_are_extracted(checkout):
     toy(checkout, "features", "pass")
-    (checkout / "data/clips").mkdir(parents=True)
-    dataset = checkout / "data/clips/dataset.json"
+    (checkout / "data/quick/clips").mkdir(parents=True)
+    dataset = checkout / "data/quick/clips/dataset.json"
     dataset.write_text('{"classes": ["turn_left", "purr"]}')
     with pytest.raises(ParamsError, match=r"training\.flip_except names 'turn_right', no class of the data set"):
         run.run("features", root=checkout)
@@ -88,8 +88,8 @@ def test_classes_that_must_not_be_mirrored_are_checked_before_features_are_extra
     assert run.run("features", root=checkout).is_file()
 
 
-def test_a_row_of_the_table_is_injected_with_its_name(checkout):
-    toy(checkout, "ablations", "assert (row, model, group) == ('mbt_t', 'mbt_t', 'baseline')", row="ast_t")
+def test_a_row_of_the_table_is_named(checkout):
+    toy(checkout, "ablations", "assert (row, params) == ('mbt_t', 'params.yaml')")
     copy = run.run("ablations", row="mbt_t", root=checkout)
     assert copy.name == "ablations-mbt_t.ipynb"
 
@@ -99,43 +99,68 @@ def test_a_row_of_the_table_is_injected_with_its_name(checkout):
     [
         ("ablations", None, "stage ablations got --row None"),
         ("download", "ast_t", "stage download got --row ast_t"),
-        ("ablations", "nope", "ablations has no row nope; use one of ast_t, mbt_t"),
+        ("ablations", "nope", r"params\.yaml: ablations has no row nope; use one of ast_t, mbt_t"),
     ],
 )
-def test_a_wrong_row_is_refused(stage, row, message):
+def test_a_wrong_row_is_refused(checkout, stage, row, message):
+    toy(checkout, stage, "raise RuntimeError")
     with pytest.raises(ParamsError, match=message):
-        run.stage_values(load(SMOKE), stage, row)
+        run.run(stage, row=row, root=checkout)
+    assert not (checkout / "reports").exists()
 
 
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        ([], "0 cells are tagged"),
-        ([("a = 1", True), ("b = 2", True)], "2 cells are tagged"),
-        ([("a = f(1)", True)], "write one `name = literal` a line"),
-        ([("import os", True)], "line 1 is no plain assignment"),
-        ([("a = b = 1", True)], "line 1 is no plain assignment"),
-        ([("a = ", True)], "write one `name = literal` a line"),
-    ],
-)
-def test_a_malformed_parameters_cell_is_refused(tmp_path, cells, message):
-    tagged = [new_code_cell(code, metadata={"tags": ["parameters"]} if tag else {}) for code, tag in cells]
-    nbformat.write(new_notebook(cells=tagged), tmp_path / "x.ipynb")
-    with pytest.raises(run.NotebookError, match=message):
-        run.cell_defaults(tmp_path / "x.ipynb")
+# The pipeline of another study.
 
 
-def test_the_report_is_given_the_parameter_file_itself(checkout):
-    toy(checkout, "report", "assert profile == 'params.yaml'")
-    assert run.run("report", root=checkout).is_file()
+def test_a_composed_pipeline_has_the_parameters_of_its_overlay_and_folders_of_its_own(checkout):
+    path = run.compose_study("smoke", checkout)
+    assert path == checkout / "build/smoke/dvc.yaml"
+    assert load("build/smoke/params.yaml", checkout) == load("params/smoke.yaml")
+    composed, plain = (YAML(typ="safe", pure=True).load(file)["stages"] for file in (path, checkout / "dvc.yaml"))
+    assert composed.keys() == plain.keys()
+    for name, whole in composed.items():
+        stage, own = whole.get("do", whole), plain[name].get("do", plain[name])
+        assert stage["wdir"] == "../.."
+        assert stage["cmd"] == f"{own['cmd']} --params build/smoke/params.yaml"
+        assert stage["params"] == [{"build/smoke/params.yaml": own["params"]}]
+        assert (stage["deps"], stage["outs"]) == (own["deps"], own["outs"])
+        assert all("/${study}/" in str(out) for out in stage["outs"])
+
+
+def test_composing_again_changes_no_byte_and_another_study_touches_nothing(checkout):
+    first = run.compose_study("smoke", checkout)
+    before = {path: path.read_bytes() for path in first.parent.iterdir()}
+    run.compose_study("smoke", checkout)
+    run.compose_study("kinetics-sounds", checkout)
+    assert {path: path.read_bytes() for path in first.parent.iterdir()} == before
+    assert load("build/kinetics-sounds/params.yaml", checkout) == load("params/kinetics-sounds.yaml")
+
+
+def test_a_study_that_is_not_called_like_its_file_is_refused(checkout):
+    shutil.copy(checkout / "params/smoke.yaml", checkout / "params/other.yaml")
+    with pytest.raises(ParamsError, match=r"^params/other\.yaml: study is smoke but must be other; change it\.$"):
+        run.compose_study("other", checkout)
+    with pytest.raises(ParamsError, match=r"^params/none\.yaml: no such file"):
+        run.compose_study("none", checkout)
+    assert not (checkout / "build").exists()
+
+
+def test_the_command_line_takes_a_name_with_compose_and_with_nothing_else(capsys):
+    for wrong in (["compose"], ["download", "smoke"], ["nothing"], ["notebooks", "--only", "nothing"]):
+        with pytest.raises(SystemExit):
+            run.main(wrong)
+    capsys.readouterr()
+    assert run.main(["compose", "none"]) == 1
+    assert capsys.readouterr().err.startswith("params/none.yaml: no such file")
+
+
+# The command line.
 
 
 def command(checkout, *arguments, **options):
     """Start the command line on a copy of the package, as DVC does in another checkout."""
-    if not (checkout / "mmtlib").exists():
-        (checkout / "mmtlib").mkdir()
-        for name in ("__init__.py", "files.py", "params.py", "paths.py", "run.py"):
-            shutil.copy(ROOT / "mmtlib" / name, checkout / "mmtlib" / name)
+    for name in ("mmtlib", "study", "freedoom_sounds"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-m", "study.run", *arguments], cwd=checkout, **pipes, **options)
 
@@ -155,9 +180,9 @@ handlers["kernel_info_request"] = slowly
 def test_a_failing_notebook_gives_two_lines_status_1_and_a_copy(checkout):
     toy(checkout, "download", SLOW + "print('so far')", "raise ValueError('bad clip\\nsecond line')")
     process = command(checkout, "download")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "so far\n")
-    copy = checkout / "reports" / "notebooks" / "download.ipynb"
+    copy = checkout / "reports" / "quick" / "notebooks" / "download.ipynb"
     assert err.splitlines() == [
         "notebooks/01_download.ipynb failed in code cell [4]: ValueError: bad clip",
         f"The executed copy is {copy.relative_to(checkout)}.",
@@ -167,9 +192,9 @@ def test_a_failing_notebook_gives_two_lines_status_1_and_a_copy(checkout):
 
 
 def test_a_bad_parameter_gives_one_line_and_status_1(checkout):
-    (checkout / "params.yaml").write_text(SMOKE.read_text().replace("seeds: [0]", "seed: [0]"))
+    (checkout / "params.yaml").write_text(WHOLE.replace("seeds: [0]", "seed: [0]"))
     process = command(checkout, "download")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("params.yaml: seed is not a known field; did you mean seeds")
     assert err.count("\n") == 1
@@ -216,9 +241,9 @@ def test_refresh_stores_outputs_in_place_and_a_failure_changes_nothing(checkout)
 
 def test_sources_hold_code_but_neither_prose_nor_outputs(checkout):
     for stage in run.STAGES:
-        toy(checkout, stage, "print(1)", row="ast_t" if stage == "ablations" else None)
-    run.sources(checkout)
-    written = {file.stem: file.read_bytes() for file in (checkout / "build" / "notebooks").iterdir()}
+        toy(checkout, stage, "print(1)")
+    run.sources("quick", checkout)
+    written = {file.stem: file.read_bytes() for file in (checkout / "build" / "quick" / "notebooks").iterdir()}
     assert written.keys() == set(run.STAGES)
     assert [cell["source"] for cell in json.loads(written["report"])][1:] == ["print(1)"]
 
@@ -228,13 +253,13 @@ def test_sources_hold_code_but_neither_prose_nor_outputs(checkout):
     notebook.cells[-1].outputs = [new_output("stream", text="1\n")]
     notebook.cells[-1].metadata["tags"] = ["nbval-ignore-output"]
     nbformat.write(notebook, path)
-    run.sources(checkout)
-    assert (checkout / "build" / "notebooks" / "report.json").read_bytes() == written["report"]
+    run.sources("quick", checkout)
+    assert (checkout / "build" / "quick" / "notebooks" / "report.json").read_bytes() == written["report"]
 
     notebook.cells[-1].source = "print(2)"
     nbformat.write(notebook, path)
-    run.sources(checkout)
-    assert (checkout / "build" / "notebooks" / "report.json").read_bytes() != written["report"]
+    run.sources("quick", checkout)
+    assert (checkout / "build" / "quick" / "notebooks" / "report.json").read_bytes() != written["report"]
 
 
 def test_a_missing_or_broken_notebook_is_named(checkout):
@@ -242,6 +267,8 @@ def test_a_missing_or_broken_notebook_is_named(checkout):
         run.notebook_of("report", checkout)
     (checkout / "notebooks" / "01_download.ipynb").write_text("no json")
     with pytest.raises(run.NotebookError, match=r"^01_download\.ipynb: not a notebook"):
+        run.sources("quick", checkout)
+    with pytest.raises(run.NotebookError, match=r"^notebooks/01_download\.ipynb failed in its start: NotJSONError"):
         run.run("download", root=checkout)
 
 
@@ -262,32 +289,3 @@ def test_scrub_joins_what_a_stream_was_cut_into():
 
 def test_usable_cores_are_within_what_the_machine_has():
     assert 1 <= run.usable_cores() <= (os.cpu_count() or 1)
-
-
-@pytest.mark.parametrize("stage", run.STAGES)
-def test_papermill_finds_every_parameter_that_a_notebook_has(stage):
-    """It reads the cell line by line, stumbles over a `=` in a comment, and would print a warning in every run."""
-    path = run.notebook_of(stage)
-    assert set(papermill.inspect_notebook(path)) == set(run.cell_defaults(path))
-
-
-def test_features_are_extracted_in_parts_from_the_command_line(checkout, monkeypatch, capsys):
-    clips = checkout / "data/clips"
-    clips.mkdir(parents=True)
-    rows = []
-    for number in range(3):
-        frames = np.full((50, 64, 64, 3), 60 * number + 40, np.uint8)
-        write_clip(clips / f"{number}.mp4", frames, 25, np.full((32000, 1), 900 * number + 90, np.int16), 16000)
-        rows.append((f"c{number}", f"{number}.mp4", None, None, "a", "train"))
-    columns = ["clip_id", "path", "start", "end", "label", "split"]
-    write_manifest(pd.DataFrame(rows, columns=columns), clips / "manifest.csv")
-    monkeypatch.setattr(run, "split_features", partial(run.split_features, root=checkout))
-    for arguments in (["--shard", "0/2"], ["--shard", "1/2"], ["--merge"]):
-        assert run.main(["features", *arguments]) == 0
-    capsys.readouterr()
-    assert len(FeatureDataset(checkout / "data/features", "train")) == 3
-    assert run.main(["features", "--shard", "7/2"]) == 1
-    assert "7" in capsys.readouterr().err
-    for wrong in (["features", "--shard", "one"], ["download", "--merge"]):
-        with pytest.raises(SystemExit):
-            run.main(wrong)

@@ -7,9 +7,9 @@ from made_up_workspace import RIGHT, ROWS, made_up_params, made_up_workspace
 
 from mmtlib.data.corruption import CONDITIONS
 from study.figures.analysis import data_efficiency, robustness
-from study.figures.results import png
+from study.figures.style import png
 from study.report import build_report
-from study.tables.results import load_results
+from study.tables.clips import load_study
 from study.tables.studies import data_table, robustness_table, search_table
 
 MBT = ROWS["mbt_t"] | {"robustness": True}
@@ -39,54 +39,54 @@ def workspace(tmp_path_factory, params):
 
 
 @pytest.fixture(scope="module")
-def results(workspace, params):
-    return load_results(workspace, params)
+def study(workspace, params):
+    return load_study(workspace, params)
 
 
-def share_right(workspace, file, split, modality, seeds):
+def share_right(workspace, run, split, modality, seeds):
     """Percent of right guesses, a number a seed, straight from the files."""
     found = []
     for seed in seeds:
-        table = pd.read_parquet(workspace / f"predictions/{file}-seed{seed}.parquet")
+        table = pd.read_parquet(workspace.predictions(run, seed))
         table = table[table["split"].eq(split) & table["modality"].eq(modality)]
         found.append(100 * np.mean(np.stack(table["logits"]).argmax(axis=1) == table["label_index"]))
     return np.array(found)
 
 
-def test_each_corruption_is_scored_for_each_model_that_met_it(results, workspace):
-    table = robustness_table(results)
+def test_each_corruption_is_scored_for_each_model_that_met_it(study, workspace):
+    table = robustness_table(study)
     assert set(table["row"]) == {"train_mmt", "mbt_t"}
     assert len(table) == 2 * (len(CONDITIONS) + 3)  # clean, and each sense withheld
-    for file, row in (("train_mmt/train_mmt", "train_mmt"), ("ablations/mbt_t/mbt_t", "mbt_t")):
+    for row in ("train_mmt", "mbt_t"):
         found = table[table["row"] == row].set_index(["corruption", "level"])["top1"]
         for level in (20, 10, 0, -10):
-            wanted = share_right(workspace, file, f"test: picture noise {level} dB", "av", [0, 1])
+            wanted = share_right(workspace, row, f"test: picture noise {level} dB", "av", [0, 1])
             assert found["picture noise", level] == pytest.approx(wanted.mean())
-        late = share_right(workspace, file, "test: sound late 0.25 s", "av", [0, 1])
+        late = share_right(workspace, row, "test: sound late 0.25 s", "av", [0, 1])
         line = table[(table["row"] == row) & (table["level"] == 0.25)].squeeze()
         assert (line["corruption"], line["unit"], line["n_seeds"]) == ("sound late", "s", 2)
         assert [line["top1"], line["std"]] == pytest.approx([late.mean(), late.std(ddof=1)])
         whole = table[(table["row"] == row) & table["level"].isna()].set_index("corruption")
-        wanted = share_right(workspace, file, "test", "audio", [0, 1]).mean()
+        wanted = share_right(workspace, row, "test", "audio", [0, 1]).mean()
         assert whole.loc["no picture", "top1"] == pytest.approx(wanted)
-        clean = share_right(workspace, file, "test", "av", [0, 1]).mean()
+        clean = share_right(workspace, row, "test", "av", [0, 1]).mean()
         assert whole.loc["no picture", "loss"] == pytest.approx(clean - wanted)
         assert whole.loc["none", "loss"] == 0
         assert "frozen" in " ".join(whole.index)
 
 
-def test_fewer_clips_are_compared_on_the_seeds_that_both_have(results, workspace):
-    table = data_table(results).set_index(["model", "share"])
+def test_fewer_clips_are_compared_on_the_seeds_that_both_have(study, workspace):
+    table = data_table(study).set_index(["model", "share"])
     assert list(table.index) == [("mbt_t", 0.5), ("mbt_t", 1.0), ("mmt_t", 0.5), ("mmt_t", 1.0)]
     assert set(table["n_seeds"]) == {1}
-    whole = share_right(workspace, "train_mmt/train_mmt", "test", "av", [0])[0]
+    whole = share_right(workspace, "train_mmt", "test", "av", [0])[0]
     assert table.loc[("mmt_t", 1.0), "top1"] == pytest.approx(whole)
     assert table.loc[("mmt_t", 0.5), "top1"] == pytest.approx(75.0)
     assert list(table["ours"]) == [False, False, True, True]
 
 
-def test_the_search_says_which_rate_was_best_and_which_was_taken(results):
-    table = search_table(results)
+def test_the_search_says_which_rate_was_best_and_which_was_taken(study):
+    table = search_table(study)
     assert table["lr"].tolist() == [1e-4, 1e-3, 1e-2]
     assert table["taken"].tolist() == [False, True, False]
     assert table["best"].tolist() == [False, False, True]  # made-up curves rise with the place of the row

@@ -1,25 +1,25 @@
-"""The training stages on a toy set: what they leave, where encoders come from, predictions that are kept."""
+"""The training stages on a toy set: what they leave, where encoders come from, runs that are finished or kept."""
 
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_features import CLASSES, make_recipe, make_run, write_features
+from toy_features import CLASSES, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import Ablation, Run
+from mmtlib.config import STAGES, ParamsError
 from mmtlib.data.corruption import CONDITIONS
-from mmtlib.data.dataset import FeatureDataset
-from mmtlib.models.hub import WeightsError, load_model, load_weights
-from mmtlib.training.experiment import NUMERICS, is_kept, kept, kept_runs, key_of, parts_of, plain, run_of, why_not
-from mmtlib.training.loop import Trainer
+from mmtlib.data.dataset import DatasetError, FeatureDataset
+from mmtlib.evaluation.scores import scores
+from mmtlib.models.hub import load_model, load_weights
 from mmtlib.training import stage as training
-from mmtlib.training.stage import train_runs
+from mmtlib.training.experiment import Folders
+from mmtlib.training.loop import Trainer
+from mmtlib.training.stage import Trained, train_runs
 
 ROUGH = {
     "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},
@@ -29,66 +29,52 @@ ROUGH = {
 }
 """Something that draws random numbers; the tiny models drop paths too."""
 
-CONTRAST = {"avc": 0.1, "imc": 0.1}
-
 
 class KilledError(Exception):
     """Stands for a machine that goes away."""
 
 
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return write_features(tmp_path_factory.mktemp("toy") / "data/features")
+def at(root, study: str = "toy", **options) -> Folders:
+    """The folders of a study below `root`, its features made."""
+    folders = Folders(root, study)
+    write_features(folders.features, **options)
+    return folders
 
 
-def test_missing_pretrained_weights_say_what_to_run(features):
-    workspace = features.parents[1]
-    with pytest.raises(WeightsError, match=r"pretrain_mat-seed0.safetensors does not exist.*dvc repro"):
-        train_runs(
-            "train_mmt",
-            make_run("mmt_t", init="pretrained"),
-            make_recipe(),
-            stage="train_mmt",
-            seeds=[0],
-            workspace=workspace,
-        )
+def bytes_of(run: Trained) -> tuple[bytes, ...]:
+    """Of all that a stage leaves but the card."""
+    files = (run.weights, run.weights.with_suffix(".csv"), run.weights.with_suffix(".json"), run.predictions)
+    return tuple(file.read_bytes() for file in files)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def study(tmp_path_factory):
     """The three training stages on the toy set, one epoch each, with the live log as it is."""
-    root = tmp_path_factory.mktemp("workspace")
-    write_features(root / "data/features", silent=(33,))
-    recipe = make_recipe(**ROUGH | {"warmup_epochs": 0})
-    stages = {
-        "pretrain_mat": make_run("mat_t", epochs=1),
-        "pretrain_mvit": make_run("mvitv2_t", epochs=1),
-        "train_mmt": make_run("mmt_t", epochs=1, init="pretrained", objective=CONTRAST),
-    }
-    trained = {
-        name: train_runs(name, run, recipe, stage=name, seeds=[0, 1] if "mmt" not in name else [0], workspace=root)
-        for name, run in stages.items()
-    }
-    return root, stages, recipe, trained
+    folders = at(tmp_path_factory.mktemp("root"), silent=(33,))
+    params = make_params(make_recipe(**ROUGH), seeds=(0, 1))
+    trained = {name: train_runs(name, params, folders, [0, 1] if name != "train_mmt" else [0]) for name in STAGES}
+    return folders, params, trained
 
 
-def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(workspace):
-    root, stages, _, trained = workspace
+def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(study):
+    folders, params, trained = study
     for stage, runs in trained.items():
         for run in runs:
-            assert run.weights == root / f"models/{stage}/{stage}-seed{run.seed}.safetensors"
+            assert run.weights == folders.root / f"models/toy/{stage}/{stage}-seed{run.seed}.safetensors"
+            assert run.predictions == folders.root / f"predictions/toy/{stage}/{stage}-seed{run.seed}.parquet"
             curve = pd.read_csv(run.weights.with_suffix(".csv"))
             assert "seconds" not in curve, "a time would differ from run to run, and DVC compares bytes"
-            pd.testing.assert_frame_equal(curve, run.history.drop(columns="seconds"))
+            pd.testing.assert_frame_equal(curve, run.history)
             model, header = load_model(run.weights)
             assert header["heads"] == {"label": CLASSES}
             assert header["seed"] == run.seed
-            assert header["run"]["model"] == stages[stage].model
+            assert header["run"]["model"] == params.runs[stage].model
             assert header["stats"]["log_mel"]["mean"] == -7.0
+            assert json.loads(run.weights.with_suffix(".json").read_text())["key"] == header["key"]
             table = pd.read_parquet(run.predictions)
             assert set(table["split"]) == {"val", "test"}
             assert len(model.state_dict()) > 0
-            pd.testing.assert_frame_equal(run.scores, training.scores(table))
+            pd.testing.assert_frame_equal(run.scores, scores(table))
     counts = trained["train_mmt"][0].scores.set_index(["split", "modality"])["n"].to_dict()
     assert counts == {
         ("val", "av"): 12,
@@ -100,17 +86,17 @@ def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(workspace):
     }
 
 
-def test_weights_have_a_card_whose_figures_are_those_of_the_run(workspace):
-    root, stages, _, trained = workspace
+def test_weights_have_a_card_whose_figures_are_those_of_the_run(study):
+    folders, params, trained = study
     for stage, runs in trained.items():
         for run in runs:
             card = run.weights.with_suffix(".md").read_text()
             model, about = load_model(run.weights)
             count = sum(part.numel() for part in model.parameters())
-            assert f"- model: {stages[stage].model}, {count:,} parameters" in card
+            assert f"- model: {params.runs[stage].model}, {count:,} parameters" in card
             assert f"- run: {about['key']}, seed {run.seed}" in card
             assert f"- trained on: toy, fingerprint {about['stats']['fingerprint'][:16]}; 32 clips" in card
-            assert f"- lr: {stages[stage].lr}\n" in card
+            assert f"- lr: {params.runs[stage].lr}\n" in card
             rows = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")][1:]
             wanted = run.scores.round(1).astype(str).values.tolist()
             assert [[cell.strip() for cell in row] for row in rows] == wanted
@@ -118,16 +104,16 @@ def test_weights_have_a_card_whose_figures_are_those_of_the_run(workspace):
     hashes = [load_model(trained[stage][0].weights)[1]["key"] for stage in ("pretrain_mat", "pretrain_mvit")]
     assert f"starts from: audio: mat_t, run {hashes[0]}, trained on the same data; video: mvitv2_t" in card
     assert hashes[1] in card
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1] + "print(about['key'], about['seed'])"
-    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert said.split() == [about["key"], "0"]
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1] + "print(model.about['key'], model.about['seed'])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folders.root, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [about["key"], "0"]
 
 
-def test_the_predictions_are_those_of_the_saved_weights(workspace):
-    root, _, _, trained = workspace
+def test_the_predictions_are_those_of_the_saved_weights(study):
+    folders, _, trained = study
     run = trained["train_mmt"][0]
     model, header = load_model(run.weights)
-    test = FeatureDataset(root / "data/features", "test")
+    test = FeatureDataset(folders.features, "test")
     batch = test.batch(range(len(test)))
     with torch.no_grad():
         want = model(batch.audio, batch.video).logits
@@ -137,8 +123,8 @@ def test_the_predictions_are_those_of_the_saved_weights(workspace):
     assert header["name"] == "mmt_t"
 
 
-def test_mmt_starts_from_the_encoders_of_its_own_seed(workspace, monkeypatch):
-    root, stages, recipe, trained = workspace
+def test_mmt_starts_from_the_encoders_of_its_own_seed(study, monkeypatch):
+    folders, params, trained = study
     started = []
 
     def fit_nothing(self, log):
@@ -147,7 +133,7 @@ def test_mmt_starts_from_the_encoders_of_its_own_seed(workspace, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", fit_nothing)
     with pytest.raises(KilledError):
-        train_runs("train_mmt", stages["train_mmt"], recipe, stage="train_mmt", seeds=[1], workspace=root)
+        train_runs("train_mmt", params, folders, [1])
     for part, stage in (("audio", "pretrain_mat"), ("video", "pretrain_mvit")):
         want, _ = load_weights(trained[stage][1].weights)
         other, _ = load_weights(trained[stage][0].weights)
@@ -157,89 +143,158 @@ def test_mmt_starts_from_the_encoders_of_its_own_seed(workspace, monkeypatch):
         assert not all(torch.equal(value, other[name]) for value, name in pairs)
 
 
-def test_a_stage_run_again_gives_the_same_bytes_and_a_new_seed_trains(workspace):
+def test_a_stage_run_again_takes_the_finished_run_and_gives_the_same_bytes(study, monkeypatch, capsys):
+    folders, params, trained = study
+    before = bytes_of(trained["train_mmt"][0])
+    for path in folders.weights("train_mmt", 0).parent.iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+        patch.setattr(training, "predict", lambda *_, **__: pytest.fail("predicted again"))
+        (again,) = train_runs("train_mmt", params, folders, [0])
+    assert bytes_of(again) == before
+    assert "train_mmt seed 0 | was trained already, run " in capsys.readouterr().out
+    assert again.weights.with_suffix(".md").is_file()
+
+
+def test_a_run_trained_anew_gives_the_same_bytes_and_a_new_seed_others(study, tmp_path):
     """Also in one process: a finished run predicts first, then the next seed trains on the same grids."""
-    root, stages, recipe, trained = workspace
-    run = trained["train_mmt"][0]
-    before = (
-        run.weights.read_bytes(),
-        run.predictions.read_bytes(),
-        run.weights.with_suffix(".csv").read_bytes(),
-    )
-    again = train_runs("train_mmt", stages["train_mmt"], recipe, stage="train_mmt", seeds=[0, 1], workspace=root)
+    folders, params, trained = study
+    before = bytes_of(trained["train_mmt"][0])
+    folders.runs.rename(tmp_path / "runs")
+    again = train_runs("train_mmt", params, folders)
     assert [one.seed for one in again] == [0, 1]
-    assert before == (
-        run.weights.read_bytes(),
-        run.predictions.read_bytes(),
-        run.weights.with_suffix(".csv").read_bytes(),
-    )
+    assert bytes_of(again[0]) == before
     assert again[1].weights.read_bytes() != before[0]
+
+
+def test_a_run_killed_while_it_predicts_is_not_trained_again(tmp_path, monkeypatch):
+    folders, params = at(tmp_path), make_params()
+
+    def killed(*_, **__):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict", killed)
+        with pytest.raises(KilledError):
+            train_runs("pretrain_mat", params, folders)
+    assert not folders.weights("pretrain_mat", 0).exists()
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    (run,) = train_runs("pretrain_mat", params, folders)
+    assert set(run.scores["split"]) == {"val", "test"}
+
+
+def test_a_name_that_is_no_run_is_one_sentence(tmp_path):
+    with pytest.raises(ParamsError, match=r"^there is no run mbt; use one of pretrain_mat, .*, ast_t\.$"):
+        train_runs("mbt", make_params(), Folders(tmp_path, "toy"))
+
+
+def test_without_features_it_is_said_what_to_run(tmp_path):
+    with pytest.raises(DatasetError, match=r"features.json is missing; .*dvc repro features"):
+        train_runs("pretrain_mat", make_params(), Folders(tmp_path, "toy"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_of_the_table_has_folders_and_seeds_of_its_own(tmp_path):
+    folders = at(tmp_path)
+    params = make_params(seeds=(0,))
+    rows = {"ast_t": params.ablations["ast_t"].model_copy(update={"seeds": [5]})}
+    (run,) = train_runs("ast_t", params.model_copy(update={"ablations": rows}), folders)
+    assert run.seed == 5
+    assert run.weights == tmp_path / "models/toy/ablations/ast_t/ast_t-seed5.safetensors"
+    assert run.predictions == tmp_path / "predictions/toy/ablations/ast_t/ast_t-seed5.parquet"
+
+
+def test_two_studies_do_not_touch_each_other_but_share_finished_runs(tmp_path, capsys):
+    """The same run on the same features is one run; another setting, in the other study, overwrites nothing."""
+    one, two = at(tmp_path, "one"), at(tmp_path, "two")
+    (first,) = train_runs("pretrain_mat", make_params(study="one"), one)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file() and "one" in path.parts}
+    (same,) = train_runs("pretrain_mat", make_params(study="two"), two)
+    assert "was trained already" in capsys.readouterr().out.splitlines()[-1]
+    assert bytes_of(same) == bytes_of(first)
+    changed = make_params(study="two", pretrain_mat=make_run("mat_t", epochs=1, lr=1e-3))
+    assert bytes_of(train_runs("pretrain_mat", changed, two)[0]) != bytes_of(first)
+    assert {path: path.read_bytes() for path in before} == before
+    files = {path.relative_to(tmp_path).parts for path in tmp_path.rglob("*") if path.is_file()}
+    assert {parts[:2] for parts in files if parts[0] != "runs"} == {
+        (kind, study) for kind in ("data", "models", "predictions") for study in ("one", "two")
+    }
 
 
 # Encoders that no stage has left, and predictions that are kept.
 
 
-@pytest.fixture
-def stages():
-    return {
-        "pretrain_mat": make_run("mat_t", epochs=1),
-        "pretrain_mvit": make_run("mvitv2_t", epochs=1),
-        "train_mmt": make_run("mmt_t", epochs=1, init="pretrained", objective=CONTRAST, robustness=True),
-    }
+def params_with(recipe=None, **changes):
+    """`make_params` whose train_mmt is tested on corrupted clips, too, with changes of that run."""
+    mmt = make_params().train_mmt.model_copy(update={"robustness": True} | changes)
+    return make_params(recipe, train_mmt=mmt)
 
 
-def train(stage, stages, recipe, workspace, **changes):
-    run = stages[stage].model_copy(update=changes)
-    return train_runs(stage, run, recipe, stage=stage, seeds=[0], workspace=workspace, encoders=stages)[0]
+def train(name, params, folders) -> Trained:
+    return train_runs(name, params, folders)[0]
 
 
 def told(capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_encoders_that_no_stage_has_left_are_trained_first_with_the_same_result(stages, tmp_path, capsys):
-    recipe, bytes_of = make_recipe(), []
+def test_encoders_that_no_stage_has_left_are_trained_first_with_the_same_result(tmp_path, capsys):
+    found = []
     for way in ("stages", "alone"):
-        root = tmp_path / way
-        write_features(root / "data/features")
+        folders = at(tmp_path / way)
         if way == "stages":
             for stage in ("pretrain_mat", "pretrain_mvit"):
-                train(stage, stages, recipe, root)
+                train(stage, params_with(), folders)
             told(capsys)
-        run = train("train_mmt", stages, recipe, root)
+        run = train("train_mmt", params_with(), folders)
         out = told(capsys)
         assert ("pretrain_mat seed 0 | " in out) == ("pretrain_mvit seed 0 | " in out) == (way == "alone")
-        bytes_of.append((run.weights.read_bytes(), run.predictions.read_bytes()))
-    assert bytes_of[0] == bytes_of[1]
-    train("train_mmt", stages, recipe, root, modality_dropout=0.5)
-    assert "pretrain_mat seed 0 | " not in told(capsys), "those trained before are found again"
+        assert not (way == "alone" and folders.weights("pretrain_mat", 0).exists()), "that is for the stage to leave"
+        found.append(bytes_of(run))
+    assert found[0] == found[1]
+    train("train_mmt", params_with(modality_dropout=0.5), folders)
+    assert "pretrain_mat seed 0 | epoch" not in told(capsys), "those trained before are found again"
 
 
-def test_a_run_with_fewer_clips_starts_from_encoders_with_fewer_clips(stages, tmp_path, capsys):
-    write_features(tmp_path / "data/features")
-    train("pretrain_mat", stages, make_recipe(), tmp_path)
+def test_encoders_are_those_of_the_parameter_file_not_whatever_the_stage_has_left(tmp_path, capsys):
+    """Its weights are of other settings: the encoder is trained, in runs/, and the stage's files stay as they are."""
+    folders = at(tmp_path)
+    left = train("pretrain_mat", make_params(pretrain_mat=make_run("mat_t", epochs=2)), folders)
+    before = bytes_of(left)
     told(capsys)
-    train("train_mmt", stages, make_recipe(), tmp_path, train_share=0.5)
+    run = train("train_mmt", params_with(), folders)
+    assert "pretrain_mat seed 0 | epoch   1/1" in told(capsys)
+    assert bytes_of(left) == before
+    wanted = train("pretrain_mat", params_with(), folders)
+    assert load_weights(run.weights)[1]["encoders"]["audio"]["key"] == load_weights(wanted.weights)[1]["key"]
+
+
+def test_a_run_with_fewer_clips_starts_from_encoders_with_fewer_clips(tmp_path, capsys):
+    folders = at(tmp_path)
+    train("pretrain_mat", params_with(), folders)
+    told(capsys)
+    train("train_mmt", params_with(train_share=0.5), folders)
     lines = told(capsys).splitlines()
     begun = [line.split(" | ")[1].split(", ")[:2] for line in lines if " clips, fp32, run " in line]
     assert begun == [["mat_t", "16 clips"], ["mvitv2_t", "16 clips"], ["mmt_t", "16 clips"]]
 
 
-def test_kept_predictions_stand_in_for_training(stages, tmp_path, capsys):
-    recipe = make_recipe(kept="kept")
-    write_features(tmp_path / "data/features")
-    for stage in stages:
-        train(stage, stages, recipe, tmp_path)
+def test_kept_predictions_stand_in_for_training(tmp_path, capsys):
+    params, folders = params_with(make_recipe(kept="kept")), at(tmp_path)
+    for stage in STAGES:
+        train(stage, params, folders)
     assert len(list((tmp_path / "kept").glob("*.parquet"))) == 3
     before = {path: path.read_bytes() for path in tmp_path.rglob("predictions/**/*.parquet")}
     before |= {path: path.read_bytes() for path in tmp_path.rglob("models/**/*.[cj]s*")}
+    assert len(before) == 9
     told(capsys)
     # A new machine: the same clips, decoded with other last bits, and nothing but what Git holds.
     for folder in ("models", "predictions", "runs", "data"):
         (tmp_path / folder).rename(tmp_path / f"old-{folder}")
-    write_features(tmp_path / "data/features", seed=1)
-    for stage in stages:
-        run = train(stage, stages, recipe, tmp_path)
+    at(tmp_path, seed=1)
+    for stage in STAGES:
+        run = train(stage, params, folders)
         assert not run.weights.is_file()
         assert not run.weights.with_suffix(".md").exists()
         assert "takes the kept predictions" in told(capsys)
@@ -247,82 +302,39 @@ def test_kept_predictions_stand_in_for_training(stages, tmp_path, capsys):
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / "runs").exists()
     # A run that is not kept trains, and so do its encoders, of which only predictions were.
-    run = train("train_mmt", stages, recipe, tmp_path, lr=2e-3)
+    run = train("train_mmt", params_with(make_recipe(kept="kept"), lr=2e-3), folders)
     out = told(capsys)
     assert "pretrain_mat seed 0 | epoch" in out
     assert run.weights.is_file()
     # Without the folder, all is trained.
-    assert train("pretrain_mat", stages, make_recipe(), tmp_path).weights.is_file()
+    assert train("pretrain_mat", params_with(), folders).weights.is_file()
 
 
-def test_weights_of_another_run_do_not_stay_beside_kept_predictions(stages, tmp_path):
-    recipe = make_recipe(kept="kept")
-    write_features(tmp_path / "data/features")
-    first = train("pretrain_mat", stages, recipe, tmp_path)
-    assert train("pretrain_mat", stages, recipe, tmp_path).weights.is_file(), "they are its own"
-    train("pretrain_mat", stages, recipe, tmp_path, lr=2e-3)
+def test_weights_of_another_run_do_not_stay_beside_kept_predictions(tmp_path):
+    folders = at(tmp_path)
+    params = make_params(make_recipe(kept="kept"))
+    changed = make_params(make_recipe(kept="kept"), pretrain_mat=make_run("mat_t", epochs=1, lr=2e-3))
+    first = train("pretrain_mat", params, folders)
+    assert train("pretrain_mat", params, folders).weights.is_file(), "they are its own"
+    train("pretrain_mat", changed, folders)
     assert first.weights.with_suffix(".md").is_file()
-    assert not train("pretrain_mat", stages, recipe, tmp_path).weights.is_file()
+    assert not train("pretrain_mat", params, folders).weights.is_file()
     assert not first.weights.with_suffix(".md").exists(), "it was of those weights"
     about = json.loads(first.weights.with_suffix(".json").read_text())
-    assert about["parts"]["run"]["lr"] == stages["pretrain_mat"].lr
+    assert about["parts"]["run"]["lr"] == params.pretrain_mat.lr
 
 
-def test_corrupted_test_clips_are_read_only_where_it_is_asked_for(stages, tmp_path):
-    write_features(tmp_path / "data/features")
-    for stage in ("pretrain_mat", "pretrain_mvit"):
-        train(stage, stages, make_recipe(), tmp_path)
-    robust = train("train_mmt", stages, make_recipe(), tmp_path)
-    table = pd.read_parquet(robust.predictions)
+def test_corrupted_test_clips_are_read_only_where_it_is_asked_for(tmp_path, capsys):
+    folders = at(tmp_path)
+    robust = train("train_mmt", params_with(), folders)
+    table, weights = pd.read_parquet(robust.predictions), robust.weights.read_bytes()
     assert set(table["split"]) == {"val", "test"} | {f"test: {condition}" for condition in CONDITIONS}
-    plain = train("train_mmt", stages, make_recipe(), tmp_path, robustness=False)
-    assert robust.weights == plain.weights
-    table = pd.read_parquet(plain.predictions)
-    assert set(table["split"]) == {"val", "test"}
-    assert [len(z) for z in table["embedding"].dropna()] == [16] * 8, "of the test clips with both"
-
-
-def test_a_place_in_the_report_does_not_make_another_run(stages, tmp_path, features):
-    run = stages["pretrain_mat"]
-    row = Ablation.model_validate(run.model_dump() | {"group": "search", "seeds": [0]})
-    data = FeatureDataset(features, "train").identity
-    parts = [
-        parts_of(one, make_recipe(nproc=n, kept=k), 0, data, {})
-        for one, n, k in ((run, 1, None), (row, 1, None), (run, 2, "kept"))
-    ]
-    assert parts[0] == parts[1] == parts[2]
-    fewer = parts_of(run.model_copy(update={"train_share": 0.5}), make_recipe(), 0, data, {})
-    assert key_of(fewer) != key_of(parts[0])
-
-
-def test_how_a_model_is_tested_keeps_another_file_but_trains_no_other_weights(stages, features):
-    data = FeatureDataset(features, "train").identity
-    run = stages["train_mmt"]
-    robust, not_so = (
-        parts_of(run.model_copy(update={"robustness": flag}), make_recipe(), 0, data, {}) for flag in (True, False)
-    )
-    assert key_of(robust) == key_of(not_so)
-    assert kept(Path("kept"), robust) != kept(Path("kept"), not_so)
-
-
-def test_a_kept_run_says_what_it_is_and_a_run_that_is_not_kept_what_differs(stages, tmp_path, monkeypatch):
-    recipe = make_recipe(kept="kept")
-    write_features(tmp_path / "data/features")
-    run = stages["pretrain_mat"]
-    for lr in (1e-3, 2e-3):
-        train("pretrain_mat", stages, recipe, tmp_path, lr=lr)
-    first = next(one for one in kept_runs(tmp_path / "kept") if one.about["parts"]["run"]["lr"] == 1e-3)
-    parts = first.about["parts"]
-    assert {"run", "model", "recipe", "seed", "fold", "data", "encoders", "numerics", "conditions"} == parts.keys()
-    assert run_of(parts) == Run.model_validate(plain(run) | {"lr": 1e-3})
-    assert parts["model"]["dim"] == 8
-    assert re.fullmatch(r"[0-9a-f]{40}.*|unknown", first.about["commit"])
-    data = FeatureDataset(tmp_path / "data/features", "train").identity
-    same = parts_of(run.model_copy(update={"lr": 1e-3}), recipe, 0, data, {})
-    assert is_kept(kept(tmp_path / "kept", same))
-    noisy = parts_of(run.model_copy(update={"lr": 1e-3}), make_recipe(noise=0.1), 0, data, {})
-    assert why_not(tmp_path / "kept", noisy) == "recipe.noise: 0.0 is kept, 0.1 is wanted"
-    monkeypatch.setitem(NUMERICS, "mat", 2)
-    later = parts_of(run.model_copy(update={"lr": 2e-3}), recipe, 0, data, {})
-    assert why_not(tmp_path / "kept", later) == "numerics: 1 is kept, 2 is wanted"
-    assert why_not(tmp_path / "nowhere", later) == f"no run is kept in {tmp_path / 'nowhere'}"
+    told(capsys)
+    plain = train("train_mmt", params_with(robustness=False), folders)
+    assert "train_mmt seed 0 | was trained already" in told(capsys), "how it is tested trains no other weights"
+    assert plain.weights.read_bytes() == weights
+    few = pd.read_parquet(plain.predictions)
+    assert set(few["split"]) == {"val", "test"}
+    assert [len(z) for z in few["embedding"].dropna()] == [16] * 8, "of the test clips with both"
+    shared = table[table["split"].isin(["val", "test"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shared, few)

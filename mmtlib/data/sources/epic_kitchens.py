@@ -1,7 +1,5 @@
 """EPIC-KITCHENS-100: segments of long videos, each a verb and a noun; nothing is cut or rewritten."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,6 +1,4 @@
-"""A set of one's own: one folder a class, or a CSV file. Files of sound alone or of pictures alone are fine."""
-
-from __future__ import annotations
+"""A set of one's own: one folder a class, or a CSV file. Files of audio alone or of video alone are fine."""
 
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the sources of real data sets share: class lists, the media files that are there, the held-out split."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -10,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mmtlib.data.media import MediaError, members
+from mmtlib.data.container import MediaError, members
 
 VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv")
-SOUND = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus")
+AUDIO = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus")
 _NO_TEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of a file name that is no UTF-8
-_RANK = {f".{extension}": rank for rank, extension in enumerate(VIDEO + SOUND)}
+_RANK = {f".{extension}": rank for rank, extension in enumerate(VIDEO + AUDIO)}
 
 
 class SourceError(ValueError):
@@ -35,7 +33,7 @@ def class_names(name: str) -> list[str]:
 
 
 def list_media(root: Path) -> list[str]:
-    """Media files below `root`, by their extensions: relative paths, files of pictures first, then by name.
+    """Media files below `root`, by their extensions: relative paths, files of video first, then by name.
 
     Of a tar archive the files in it are listed. Hidden files and folders are left out, links to folders are not
     followed. Raises SourceError where `root` or a folder in it cannot be listed, or an archive cannot be read.

@@ -1,7 +1,5 @@
 """Real data sets: their official annotations and a local folder of media become a manifest and its coverage."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +11,9 @@ from mmtlib import config
 from mmtlib.data.manifest import COLUMNS, SPLITS, ManifestError, stays_below
 from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.folder import folder
+from mmtlib.data.sources.kinetics_sounds import kinetics_sounds
 from mmtlib.data.sources.listing import SourceError, list_media
-from mmtlib.data.sources.youtube import kinetics_sounds, vggsound
+from mmtlib.data.sources.vggsound import vggsound
 
 SOURCES = {
     "vggsound": vggsound,
@@ -51,7 +50,7 @@ def survey(
     *,
     class_list: str | None = None,
     val_share: float | int = 0.05,
-    workers: int = 0,
+    workers: int | str = 0,
     cache: Path | None = None,
 ) -> Survey:
     """List a data set's clips and look into each of their files once.
@@ -63,8 +62,8 @@ def survey(
     The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file
     of a clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage
     counts files: found (missing ones are not), broken (not whole, no media, or over before the clip begins),
-    and of the others silent (no sound), blind (no picture) and too_short (it lacks more than 0.5 s of the clip).
-    Raises SourceError for a setting, ManifestError for an annotation file that cannot be used.
+    and of the others silent (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip).
+    Raises SourceError for a setting, ManifestError for an annotation file that cannot be used, ClusterError.
     """
     # Not at the top: the package imports this module, and `python -m mmtlib.data.probe` must not meet itself.
     from mmtlib.data.probe import probe
@@ -122,8 +121,8 @@ def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
         ("missing", facts.status == "missing", "no such file below the media folder"),
         ("broken", facts.status == "broken", facts.reason),
         ("broken", outside, "the file lasts " + length + ", which is before the clip begins"),
-        ("silent", usable & ~facts.has_audio, "the file has no sound"),
-        ("blind", usable & ~facts.has_video, "the file has no picture"),
+        ("silent", usable & ~facts.has_audio, "the file has no audio"),
+        ("blind", usable & ~facts.has_video, "the file has no video"),
         ("too_short", usable & (there < wanted - _SHORT_S), "the file lasts " + length + ", the clip should be longer"),
     ]
     parts = [clips.assign(status=status, reason=reason)[which] for status, which, reason in found]

@@ -1,4 +1,4 @@
-"""VGGSound and Kinetics-Sounds: clips of ten seconds out of YouTube videos, cut already or still whole.
+"""What VGGSound and Kinetics-Sounds share: clips of ten seconds out of YouTube videos, cut already or still whole.
 
 A clip is looked for under its official name, `<id>_<start>.mp4` or `<id>_<start>_<end>.mp4` (six digits each),
 else as yt-dlp leaves its video: `<id>.<ext>` or `Title [<id>].<ext>`; any folder below the media root, any
@@ -6,71 +6,25 @@ common extension. Our reading: neither set has a validation split of its own tha
 a share of the train clips is held out by a hash of their ids.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, class_names, hold_out, note_count, stem
+from mmtlib.data.manifest import require
+from mmtlib.data.sources.listing import Listing, hold_out, stem
 
-KINETICS_LISTS = ("kinetics-sounds-31", "kinetics-sounds-32")
-PUBLISHED = {"train": 246_535, "test": 19_907}  # clips of Kinetics-400, all its classes
-SECONDS = 10
 _WHOLE = re.compile(r"^([A-Za-z0-9_-]{11})$|\[([A-Za-z0-9_-]{11})\]$")
 
 
-def vggsound(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
-    """The clips of vggsound.csv, whose lines are youtube_id,start_seconds,label,split without a header.
-
-    Classes are those of the authors' stat.csv in its order, which VGGSounder numbers likewise. Raises
-    ManifestError for a line that breaks the format or names another class.
-    """
-    if class_list not in (None, "vggsound-309"):
-        raise SourceError(f"download.class_list: vggsound has no list {class_list!r}; leave it out.")
-    table = read_table(annotations, ("youtube_id", "start_seconds", "label", "split"), header=False)
-    classes = class_names("vggsound-309")
-    require(annotations, table, table.label.isin(classes), "label", "that is none of VGGSound's 309 classes")
-    require(annotations, table, table.split.isin(["train", "test"]), "split", "it must be train or test")
-    note_count(f"clips listed in {annotations.name}", len(table), 199_176, 199_467)
-    start = _seconds(annotations, table, "start_seconds")
-    clips = _located(annotations, table, start, start + SECONDS, [start], media)
-    return _held_out(clips, table.label, table.split, val_share, "vggsound", "vggsound-309", classes)
-
-
-def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
-    """The clips of Kinetics-400 that fall in a list of classes; its validation split is our test split.
-
-    `annotations` is the folder of train.csv and val.csv (or validate.csv), with columns label, youtube_id,
-    time_start, time_end; a test.csv there is not used, as is usual. Raises SourceError for a class list that
-    is not named, ManifestError for a line of these classes that breaks the format.
-    """
-    if class_list not in KINETICS_LISTS:
-        raise SourceError(f"download.class_list: {class_list!r} is none of {', '.join(KINETICS_LISTS)}; name one.")
-    classes = class_names(class_list)
-    validation = "val.csv" if (annotations / "val.csv").exists() else "validate.csv"
-    parts = []
-    for split, name in (("train", "train.csv"), ("test", validation)):
-        path = annotations / name
-        table = read_table(path, ("label", "youtube_id", "time_start", "time_end"))
-        note_count(f"clips listed in {path.name}", len(table), PUBLISHED[split])
-        table = table[table.label.isin(classes)]
-        start, end = (_seconds(path, table, column) for column in ("time_start", "time_end"))
-        require(path, table, end > start, "time_end", "it must come after time_start")
-        parts.append(_located(path, table, start, end, [start, end], media).assign(label=table.label, split=split))
-    clips = pd.concat(parts, ignore_index=True)
-    return _held_out(clips, clips.label, clips.split, val_share, "kinetics-sounds", class_list, classes)
-
-
-def _seconds(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
+def whole_seconds(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
+    """A column of times as numbers; raises ManifestError where one is not in whole seconds."""
     good = table[column].str.fullmatch(r"[0-9]{1,6}(?:\.0*)?")
     require(path, table, good, column, "it must be whole seconds")
     return table[column].astype(float)
 
 
-def _located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series], media: list[str]) -> pd.DataFrame:
+def located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series], media: list[str]) -> pd.DataFrame:
     """clip_id, path, start, end and lasts of each row; `named` are the times in a cut clip's name."""
     video = table.youtube_id
     require(path, table, video.str.fullmatch(r"[A-Za-z0-9_-]{11}"), "youtube_id", "it must be 11 of A-Z a-z 0-9 _ -")
@@ -90,8 +44,8 @@ def _located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series]
     )
 
 
-def _held_out(clips, label, split, val_share: float | int, name: str, class_list: str, classes: list[str]) -> Listing:
-    clips = clips.assign(label=label, split=split)
+def held_out(clips: pd.DataFrame, val_share: float | int, name: str, class_list: str, classes: list[str]) -> Listing:
+    """The listing of clips in train and test, a share of the train clips made val; notes classes without a clip."""
     there = set(clips.label)
     if absent := [name for name in classes if name not in there]:
         print(f"note: {len(absent)} of {len(classes)} classes have no clip, {absent[0]!r} is the first", flush=True)

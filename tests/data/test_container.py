@@ -1,8 +1,7 @@
-"""Media files packed into tar archives, and read where they lie there."""
+"""Media files in tar archives, read where they lie there."""
 
 import gzip
 import io
-import json
 import tarfile
 
 import numpy as np
@@ -10,11 +9,11 @@ import pandas as pd
 import pytest
 from real_sets import counts, csv_text, flawed, video_id
 
+from mmtlib.data.container import MediaError, locate, members, open_media
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
-from mmtlib.data.manifest import ManifestError
-from mmtlib.data.media import MediaError, locate, members, open_media, write_clip
-from mmtlib.data.pack import PackError, main, pack
+from mmtlib.data.manifest import ManifestError, read_manifest
+from mmtlib.data.media import write_clip
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.listing import SourceError, list_media
 from mmtlib.data.sources.survey import build_manifest
@@ -50,36 +49,31 @@ def loose(tmp_path_factory):
     return root
 
 
+def _archive(path, *entries):
+    with tarfile.open(path, "w") as tar:
+        for name, data in entries:
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return path
+
+
 @pytest.fixture(scope="module")
 def packed(loose, tmp_path_factory):
-    out = tmp_path_factory.mktemp("packed") / "out"
-    size = (loose / "dog/clip0.mp4").stat().st_size
-    assert pack(loose / "manifest.csv", out, gigabytes=2.5 * size / 1e9) == {"packed": 7, "missing": 1}
+    """The same clips in archives as WebDataset's tools write them: one or two a split, a json beside each clip."""
+    out = tmp_path_factory.mktemp("packed")
+    table = pd.read_csv(loose / "manifest.csv", keep_default_na=False)
+    entries = {}
+    for row in table[table.clip_id != "gone"].itertuples():
+        archive = f"{row.split}-{len(entries) % 2:06d}.tar"
+        files = [(row.path, (loose / row.path).read_bytes()), (f"{row.path[:-4]}.json", b"[]")]
+        entries[archive] = entries.get(archive, []) + files
+        table.loc[row.Index, "path"] = f"{archive}/{row.path}"
+    for archive, files in entries.items():
+        _archive(out / archive, *files)
+    table.to_csv(out / "manifest.csv", index=False)
+    (out / "dataset.json").write_bytes((loose / "dataset.json").read_bytes())
     return out
-
-
-def test_archives_are_those_of_webdataset(packed):
-    archives = sorted(path.name for path in packed.glob("*.tar"))
-    assert (archives[0], archives[1], archives[-1]) == ("test-000000.tar", "train-000000.tar", "val-000000.tar")
-    assert len(archives) > 3, "the train clips do not fit into one"
-    samples = {}
-    for archive in archives:
-        with tarfile.open(packed / archive) as tar:
-            names = tar.getnames()
-            keys = [name.split(".")[0] for name in names]  # WebDataset cuts at the first dot
-            assert keys[::2] == keys[1::2]
-            assert all(name.endswith(".json") for name in names[1::2])
-            for name in names[1::2]:
-                (row,) = json.load(tar.extractfile(name))
-                samples[row["clip_id"]] = (archive.split("-")[0], row["label"])
-    assert samples == {f"c{n}": (split, ("dog", "bell")[n % 2]) for n, split in enumerate(SPLITS)}
-
-
-def test_packing_again_gives_the_same_bytes(loose, packed, tmp_path):
-    size = (loose / "dog/clip0.mp4").stat().st_size
-    pack(loose / "manifest.csv", tmp_path / "again", gigabytes=2.5 * size / 1e9)
-    for path in packed.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -129,15 +123,6 @@ def test_a_file_of_an_archive_is_found_and_others_are_not(packed):
     assert locate(packed / "val-000000.tar" / "nothing.mp4") is None
     with pytest.raises(MediaError, match=r"nothing\.mp4 does not exist"):
         open_media(packed / "val-000000.tar" / "nothing.mp4")
-
-
-def _archive(path, *entries):
-    with tarfile.open(path, "w") as tar:
-        for name, data in entries:
-            about = tarfile.TarInfo(name)
-            about.size = len(data)
-            tar.addfile(about, io.BytesIO(data))
-    return path
 
 
 def test_flaws_are_counted_in_an_archive_as_in_a_folder(tmp_path):
@@ -202,7 +187,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path, name):
     for path in (name, "x.tar/../x.tar/dog/b.mp4"):
         (tmp_path / "manifest.csv").write_text(f"clip_id,path,start,end,label,split\na,x.tar/../{path},,,x,train\n")
         with pytest.raises(ManifestError, match="does not stay below"):
-            pack(tmp_path / "manifest.csv", tmp_path / "out")
+            read_manifest(tmp_path / "manifest.csv")
 
 
 def test_an_archive_that_is_a_link_out_of_the_media_folder_is_refused(tmp_path):
@@ -230,31 +215,3 @@ def test_links_and_folders_in_an_archive_are_no_files(tmp_path):
             tar.addfile(about)
     assert members(tmp_path / "x.tar") == {}
     assert list_media(tmp_path) == []
-
-
-def test_it_writes_into_an_empty_folder_only_and_leaves_no_parts(loose, tmp_path):
-    (tmp_path / "mine.txt").touch()
-    with pytest.raises(PackError, match="is no empty folder"):
-        pack(loose / "manifest.csv", tmp_path)
-    with pytest.raises(PackError, match="above 0"):
-        pack(loose / "manifest.csv", tmp_path / "new", gigabytes=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmtlib.data.pack._add", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(SystemExit, match="No space left"):
-            main([str(loose / "manifest.csv"), str(tmp_path / "new")])
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_two_files_of_one_sample_are_refused(loose, tmp_path):
-    for name in ("a.b.mp4", "a_b.wav"):
-        (tmp_path / name).write_bytes(b"1")
-    rows = [f"{n},{n},,,x,train" for n in ("a.b.mp4", "a_b.wav")]
-    (tmp_path / "manifest.csv").write_text("clip_id,path,start,end,label,split\n" + "\n".join(rows) + "\n")
-    with pytest.raises(PackError, match=r"a\.b\.mp4 and a_b\.wav would be one sample"):
-        pack(tmp_path / "manifest.csv", tmp_path / "out")
-
-
-def test_packed_files_can_be_packed_anew(packed, tmp_path, capsys):
-    main([str(packed / "manifest.csv"), str(tmp_path / "one")])
-    assert capsys.readouterr().out.splitlines()[-1] == "7 packed, 1 missing"
-    assert len(members(tmp_path / "one" / "train-000000.tar")) == 10

@@ -5,7 +5,7 @@ import pytest
 from toy_features import make_recipe, make_run
 
 from freedoom_sounds.generate import NAME
-from mmtlib.training.card import GENERATED, model_card
+from mmtlib.models.card import GENERATED, model_card
 from mmtlib.training.loop import plain
 
 SETTINGS = dict(sample_rate=16000, mel_bins=128, window_ms=25.0, hop_ms=10.0, frames=16, size=64, seconds=2.0)
@@ -21,7 +21,8 @@ def header(name, data=NAME, heads=None, **changes):
     }
     run, recipe = plain(make_run(name)), make_recipe(kept="somewhere/private").model_dump()
     heads = heads or {"label": ["door opens", "teleport"]}
-    return dict(name=name, heads=heads, stats=stats, run=run, recipe=recipe, seed=3, hash="0123456789abcdef")
+    facts = dict(name=name, heads=heads, stats=stats, run=run, recipe=recipe, seed=3, key="0123456789abcdef")
+    return facts | dict(clips=1800, encoders={})
 
 
 def card(head, encoders=None, **columns):
@@ -32,7 +33,8 @@ def card(head, encoders=None, **columns):
         "top1": [80.0, 71.43, 9],
     }
     scores = pd.DataFrame(scores | {"top5": 100.0} | columns)
-    return model_card("models/x.safetensors", head, scores, parameters=3_112_345, clips=1800, encoders=encoders or {})
+    head = head | {"encoders": encoders or {}}
+    return str(model_card(head, parameters=3_112_345, file="models/x.safetensors", scores=scores))
 
 
 def fact(text, name):
@@ -63,6 +65,8 @@ def test_it_says_what_the_model_reads(name, wanted):
 
 def test_it_says_what_was_trained_how_and_on_what():
     text = card(header("mmt_t"))
+    metadata, text = text.removeprefix("---\n").split("\n---\n\n", 1)
+    assert "license: apache-2.0" in metadata
     assert text.startswith("# mmt_t, seed 3\n")
     assert fact(text, "model") == "mmt_t, 3,112,345 parameters"
     assert fact(text, "trained on") == f"{NAME}, fingerprint {'f' * 16}; 1,800 clips"
@@ -87,8 +91,16 @@ def test_scores_are_of_val_and_test_with_every_head():
 
 def test_data_from_outside_are_named():
     assert fact(card(header("mmt_t")), "starts from") == "random weights, no other data"
-    other = {"audio": header("mat_t", "audioset"), "video": {"name": "mvitv2_t"}}
+    other = {"audio": header("mat_t", "audioset"), "video": {"name": "mvitv2_t", "stats": {"fingerprint": None}}}
     said = fact(card(header("mmt_t"), other), "starts from")
     audio, video = said.split("; ")
     assert audio == f"audio: mat_t, run 0123456789abcdef, trained on audioset, fingerprint {'f' * 16}"
     assert video == "video: mvitv2_t, trained on data that its file does not state"
+
+
+def test_a_model_that_was_not_trained_has_a_card_without_what_training_says():
+    text = str(model_card({"name": "mat_t", "num_classes": 3, "overrides": {}}, parameters=1234))
+    assert fact(text, "model") == "mat_t, 1,234 parameters"
+    assert "## Scores" not in text
+    assert "The clips are" not in text
+    assert "from_pretrained(" in text

@@ -1,0 +1,105 @@
+"""One command line: `mmt download | features | train | predict | report | runs` (or `python -m mmtlib ...`).
+
+The commands work on params.yaml, or on the parameter file that is named, as the stages of `dvc repro` do, but without
+notebooks. Other packages add commands through the entry-point group "mmtlib.commands", each a function of that file.
+"""
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help=__doc__.splitlines()[0],
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+File = Annotated[str, typer.Option("--params", help="parameter file: params.yaml or one of params/")]
+Workers = Annotated[str, typer.Option(help="processes (0: one for each core), or the address of a Dask scheduler")]
+
+
+def study(file: str):
+    """The parameters of a file and the folders of its study."""
+    from mmtlib.config import ROOT, load
+    from mmtlib.training.experiment import Folders
+
+    params = load(file)
+    return params, Folders(ROOT, params.study)
+
+
+def number(workers: str) -> int | str:
+    return int(workers) if workers.isdigit() else workers
+
+
+@app.command()
+def download(params: File = "params.yaml") -> None:
+    """Bring a data set's manifest, and a generated set's clips, to the study's folder."""
+    from mmtlib.data.download import download
+
+    values, folders = study(params)
+    manifest = download(folders.clips, **values.download.model_dump())
+    print(f"{len(manifest)} clips: {folders.clips}")
+
+
+@app.command()
+def features(params: File = "params.yaml", workers: Workers | None = None) -> None:
+    """Decode the clips into log-mel spectrograms and frames."""
+    from mmtlib.data.features import extract_features
+
+    values, folders = study(params)
+    settings = values.features.model_dump() | ({} if workers is None else {"workers": number(workers)})
+    coverage = extract_features(folders.clips / "manifest.csv", folders.features, **settings)
+    print(f"{sum(split['used'] for split in coverage.values())} clips: {folders.features}")
+
+
+@app.command()
+def train(params: File = "params.yaml", workers: Workers = "0") -> None:
+    """Train all runs of a study side by side; the stages of `dvc repro` then find them finished."""
+    from mmtlib.training.study import train_all
+
+    train_all(*study(params), number(workers))
+
+
+@app.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+def predict(given: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Name the classes of any media file: mmt predict FILE (--help for more)."""
+    from mmtlib.predict import main as predict_main
+
+    raise typer.Exit(predict_main(given or []))
+
+
+@app.command()
+def runs(params: File = "params.yaml") -> None:
+    """List the runs that are kept, and of one that is not what sets it apart."""
+    from mmtlib.training.runs import list_runs
+
+    raise typer.Exit(list_runs(*study(params)))
+
+
+def add(entry: EntryPoint) -> None:
+    """Make a command of another package one of ours; it is imported when it is called."""
+
+    def command(params: File = "params.yaml") -> None:
+        entry.load()(params)
+
+    app.command(entry.name, help=f"The command {entry.name} of {entry.module.split('.')[0]}.")(command)
+
+
+for found in entry_points(group="mmtlib.commands"):
+    add(found)
+
+
+def main() -> None:
+    """The command `mmt`: a failure that has words for the user is said in one sentence."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Many clips or runs at once: by processes of this machine, or by the workers of a Dask scheduler on any others.
+
+A number of workers starts a Dask cluster of so many processes here; an address ("tcp://host:8786") joins one that is
+running, whose workers must have this package installed and see the same files under the same names.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_CHUNK = 8  # items of a task: few enough to balance, enough to hide what a task costs
+_AHEAD = 4  # tasks asked for ahead of the results, for each thread of the workers
+_PATIENCE_S = 30.0  # for a scheduler to answer, and for its first worker
+_REPORT_S = 10.0
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class ClusterError(RuntimeError):
+    """Workers that cannot be had, or that die of their work; one sentence with the remedy."""
+
+
+def cores() -> int:
+    """Cores for this process, one of those that torchrun started on this machine or the only one."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+@contextmanager
+def connect(workers: int | str) -> Iterator[Client]:
+    """A client of `workers` new processes with a thread each (0: one for each core), or of the scheduler they name.
+
+    The processes end with this one, even where it is killed. Raises ClusterError for a number below 0, and for an
+    address at which there is no scheduler or none with a worker.
+    """
+    import dask.config  # slow to import, as are the next
+    from distributed import Client, LocalCluster
+    from distributed.comm.addressing import get_address_host_port
+
+    if isinstance(workers, int):
+        if workers < 0:
+            raise ClusterError(
+                f"workers is {workers}; give a count, 0 for one process a core, or a scheduler's address."
+            )
+        # A worker may decode in processes of its own; memory is the system's to watch.
+        with dask.config.set({"distributed.worker.daemon": False}):
+            here = LocalCluster(workers or cores(), threads_per_worker=1, memory_limit=None, dashboard_address=":0")
+        with here, Client(here, set_as_default=False) as client:
+            yield client
+        return
+    try:
+        socket.create_connection(get_address_host_port(workers), _PATIENCE_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"workers is {workers}, where no Dask scheduler answers; start one (`dask scheduler`) or give a number."
+        ) from error
+    with Client(workers, set_as_default=False) as client:
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE_S)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"The Dask scheduler {workers} has no worker; start some: dask worker {workers} --nthreads 1."
+            ) from error
+        yield client
+
+
+def run_all(function: Callable[[T], R], items: Sequence[T], workers: int | str, *, what: str) -> Iterator[R]:
+    """function(item) of each item, in order, by `workers` as `connect` takes them; says now and then how far it is.
+
+    The work of a worker that is lost is done again by others. One worker, or a handful of items, needs no second
+    process. Raises ClusterError as `connect` does, and where some items end every worker that tries them.
+    """
+    if isinstance(workers, int):
+        workers = min(workers or cores(), -(-len(items) // _CHUNK))
+    if workers == 1 or not items:
+        yield from _reported(map(function, items), len(items), what)
+        return
+    with connect(workers) as client:
+        yield from _reported(spread(client, function, items), len(items), what)
+
+
+def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk: int = _CHUNK) -> Iterator[R]:
+    """function(item) of each item, in order, by a client's workers, `chunk` items at a time."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    def results(part: Sequence[T], future) -> list[R]:
+        try:
+            return future.result()
+        except KilledWorker as error:
+            names = ", ".join(str(getattr(item, "path", item)) for item in part)
+            raise ClusterError(
+                "Every process that worked on these died, of too little memory or of a file that crashes the decoder: "
+                f"{names}; set workers to 1 to see which, and drop its row."
+            ) from error
+        except FutureCancelledError as error:
+            raise ClusterError("The Dask scheduler went away; start it and run this again.") from error
+
+    waiting: deque[tuple] = deque()  # what was asked for; no more than this is held in memory
+    for first in range(0, len(items), chunk):
+        part = items[first : first + chunk]
+        waiting.append((part, client.submit(_each, function, part, pure=False)))
+        if len(waiting) > _AHEAD * sum(client.nthreads().values()):
+            yield from results(*waiting.popleft())
+    while waiting:
+        yield from results(*waiting.popleft())
+
+
+def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
+
+
+def _reported(results: Iterable[R], total: int, what: str) -> Iterator[R]:
+    """Passes the results on and prints a line of progress every ten seconds, and at the end."""
+    begin = last = time.monotonic()
+    for count, result in enumerate(results, start=1):
+        now = time.monotonic()
+        if now - last >= _REPORT_S or count == total:
+            last = now
+            print(f"{count}/{total} {what}, {count / max(now - begin, 1e-9):.0f} a second", flush=True)
+        yield result

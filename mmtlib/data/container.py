@@ -1,0 +1,120 @@
+"""Find and open media files, in folders and in uncompressed tar archives, and read what their headers say.
+
+A path may lead into an archive, as WebDataset keeps many small files: `train-000000.tar/abc.mp4`. Such a file is read
+where it lies; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import posixpath
+import stat
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+
+
+class MediaError(ValueError):
+    """A file that cannot be used as a clip; the text is one sentence that names the file and the remedy."""
+
+
+class Place(NamedTuple):
+    """Where the bytes of a media file lie."""
+
+    file: Path  # the file itself, or the archive that holds it
+    offset: int
+    size: int
+    mtime_ns: int  # when the file, or the archive, was changed
+
+
+def locate(path: Path) -> Place | None:
+    """Where a file's bytes are, or None if nothing is there; raises MediaError for a folder or a damaged archive."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        archive = next((folder for folder in path.parents if folder.suffix == ".tar" and os.path.isfile(folder)), None)
+        return archive and members(archive).get(path.relative_to(archive).as_posix())
+    if not stat.S_ISREG(facts.st_mode):
+        raise MediaError(f"{path} is no file but a folder or a device; put a file there or drop its row.")
+    return Place(path, 0, facts.st_size, facts.st_mtime_ns)
+
+
+def members(archive: Path) -> dict[str, Place]:
+    """Name -> place of the files in a tar archive; raises MediaError for one that is damaged, compressed or hostile."""
+    facts = os.stat(archive)
+    found = _scan(archive, facts.st_size, facts.st_mtime_ns)
+    if isinstance(found, str):
+        raise MediaError(f"{archive} is no whole, uncompressed tar archive ({found}); fetch or make it again.")
+    return found
+
+
+@functools.cache  # kept in each process: an archive is read once, some 50 us a file; one that has changed, anew
+def _scan(archive: Path, size: int, mtime_ns: int) -> dict[str, Place] | str:
+    """The files, or what is wrong. Nothing is unpacked, yet a name that leads out is not trusted."""
+    places = {}
+    try:
+        with tarfile.open(archive, "r:", errors="strict") as tar:
+            for member in tar:
+                name = posixpath.normpath(member.name)
+                if name.split("/")[0] in ("", "..") or "\0" in name:
+                    return f"the name {name[:80]!r} leads out of it"
+                if member.size < 0:
+                    return "a size below 0"  # tarfile would go round in circles
+                if member.isreg() and not member.issparse():
+                    places[name] = Place(archive, member.offset_data, member.size, mtime_ns)
+            tar.fileobj.seek(tar.offset)  # tarfile takes a damaged header for the end
+            return places if tar.fileobj.read(512) == bytes(512) else "it has no end"
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        return str(error)
+
+
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a file to read it; raises MediaError for one that is missing, empty, cut off or no media file."""
+    place = locate(path)
+    if place is None:
+        raise MediaError(f"{path} does not exist; fetch it or drop its row from the manifest.")
+    if place.size == 0:
+        raise MediaError(f"{path} is empty (0 bytes); fetch it again or drop its row.")
+    url = str(path)
+    if place.file != path:  # FFmpeg's own protocol for a part of a file
+        url = f"subfile,,start,{place.offset},end,{place.offset + place.size},,:{place.file.absolute()}"
+    try:
+        return av.open(url)
+    except av.error.FFmpegError as error:
+        with place.file.open("rb") as file:
+            file.seek(place.offset)
+            is_mp4 = file.read(8)[4:] == b"ftyp"
+        what = "is a cut-off mp4 file (its moov index is missing)" if is_mp4 else "is not a media file"
+        raise MediaError(f"{path} {what}; fetch it again or drop its row.") from error
+
+
+class Description(NamedTuple):
+    """What a file says of itself; times are those of its clock, whose zero is `origin`, not always 0."""
+
+    video: av.VideoStream | None
+    audio: av.AudioStream | None
+    ends: dict[av.stream.Stream, float]  # of the streams that there are; infinite where the file does not say
+    origin: float
+    last: float  # where the file ends
+
+
+def describe(path: str | os.PathLike, container: av.container.InputContainer) -> Description:
+    """Read a file's header; raises MediaError for one that has neither video nor audio."""
+    cover = av.stream.Disposition.attached_pic  # the cover picture of an audio file is not video
+    video = next((s for s in container.streams.video if not s.disposition & cover), None)
+    audio = next(iter(container.streams.audio), None)
+    ends = {}
+    for stream in (video, audio):
+        if stream is not None:
+            length = math.inf if stream.duration is None else stream.duration
+            ends[stream] = float(((stream.start_time or 0) + length) * stream.time_base)
+    if not ends:
+        raise MediaError(f"{path} has neither video nor audio; fetch it again or drop its row.")
+    origin = (container.start_time or 0) / av.time_base
+    whole = origin + (container.duration or 0) / av.time_base
+    last = max((end for end in ends.values() if end < math.inf), default=whole)
+    return Description(video, audio, ends, origin, last)

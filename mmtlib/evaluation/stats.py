@@ -1,0 +1,55 @@
+"""Means with intervals over clips and seeds, paired where two models are compared, and what an interval says."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: pd.DataFrame, resamples: int, confidence: float) -> Interval:
+    """Mean of `values`, a row for each clip and a column for each seed, and its interval, the same on every call.
+
+    A resample draws as many clips and, apart from them, as many seeds, both with replacement; the interval has the
+    percentiles of the resamples' means. With one seed it draws clips alone and says nothing of other seeds. With a
+    few it covers what it promises, or more, as long as clips matter more than seeds; three seeds that differ by a
+    standard deviation of 4 points get 88 % for 95 %.
+    """
+    matrix, rng = values.to_numpy(np.float64), np.random.default_rng(0)
+    means = np.empty(resamples)
+    for start in range(0, len(means), 256):  # in blocks, to bound the memory
+        block = means[start : start + 256]
+        clips, seeds = (_shares(rng, len(block), size) for size in matrix.shape)
+        block[:] = ((clips @ matrix) * seeds).sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(matrix.mean()), float(low), float(high))
+
+
+def _shares(rng: np.random.Generator, resamples: int, size: int) -> Float[np.ndarray, "resamples size"]:
+    """How often each of `size` things is drawn in `size` draws with replacement, as a share."""
+    places = rng.integers(0, size, (resamples, size)) + size * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=places.size).reshape(places.shape) / size
+
+
+def paired_difference(first: pd.DataFrame, second: pd.DataFrame, resamples: int, confidence: float) -> Interval:
+    """Mean of first - second over the clips and seeds that both have, and its interval: see `bootstrap`.
+
+    Raises ValueError where they have no clip or no seed in common.
+    """
+    clips, seeds = first.index.intersection(second.index).sort_values(), first.columns.intersection(second.columns)
+    if clips.empty or seeds.empty:
+        raise ValueError("two models have no test clip or no seed in common")
+    return bootstrap(first.loc[clips, seeds] - second.loc[clips, seeds], resamples, confidence)
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of an advantage says of the claim that there is one: holds, does not hold or undecided."""
+    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"

@@ -1,0 +1,111 @@
+"""What all models have in common: one call with logits and embeddings, and a place on the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mmtlib.files import write_json
+
+HUB_FILE = "model.safetensors"  # the name of a model's weights in a folder or repository of its own
+
+
+class AVOutput(NamedTuple):
+    """What every model says of a batch, in training and evaluation alike.
+
+    The embeddings of a model of both modalities have unit norm and are taken before the fusion; that of a model of one
+    modality is what its head reads.
+    """
+
+    logits: Float[Tensor, "batch classes"]  # the average of the streams that are there
+    audio_logits: Float[Tensor, "batch classes"] | None  # None: no audio was given
+    video_logits: Float[Tensor, "batch classes"] | None
+    audio_embedding: Float[Tensor, "batch embedding"] | None
+    video_embedding: Float[Tensor, "batch embedding"] | None
+
+    @property
+    def embedding(self) -> Float[Tensor, "batch embeddings"]:
+        """The embeddings that are there, side by side."""
+        return torch.cat([z for z in (self.audio_embedding, self.video_embedding) if z is not None], dim=-1)
+
+
+pytree._register_namedtuple(AVOutput, serialized_type_name="mmtlib.AVOutput")  # else torch.export cannot save it
+
+
+class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2.0"):
+    """The base of all models.
+
+    `read` is the call that training and evaluation make. `about` is what a weights file says of the model: name,
+    num_classes and overrides, as `build_model` was given them, and what training adds to that.
+    """
+
+    reads: str  # "audio", "video" or "av"
+    about: dict[str, Any]
+
+    def read(
+        self,
+        audio: Float[Tensor, "batch 1 time mel"] | None,
+        video: Float[Tensor, "batch 3 frames height width"] | None,
+        has_audio: Bool[Tensor, " batch"] | None = None,
+        has_video: Bool[Tensor, " batch"] | None = None,
+    ) -> AVOutput:
+        """Logits and embeddings; a model ignores what it does not read. The flags say which clips have it."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "AVModel":
+        """See `mmtlib.models.from_pretrained`; besides, WeightsError for a model of another class."""
+        from mmtlib.models import hub  # which knows all models
+
+        model = hub.from_pretrained(pretrained_model_name_or_path, **options)
+        if not isinstance(model, cls):
+            name, own = model.about["name"], type(model).__name__
+            raise hub.WeightsError(f"{pretrained_model_name_or_path} is {name}; use {own}.from_pretrained for it")
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from mmtlib.models.hub import save_model
+
+        save_model(save_directory / HUB_FILE, self, **self.about)
+        write_json(save_directory / "config.json", self.about)
+
+    def generate_model_card(self, **given) -> ModelCard:
+        """The card of `save_pretrained` and `push_to_hub`, which take `given` as `model_card_kwargs`."""
+        from mmtlib.models.card import model_card
+
+        return model_card(self.about, parameters=sum(weight.numel() for weight in self.parameters()), **given)
+
+
+class Reading(nn.Module):
+    """`read` as a forward pass, for what calls nothing else: DistributedDataParallel."""
+
+    def __init__(self, model: AVModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs) -> AVOutput:
+        return self.model.read(*inputs)
+
+
+class OneModality(AVModel):
+    """A classifier of audio or of video: forward(x) -> logits (B, K).
+
+    A subclass sets `reads`, `dropout` and `head` and has `features(x)`, the vector (B, D) that the head reads.
+    """
+
+    def features(self, x: Tensor) -> Float[Tensor, "batch dim"]:
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch classes"]:
+        return self.head(self.dropout(self.features(x)))
+
+    def read(self, audio, video, has_audio=None, has_video=None) -> AVOutput:
+        features = self.dropout(self.features(audio if self.reads == "audio" else video))
+        logits = self.head(features)
+        if self.reads == "audio":
+            return AVOutput(logits, logits, None, features, None)
+        return AVOutput(logits, None, logits, None, features)

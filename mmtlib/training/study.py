@@ -1,0 +1,79 @@
+"""All runs of a study at once: those that do not depend on each other train side by side.
+
+Each is finished in its folder below runs/, where the stages then find it. A run that is interrupted, with its worker
+or with everything, goes on at its last epoch.
+"""
+
+import time
+
+import torch
+
+from mmtlib.cluster import connect, cores
+from mmtlib.config import Params, Run
+from mmtlib.data.dataset import FeatureDataset
+from mmtlib.training.experiment import ENCODERS, Folders, encoder_runs, is_kept, kept, key_of, parts_for
+from mmtlib.training.stage import finish, predict_run
+
+
+def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
+    """Train every run of a parameter file that is not kept, and predict with it; prints a line for each.
+
+    `workers`: processes on this machine (0: one for each core or, where there are any, each GPU), or the address of a
+    Dask scheduler whose workers see the same folders. Raises DatasetError where there are no features, and what
+    training raises.
+    """
+    from distributed import as_completed  # slow to import
+
+    data = FeatureDataset(folders.features, "train").identity
+    archive = folders.root / params.training.kept if params.training.kept else None
+    jobs: dict[str, tuple[str, Run, int, list[str]]] = {}  # key -> name, run, seed, keys of its encoders
+
+    def add(name: str, run: Run, seed: int) -> str:
+        starts = [add(ENCODERS[part], own, seed) for part, own in encoder_runs(run, params).items()]
+        key = key_of(parts_for(run, params, seed, data))
+        if key not in jobs or run.robustness:
+            jobs[key] = (name, run, seed, starts)
+        return key
+
+    for name, run in params.runs.items():
+        for seed in params.seeds_of(name):
+            if archive is None or not is_kept(kept(archive, parts_for(run, params, seed, data))):
+                add(name, run, seed)
+    if not jobs:
+        print("every run is kept", flush=True)
+        return
+    begun, values = time.monotonic(), params.model_dump_json()
+    started = {start for *_, starts in jobs.values() for start in starts}
+    # First what others wait for, then the longest.
+    order = sorted(jobs, key=lambda key: (key not in started, -jobs[key][1].epochs))
+    if isinstance(workers, int):
+        workers = min(workers or torch.cuda.device_count() or cores(), len(jobs))
+        threads = max(cores() // workers, 1)
+    else:
+        threads = None  # as their machines have it
+    with connect(workers) as client, client.as_current():
+        futures = {}
+        for key in order:
+            name, run, seed, starts = jobs[key]
+            waits = [futures[start] for start in starts]
+            task = (values, folders, name, run.model_dump_json(exclude={"group", "seeds"}), seed, threads, waits)
+            futures[key] = client.submit(_train, *task, key=f"train-{key}", pure=False)
+        for count, future in enumerate(as_completed(futures.values()), start=1):
+            minutes = (time.monotonic() - begun) / 60
+            print(f"{count}/{len(futures)} runs, {minutes:.1f} min: {future.result()}", flush=True)
+
+
+def _train(values: str, folders: Folders, name: str, run: str, seed: int, threads: int | None, waits: list[str]) -> str:
+    """A worker's task: one run from its settings to its predictions; `waits` are the tasks before it."""
+    from distributed import get_worker
+
+    params, own = Params.model_validate_json(values), Run.model_validate_json(run)
+    if threads:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available() and str(get_worker().name).isdigit():  # of processes of one machine: a GPU each
+        torch.cuda.set_device(int(get_worker().name) % torch.cuda.device_count())
+    begun = time.monotonic()
+    weights = finish(own, params, seed, folders, lambda line: print(f"{name} seed {seed} | {line}", flush=True))
+    data = FeatureDataset(folders.features, "train").identity
+    predict_run(own, parts_for(own, params, seed, data), weights, folders.features)
+    return f"{name} seed {seed}, trained in {time.monotonic() - begun:.0f} s"

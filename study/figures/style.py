@@ -1,0 +1,86 @@
+"""What the figures have in common: colours, sizes, legends.
+
+Sound, picture and both have one colour each in every figure; a baseline is the lighter shade of it.
+"""
+
+import io
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+COLOURS = {"audio": "#0072b2", "video": "#d55e00", "av": "#009e73"}
+"""One for each modality, told apart by the colour-blind too (Okabe and Ito)."""
+
+READS = {"audio": "sound", "video": "picture", "av": "both"}
+"""A modality in words."""
+
+DPI = 120
+WIDTH = 1000 / DPI  # inches: 1,000 pixels, in which the text is at least 9 points
+STYLE = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file whose bytes depend on nothing but the picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def blank(height: float) -> Figure:
+    """An empty figure 1,000 pixels wide, height in inches; without pyplot, so nothing is global."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def row_of_panels(panels: int, height: float) -> tuple[Figure, np.ndarray]:
+    figure = blank(height)
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def lighter(colour: str) -> tuple[float, ...]:
+    return tuple(1 - 0.5 * (1 - value) for value in to_rgb(colour))
+
+
+def shade(modality: str, ours: bool | np.bool) -> str | tuple[float, ...]:
+    return COLOURS[modality] if ours else lighter(COLOURS[modality])
+
+
+def whiskers(values: pd.Series, table: pd.DataFrame) -> Float[np.ndarray, "2 rows"]:
+    """Lengths of error bars from `low` to `high`; an interval holds its mean but for rounding."""
+    return np.maximum([values - table["low"], table["high"] - values], 0)
+
+
+def intervals(axes: Axes, values: pd.Series, table: pd.DataFrame, y: np.ndarray) -> None:
+    """Dots with their intervals at the heights `y`, in the colours of `modality`, above a grid."""
+    lengths = whiskers(values, table)
+    for modality, colour in COLOURS.items():
+        here = (table["modality"] == modality).to_numpy()
+        axes.errorbar(values[here], y[here], xerr=lengths[:, here], fmt="o", color=colour, capsize=4)
+    grid(axes)
+
+
+def grid(axes: Axes) -> None:
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def legend_above(figure: Figure, modalities: Collection[str], label: str = "reads {}", more: tuple = ()) -> None:
+    """A legend of the colours used, and of `more` artists."""
+    used = [modality for modality in COLOURS if modality in set(modalities)]
+    handles = [Patch(color=COLOURS[modality], label=label.format(READS[modality])) for modality in used]
+    figure.legend(handles=[*handles, *more], loc="outside upper right", ncols=4)

@@ -1,0 +1,143 @@
+"""The tidy table of clips, scored once, from which every table of scores follows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from mmtlib.config import Params
+from mmtlib.evaluation import stats
+from mmtlib.evaluation.scores import guesses, head_sizes, hits
+from mmtlib.training.experiment import Folders
+from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's runs as they left them, and what the tables have in common."""
+
+    params: Params
+    features: dict[str, Any]
+    results: list[Result]
+
+    @property
+    def reported(self) -> list[Result]:
+        """The runs of the claims and ablations; those of other groups have tables of their own."""
+        return [result for result in self.results if result.group in (None, *GROUPS)]
+
+    @property
+    def defaults(self) -> dict[str, Result]:
+        """The default model of each modality."""
+        return {modality: next(r for r in self.results if r.name == stage) for modality, stage in STAGES.items()}
+
+    @property
+    def headliners(self) -> list[Result]:
+        """Ours and the baselines, by what they read."""
+        found = [r for r in self.results if r.group in (None, "baseline")]
+        return sorted(found, key=lambda result: list(STAGES).index(result.modality))
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name, and that of its list of classes where it has several."""
+        name, classes = self.features["name"], self.features["class_list"]
+        return name if classes == name else f"{name} ({classes})"
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        return clips_table(self.results)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return scores_table(self.clips)
+
+    @cached_property
+    def _tests(self) -> dict[tuple[str, str], pd.DataFrame]:
+        clean = self.clips[(self.clips["split"] == "test") & (self.clips["condition"] == "")]
+        return dict(list(clean.groupby(["run", "modality"])))
+
+    def on_test(self, result: Result, modality: str | None = None) -> pd.DataFrame:
+        """The rows of a run's test clips, not corrupted, as read in one modality (all that the model reads)."""
+        modality = modality or result.modality
+        found = self._tests.get((result.name, modality))
+        if found is None or found["seed"].nunique() < len(result.predictions):
+            result.on_test(modality)  # says what is missing
+        return found
+
+    def rights(self, result: Result, modality: str | None = None) -> pd.DataFrame:
+        """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed."""
+        clips = self.on_test(result, modality).astype({"right": float})
+        return 100 * clips.pivot(index="clip", columns="seed", values="right").dropna()
+
+    def mean(self, values: pd.DataFrame) -> stats.Interval:
+        """Mean of a value for each clip and seed, with its bootstrap interval."""
+        return stats.bootstrap(values, self.params.report.bootstrap, self.params.report.confidence)
+
+    def difference(self, ours: pd.DataFrame, theirs: pd.DataFrame) -> stats.Interval:
+        """Mean of ours less theirs by clip and seed, with its bootstrap interval. Raises ReportError."""
+        try:
+            return stats.paired_difference(ours, theirs, self.params.report.bootstrap, self.params.report.confidence)
+        except ValueError as error:
+            raise ReportError(f"{error}; run the training stages again on one data set.") from error
+
+
+def load_study(folders: Folders, params: Params) -> Study:
+    """What the stages left of a study. Raises ReportError, naming the stage to run."""
+    return Study(params, read_features(folders), load_results(folders, params))
+
+
+def clips_table(results: Iterable[Result]) -> pd.DataFrame:
+    """A row for each run, seed, split, condition, modality and clip.
+
+    `condition` is how the clip was corrupted ("": not at all), `modality` what was read of it. `label` and `guess` are
+    classes of the first head, by number. `right`: the guess of every head; `top5`: so with the five best guesses. With
+    several heads, columns like `verb_top1` say the same of each. `confidence` is the top probability of the first head,
+    `nll` (nats) the negative logarithm of that of the truth, `brier` the squared distance between the probabilities
+    and the truth, summed over the classes: 0 to 2.
+    """
+    parts = [
+        _scored(predictions).assign(run=result.name, seed=seed)
+        for result in results
+        for seed, predictions in result.predictions.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
+    heads = head_sizes(predictions)
+    sizes = list(heads.values())
+    logits, labels = np.stack(predictions["logits"].tolist()), predictions["label_index"].to_numpy(copy=True)
+    top1, top5 = (hits(logits, labels, k, sizes).numpy() for k in (1, 5))
+    label, guess = (np.unravel_index(numbers, sizes)[0] for numbers in (labels, guesses(predictions)))
+    logs = log_softmax(logits[:, : sizes[0]].astype(np.float64), axis=1)
+    chances, own = np.exp(logs), logs[np.arange(len(logs)), label]
+    split = predictions["split"].str.partition(": ")
+    columns = {
+        "split": split[0],
+        "condition": split[2],
+        "modality": predictions["modality"],
+        "clip": predictions["clip_id"],
+        "label": label,
+        "guess": guess,
+        "right": top1.all(axis=1),
+        "top5": top5.all(axis=1),
+        "confidence": chances.max(axis=1),
+        "nll": -own,
+        "brier": (chances**2).sum(axis=1) - 2 * np.exp(own) + 1,
+    }
+    if len(heads) > 1:
+        for number, head in enumerate(heads):
+            columns |= {f"{head}_top1": top1[:, number], f"{head}_top5": top5[:, number]}
+    return pd.DataFrame(columns)
+
+
+def scores_table(clips: pd.DataFrame) -> pd.DataFrame:
+    """Percent recognised of a table of clips: run, seed, split, condition, modality, n, top1, top5 and of each head."""
+    groups = clips.groupby(["run", "seed", "split", "condition", "modality"], sort=False)
+    shares = groups[["right", *clips.filter(regex="top[15]$")]].mean().rename(columns={"right": "top1"})
+    table = 100 * shares.astype(np.float32).astype(np.float64)  # as in mmtlib's scores, to the last digit
+    table.insert(0, "n", groups.size())
+    return table.reset_index()

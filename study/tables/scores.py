@@ -1,0 +1,147 @@
+"""The tables of scores: headline, ablations, classes, and what belongs beside them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from mmtlib.evaluation.scores import head_sizes
+from mmtlib.evaluation.stats import verdict
+from mmtlib.models import build_model
+from mmtlib.models.cost import count_macs, count_parameters
+from mmtlib.training.experiment import Folders
+from study.tables.clips import Study
+from study.tables.results import GROUPS, ReportError, Result
+
+
+def results_table(study: Study) -> pd.DataFrame:
+    """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent).
+
+    With several heads, their own scores follow.
+    """
+    runs = pd.DataFrame([{"run": r.name, "model": r.label, "objective": r.objective} for r in study.results])
+    table = study.scores.merge(runs, on="run", how="left").assign(dataset=study.dataset)
+    table.loc[table["condition"] != "", "split"] += ": " + table["condition"]
+    columns = ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
+    return table[[*columns, *table.filter(regex="_top[15]$")]]
+
+
+def costs_table(study: Study) -> pd.DataFrame:
+    """model, modality, params_m (millions), mmacs (million multiply-accumulates for a clip of the features)."""
+    features = study.features
+    audio, video = features["log_mel"]["shape"][1:], features["frames"]["shape"][1:4]
+    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
+    rows = []
+    for label, result in {result.label: result for result in study.reported}.items():
+        overrides = {"audio_size": audio, "video_size": video} | result.trained.overrides
+        num_classes = sum(len(classes) for classes in features["heads"].values())
+        model = build_model(result.trained.model, num_classes, **overrides)
+        given = [inputs[name] for name in inputs if result.modality in ("av", name)]
+        rows.append((label, result.modality, count_parameters(model) / 1e6, count_macs(model, *given) / 1e6))
+    return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
+
+
+def headline_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
+    """Ours and the baselines on test: each model on what it reads, then those of both with one withheld.
+
+    Columns: model, modality, objective, ours, withheld, n, top1, low, high, std, top5, params_m, mmacs; with several
+    heads also the top-1 of each. Means over the seeds; `std` is the standard deviation over them (empty with one
+    seed), `low` and `high` the bootstrap interval.
+    """
+    readings = [(r, r.modality) for r in study.headliners]
+    readings += [(r, m) for m in ("audio", "video") for r, kind in readings if kind == "av"]
+    clean = study.scores.query("split == 'test' and condition == ''").set_index(["run", "modality"])
+    means = clean.filter(regex="top5|_top1").groupby(level=[0, 1]).mean()
+    rows = []
+    for result, modality in readings:
+        values = study.rights(result, modality)
+        row = {"modality": modality, "withheld": modality != result.modality, "n": len(values)}
+        row |= dict(zip(("top1", "low", "high"), study.mean(values), strict=True))
+        rows.append(result.about | row | {"std": values.mean().std(), **means.loc[(result.name, modality)]})
+    return pd.DataFrame(rows).merge(costs.drop(columns="modality"), on="model", how="left")
+
+
+def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
+    """Each row beside its default: top1, difference (row - default) with its interval, verdict, costs.
+
+    The default is the stage's model of the same modality; in the group `modality` it is the model of both.
+    The verdict is on the claim that the default is the better one. Columns: group, row, model, modality, objective,
+    default, default_top1 (over the same seeds), n_seeds, val_top1 (of the epochs kept), top1, std, difference, low,
+    high, verdict, params_m, mmacs.
+    """
+    main = study.defaults
+    pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video")]
+    pairs += [(r.group, r, main[r.modality]) for r in study.reported if r.group]
+    pairs.sort(key=lambda pair: list(GROUPS).index(pair[0]))
+    rows = []
+    for group, result, default in pairs:
+        ours, theirs = study.rights(result), study.rights(default)
+        difference, low, high = study.difference(ours, theirs)
+        seeds = ours.mean()
+        row = {"group": group, "row": result.name if result.group else result.label} | result.about
+        row["default"] = default.label
+        row["default_top1"] = theirs[ours.columns.intersection(theirs.columns)].mean(axis=None)
+        row["n_seeds"] = len(seeds)
+        row["val_top1"] = np.mean([curve["val_top1"].max() for curve in result.curves.values()])
+        row |= {"top1": seeds.mean(), "std": seeds.std(), "difference": difference, "low": low, "high": high}
+        rows.append(row | {"verdict": verdict(-high, -low)})
+    return pd.DataFrame(rows).drop(columns="ours").merge(costs.drop(columns="modality"), on="model", how="left")
+
+
+def per_class_table(study: Study) -> pd.DataFrame:
+    """class, n (test clips), audio, video, av: percent recognised by the default model of each modality."""
+    table = pd.DataFrame(index=pd.Index(study.features["classes"], name="class"))
+    for modality, result in study.defaults.items():
+        clips = study.on_test(result).drop_duplicates("clip")
+        names = pd.Series(np.asarray(study.features["classes"])[clips["label"]], index=clips["clip"])
+        by_class = study.rights(result).mean(axis=1).groupby(names)
+        table["n"], table[modality] = by_class.size(), by_class.mean()
+    return table.fillna({"n": 0}).astype({"n": int}).reset_index()
+
+
+def ceilings_table(folders: Folders) -> pd.DataFrame:
+    """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where it states none."""
+    path = folders.clips / "dataset.json"
+    try:
+        given = json.loads(path.read_text(encoding="utf-8")).get("ceilings", {}) if path.exists() else {}
+        rows = [(split, name, float(top)) for split, tops in given.items() for name, top in tops.items()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path} is damaged ({error}); run stage download again.") from error
+    return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
+
+
+def curves_table(study: Study) -> pd.DataFrame:
+    """Learning curves of ours and the baselines: run, modality, ours, seed, epoch, ce, val_top1, kept."""
+    parts = []
+    for result in (r for r in study.reported if r.group in (None, "baseline")):
+        about = {"run": result.label, "modality": result.modality, "ours": result.group is None}
+        for seed, curve in result.curves.items():
+            kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
+            part = curve[["epoch", "ce", "val_top1"]]
+            parts.append(part.assign(**about, seed=seed, kept=part.index == kept))
+    return pd.concat(parts, ignore_index=True)
+
+
+def class_numbers(predictions: pd.DataFrame) -> Int[np.ndarray, " clips"]:
+    """The class, of the first head, of each clip of a table of predictions."""
+    labels = predictions["label_index"].to_numpy()
+    return np.unravel_index(labels, list(head_sizes(predictions).values()))[0]
+
+
+def tsne_points(result: Result, classes: list[str], limit: int = 1000) -> pd.DataFrame:
+    """x, y, label of at most `limit` test clips: t-SNE of the first seed's embeddings."""
+    table = result.on_test()[0].sort_values("clip_id")
+    table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
+    vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
+    if len(vectors) > 9:
+        method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
+    else:  # too few for neighbourhoods
+        method = PCA(2, random_state=0)
+    with threadpool_limits(1):  # the order of a parallel sum would show in the picture
+        places = method.fit_transform(vectors)
+    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": np.asarray(classes)[class_numbers(table)]})

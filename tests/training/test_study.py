@@ -1,0 +1,73 @@
+"""All runs of a study side by side, on two workers: the runs that one process trains, whatever happens to a worker."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_features import make_params, write_features
+
+from mmtlib.cluster import connect
+from mmtlib.config import Params
+from mmtlib.training.experiment import Folders
+from mmtlib.training.stage import train_runs
+from mmtlib.training.study import train_all
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    """Three stages and a baseline, an epoch each."""
+    return make_params()
+
+
+def leave(params, root) -> dict[str, pd.DataFrame]:
+    """What the stages leave; they train nothing that is not finished."""
+    folders = Folders(root, params.study)
+    return {name: pd.read_parquet(train_runs(name, params, folders)[0].predictions) for name in params.runs}
+
+
+@pytest.fixture(scope="module")
+def alone(params, tmp_path_factory):
+    """The predictions of runs that were trained one after the other, in one process."""
+    root = tmp_path_factory.mktemp("alone")
+    write_features(Folders(root, params.study).features)
+    return leave(params, root)
+
+
+def same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, table in wanted.items():
+        np.testing.assert_array_equal(np.stack(found[name]["logits"]), np.stack(table["logits"]), name)
+
+
+def test_two_workers_train_what_one_process_does_and_the_stages_find_it(params, alone, tmp_path, capsys):
+    folders = Folders(tmp_path, params.study)
+    write_features(folders.features)
+    train_all(params, folders, 2)
+    told = capsys.readouterr().out
+    assert f"{len(params.runs)}/{len(params.runs)} runs" in told
+    found = leave(params, tmp_path)
+    assert capsys.readouterr().out.count("was trained already") == len(params.runs)
+    same(found, alone)
+
+
+def test_a_worker_that_is_killed_loses_no_run(params, alone, tmp_path):
+    folders = Folders(tmp_path, params.study)
+    write_features(folders.features)
+    with connect(2) as client:
+        address = client.scheduler.address
+
+        def kill() -> None:
+            while not list(folders.runs.glob("*/last.pt")):  # until a run has begun
+                time.sleep(0.05)
+            pid = next(iter(client.run(os.getpid).values()))
+            os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        train_all(params, folders, address)
+        killer.join()
+    same(leave(params, tmp_path), alone)
