@@ -1,7 +1,7 @@
 """Measure what docs/scale.md states and write its tables anew: `python docs/measure_scale.py` on an idle machine.
 
 Takes four minutes, after `dvc repro features`, whose arrays feed the small models here. What a training step of the
-large ones costs is taken from reports/tables/efficiency.csv (`make bench`).
+large ones costs is taken from reports/efficiency/efficiency.csv (`make bench`).
 """
 
 import os
@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mmtlib.cluster import connect, cores, spread
 from mmtlib.config import ROOT, load
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.data.decode import Settings, Task, decode, decoders, share_of_cores
-from mmtlib.data.features import extract_features, merge_features
+from mmtlib.data.decode import Settings, Task, decode
+from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import write_manifest
-from mmtlib.data.media import write_clip
 from mmtlib.data.probe import probe
 from mmtlib.files import write_text
 from mmtlib.models import MODALITY, build_model
@@ -31,8 +31,10 @@ from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.loop import Trainer
 from study.bench import machine
 from study.figures.style import READS
+from study.film import write_clip
 
 PAGE = ROOT / "docs/scale.md"
+COSTS = ROOT / "reports/efficiency/efficiency.csv"
 PROFILE = load("params/vggsound.yaml")
 GIVEN = {  # published, or assumed: what one cannot measure here
     "gpu_tflops": (989, "TFLOP/s of an H100 SXM in bf16, without sparsity", "published, NVIDIA's data sheet"),
@@ -98,7 +100,9 @@ def waiting(name: str, folder: Path) -> float:
     """Share of an epoch of a small model of params.yaml that passes before its batches are there, as float32."""
     params = load("params.yaml")
     run = getattr(params, name).model_copy(update={"init": "scratch"})
-    trainer = Trainer(run, params.training, seed=0, features=ROOT / "data/features", runs=folder, init={})
+    trainer = Trainer(
+        run, params.training, seed=0, features=ROOT / "data" / params.study / "features", runs=folder, init={}
+    )
     stream, waited = trainer.train.stream, 0.0
 
     def timed(*given: object):
@@ -151,27 +155,25 @@ def measure(folder: Path) -> dict[str, float]:
     whole = partial(decode, settings, Task(one, None, None, "train"))
     found["merely"] = beside(whole, partial(merely_decode, one), 15)
 
-    cores = share_of_cores()
-    with decoders(cores) as pool:
-        tasks = [Task(link, None, None, "train") for link in links[: 16 * cores]]
-        call = partial(decode, settings)
-        found["busy"] = least(lambda: list(pool.map(call, tasks)), 3) / len(tasks) * cores / found["decode"]
+    with connect(cores()) as client:
+        tasks = [Task(link, None, None, "train") for link in links[: 16 * cores()]]
+        each = least(lambda: list(spread(client, partial(decode, settings), tasks)), 3) / len(tasks)
+        found["busy"] = each * cores() / found["decode"]
 
     rows = {"clip_id": [link.stem for link in links[:64]], "path": [link.name for link in links[:64]]}
     manifest = pd.DataFrame({**rows, "start": None, "end": None, "label": "a", "split": "train"})
     listed = links[0].parent / "manifest.csv"
     write_manifest(manifest, listed)
     values = PROFILE.features.model_dump(exclude={"cache"})
-    extract_features(listed, folder / "read", cache=True, shard=(0, 1), **values)
     begin = time.perf_counter()
-    merge_features([folder / "read.part-0-of-1"], folder / "read")
-    found["merge"] = (time.perf_counter() - begin) / len(manifest)
+    extract_features(listed, folder / "read", cache=True, **values | {"workers": 1})
+    found["finish"] = max((time.perf_counter() - begin) / len(manifest) - found["decode"], 0.0)
     extract_features(listed, folder / "stream", cache=False, **values)
     for name in ("read", "stream"):
         data = FeatureDataset(folder / name, "train")
         orders = torch.arange(len(data)).split(8)
         found[name] = least(lambda data=data, orders=orders: deque(data.stream(orders, "av"), 0), 2) / len(data)
-    torch.set_num_threads(cores)
+    torch.set_num_threads(cores())
     for name in WAITING:
         found[f"waiting_{name}"] = waiting(name, folder)
     found["index_bytes"] = data.index.memory_usage(deep=True, index=False).sum() / len(data)
@@ -184,7 +186,7 @@ def models() -> pd.DataFrame:
     audio, video = settings.shapes["log_mel"], settings.shapes["frames"][:3]
     runs = [PROFILE.pretrain_mat, PROFILE.pretrain_mvit, PROFILE.train_mmt]
     runs += [PROFILE.ablations["ast_b"], PROFILE.ablations["mbt_b"]]
-    bench = pd.read_csv(ROOT / "reports/tables/efficiency.csv").query("precision == 'bf16'").set_index("model")
+    bench = pd.read_csv(COSTS).query("precision == 'bf16'").set_index("model")
     rows = []
     for run in runs:
         model = build_model(run.model, 309, audio_size=audio, video_size=video)
@@ -212,16 +214,14 @@ def number(value: float) -> str:
 
 def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
     view = m["log_mel_bytes"] + m["frames_bytes"]
-    bench = (
-        pd.read_csv(ROOT / "reports/tables/efficiency.csv").query("model == 'mmt_b' and precision == 'bf16'").iloc[0]
-    )
-    cores = share_of_cores()
+    bench = pd.read_csv(COSTS).query("model == 'mmt_b' and precision == 'bf16'").iloc[0]
+    count = cores()
     rows = [
         ("look into a file (`download`)", f"{1000 * m['probe']:.1f} ms", "one core; the verdict is kept"),
         ("look it up again", f"{1e6 * m['probe_again']:.0f} µs", "one core"),
         ("features of a train clip", f"{1000 * m['decode']:.0f} ms", "one core"),
-        ("of it the sound alone", f"{1000 * m['decode_audio']:.0f} ms", "one core"),
-        ("of it the picture alone", f"{1000 * m['decode_video']:.0f} ms", "one core"),
+        ("of it the audio alone", f"{1000 * m['decode_audio']:.0f} ms", "one core"),
+        ("of it the video alone", f"{1000 * m['decode_video']:.0f} ms", "one core"),
         (
             "PyAV decoding it all, and no more",
             f"{1 / m['merely']:.2f} times that",
@@ -230,13 +230,13 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
         (
             "as many times a train clip, where all cores decode",
             f"{m['busy']:.1f}",
-            f"{cores} processes on {cores} cores",
+            f"{count} processes on {count} cores",
         ),
         (f"features of a test clip, {PROFILE.features.clips} views", f"{1000 * m['decode_test']:.0f} ms", "one core"),
         (
             "a clip of a batch, decoded on the fly",
             f"{1000 * m['stream']:.0f} ms",
-            f"{cores} processes on {cores} cores",
+            f"{count} processes on {count} cores",
         ),
         (
             "a clip of a batch, read from the cache",
@@ -248,7 +248,7 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
             " / ".join(f"{100 * m[f'waiting_{name}']:.1f} %" for name in WAITING),
             "mat_t / mvitv2_t / mmt_t of params.yaml, from the cache",
         ),
-        ("statistics and fingerprint of a cached view", f"{1000 * m['merge']:.0f} ms", "one process, with its copying"),
+        ("statistics and fingerprint of a cached view", f"{1000 * m['finish']:.0f} ms", "one process, with writing it"),
         ("a view in the cache", f"{view / 1e6:.2f} MB", f"of it the sound {m['log_mel_bytes'] / 1e6:.2f} MB"),
         ("a row of the index in memory", f"{m['index_bytes']:.0f} bytes", "in each process, for each split it reads"),
         ("the file measured with", f"{m['file_bytes'] / 1e6:.2f} MB", "10 s, 340 x 256, h264 and aac, made up"),
@@ -277,7 +277,7 @@ def stages_table(m: dict[str, float]) -> str:
         clips, test = G[name], TEST[name]
         views = clips + (PROFILE.features.clips - 1) * test
         features = m["busy"] * (m["decode"] * (clips - test) + m["decode_test"] * test) / 3600
-        finish = m["merge"] * views / 3600  # one process does it
+        finish = m["finish"] * views / 3600  # one process does it
         columns[f"{name}, {clips:,} clips"] = {
             "the files": f"{clips * G['file_mb'] / 1e6:.1f} TB",
             "`download`: look into all": hours(m["probe"] * clips / 3600),
@@ -347,7 +347,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
     about = machine()
-    where = f"Measured on {share_of_cores()} cores of a processor {about['processor']}, torch {about['torch']}; "
+    where = f"Measured on {cores()} cores of a processor {about['processor']}, torch {about['torch']}; "
     where += f"load of the machine before: {load_before:.1f}."
     write(
         {

@@ -5,7 +5,8 @@ notebooks. Other packages add commands through the entry-point group "mmtlib.com
 """
 
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Annotated
 
 import typer
@@ -79,17 +80,17 @@ def runs(params: File = "params.yaml") -> None:
     raise typer.Exit(list_runs(*study(params)))
 
 
-def add(entry: EntryPoint) -> None:
-    """Make a command of another package one of ours; it is imported when it is called."""
+def add(name: str, target: str) -> None:
+    """Make `target` (module:function) of another package one of our commands; it is imported when it is called."""
 
     def command(params: File = "params.yaml") -> None:
-        entry.load()(params)
+        resolve_name(target)(params)
 
-    app.command(entry.name, help=f"The command {entry.name} of {entry.module.split('.')[0]}.")(command)
+    app.command(name, help=f"The command {name} of {target.split('.')[0]}.")(command)
 
 
-for found in entry_points(group="mmtlib.commands"):
-    add(found)
+for entry in entry_points(group="mmtlib.commands"):
+    add(entry.name, entry.value)
 
 
 def main() -> None:

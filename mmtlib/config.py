@@ -7,12 +7,13 @@ Every field states its unit and range here; params.yaml carries the values. A se
 import copy
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -37,6 +38,17 @@ class ParamsError(ValueError):
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _workers(value: Any) -> int | str:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if number or (isinstance(value, str) and re.fullmatch(r"[a-z]+://\S+:\d+", value)):
+        return value
+    raise ValueError(f"{json.dumps(value)} must be a number of processes from 0 up or a scheduler's address; change it")
+
+
+# Processes of this machine (0: one for each core), or the address of a Dask scheduler.
+Workers = Annotated[int | str, BeforeValidator(_workers)]
 
 
 class Section(BaseModel):
@@ -69,7 +81,7 @@ class Download(Section):
         default=None, description="which Kinetics-Sounds"
     )
     val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
-    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+    workers: Workers
 
     @model_validator(mode="after")
     def _settings_of_the_source(self) -> "Download":
@@ -101,7 +113,7 @@ class Features(Section):
     clips: int = Field(default=1, ge=1, le=100, description="windows of a test clip, evenly spaced")
     crops: Literal[1, 3] = Field(default=1, description="crops of each window of a test clip")
     cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
-    workers: int = Field(ge=0, description="processes; 0 = one for each core")
+    workers: Workers
 
     @model_validator(mode="after")
     def _overlap(self) -> "Features":

@@ -31,7 +31,7 @@ COMMITTED = ROOT / "weights/mmt_t.safetensors"
 TRAINED = ROOT / "models/quick/train_mmt/train_mmt-seed0.safetensors"
 """The MMT of the pipeline, by params.yaml."""
 
-_WORDS = {"audio": "sound", "video": "picture", "av": "both"}  # figures.READS, without its slow import of matplotlib
+_WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
 
 
@@ -168,7 +168,7 @@ def _notes(counts: Mapping[str, int], windows: int) -> list[str]:
     notes = []
     for modality, count in counts.items():
         word, other = _WORDS[modality], {"audio": "video", "video": "audio"}.get(modality)
-        alone = f"; {_WORDS['av']} is the {_WORDS[other]} alone" if "av" in counts and other else ""
+        alone = f"; {_WORDS['av']} is {_WORDS[other]} alone" if "av" in counts and other else ""
         if count == 0:
             notes.append(f"no {word} in it{alone}")
         elif count < windows:

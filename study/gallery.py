@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from freedoom_sounds.card import write_data_card
 from mmtlib.data.augment import Augmenter, Draws
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
-from mmtlib.data.media import read_clip, write_clip
+from mmtlib.data.media import read_clip
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.evaluation.occlusion import Attribution
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
@@ -33,6 +33,7 @@ from study.figures.predict import Weighed, decisions
 from study.figures.results import learning_curves
 from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, sheet, show_log_mel
 from study.figures.style import COLOURS
+from study.film import write_clip
 
 FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
 WIDEST = 800  # pixels
@@ -223,7 +224,7 @@ def positives_figure(labels: Sequence[str]) -> Picture:
     """Which pairs of clips AVC and IMC pull together (dark), push apart (light), leave out (hatched)."""
     same = np.array([[a == b for b in labels] for a in labels])
     figure, axes = panels_of(1, 2, 3.4, width=7.2)
-    panels = {"AVC: sound against picture": 0 * same, "IMC: sound against sound": np.eye(len(labels))}
+    panels = {"AVC: audio against video": 0 * same, "IMC: audio against audio": np.eye(len(labels))}
     for ax, (title, left_out) in zip(axes, panels.items(), strict=True):
         ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)
         for index in np.flatnonzero(left_out.any(axis=1)):

@@ -15,13 +15,14 @@ from toy_features import OVERRIDES
 from mmtlib import predict
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
-from mmtlib.data.media import CUT_OFF_S, write_clip
+from mmtlib.data.media import CUT_OFF_S
 from mmtlib.evaluation.predictions import predict as pipeline_predict
 from mmtlib.models import build_model
 from mmtlib.models.hub import WeightsError, export, save_model
 from mmtlib.predict import PredictionError, predict_file, window_spans
 from study.figures import predict as predict_figures
 from study.figures import results as figures
+from study.film import write_clip
 
 SETTINGS = dict(sample_rate=8000, mel_bins=32, window_ms=25, hop_ms=20, frames=4, size=16, seconds=1.0)
 FPS, HZ = 8, 8000
@@ -151,10 +152,10 @@ def test_windows_cover_the_file_from_end_to_end(length, seconds, share):
 @pytest.mark.parametrize(
     ("shape", "note", "given"),
     [
-        ({"sound": 0}, "no sound in it; both is the picture alone", {"video", "av"}),
-        ({"picture": False}, "no picture in it; both is the sound alone", {"audio", "av"}),
-        ({"silent_from": 0}, "no sound in it; both is the picture alone", {"video", "av"}),
-        ({"sound": 1.0}, "2 of 3 windows without sound; both is the picture alone there", {"audio", "video", "av"}),
+        ({"sound": 0}, "no audio in it; audio-visual is video alone", {"video", "av"}),
+        ({"picture": False}, "no video in it; audio-visual is audio alone", {"audio", "av"}),
+        ({"silent_from": 0}, "no audio in it; audio-visual is video alone", {"video", "av"}),
+        ({"sound": 1.0}, "2 of 3 windows without audio; audio-visual is video alone there", {"audio", "video", "av"}),
     ],
 )
 def test_what_a_file_lacks_is_said_and_withheld(tmp_path, mmt, shape, note, given):
@@ -199,13 +200,13 @@ def test_the_command_goes_on_after_a_bad_file(clips, mmt, capsys):
     assert err == f"{files[1]} does not exist; give another file.\n"
     film, mute = map(json.loads, out.splitlines())
     assert (film["file"], film["notes"], len(film["verdict"]), len(film["windows"])) == (files[0], [], 6, 24)
-    assert mute["notes"] == ["no sound in it; both is the picture alone"]
+    assert mute["notes"] == ["no audio in it; audio-visual is video alone"]
     assert film["verdict"][0].keys() == {"modality", "head", "rank", "label", "probability"}
 
     assert predict.main([files[0], "--model", str(mmt), "--windows"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{files[0]}: 3.5 s, 4 windows\n")
-    assert out.splitlines()[1].split() == ["rank", "sound", "picture", "both"]
+    assert out.splitlines()[1].split() == ["rank", "audio", "video", "audio-visual"]
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["1", "2", "3"]
     assert out.count("%") == 3 * 3 + 3 * 4
     assert predict.main([files[0], "--model", "gone.safetensors"]) == 1

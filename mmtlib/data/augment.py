@@ -1,11 +1,9 @@
 """Augmentation of whole batches, drawn from an explicit generator so that a resumed run repeats it exactly.
 
-Inputs are normalised batches (dataset.Batch). Sound and picture are never shifted in time against each other.
+Inputs are normalised batches (dataset.Batch). Audio and video are never shifted in time against each other.
 Every function leaves its input as it is and returns a new tensor. Random numbers are drawn on the CPU
 whatever the device and however many processes share a batch, so that one seed means the same augmentation everywhere.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -107,10 +105,7 @@ def random_crop(
 
 
 def random_flip(
-    video: Float[Tensor, "B C T H W"],
-    labels: Int[Tensor, " B"],
-    draws: Draws,
-    allowed: Bool[Tensor, " K"],
+    video: Float[Tensor, "B C T H W"], labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]
 ) -> Float[Tensor, "B C T H W"]:
     """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
     chosen = draws.uniform(len(video)).to(video.device) < 0.5
@@ -153,7 +148,7 @@ def mixup(
 
 
 def modality_dropout(batch: Batch, probability: float | int, draws: Draws) -> Batch:
-    """Withholds sound or picture, either as often, from that share of the clips that have both (our addition)."""
+    """Withholds audio or video, either as often, from that share of the clips that have both (our addition)."""
     if probability == 0:
         return batch
     chosen, which = draws.uniform(len(batch.labels), 2).to(batch.labels.device).unbind(1)
@@ -210,7 +205,7 @@ class Augmenter:
                 audio = random_noise(audio, draws, self.noise)
             if self.masks["time_masks"] or self.masks["freq_masks"]:
                 audio = spec_augment(audio, draws, **self.masks)
-            # A clip without sound stays at exactly 0: augmentation must not give it a content.
+            # A clip without audio stays at exactly 0: augmentation must not give it a content.
             if audio is not batch.audio:
                 audio = audio * batch.has_audio.view(-1, 1, 1, 1)
         if video is not None:

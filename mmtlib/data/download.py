@@ -39,6 +39,8 @@ def download(
     out, others = Path(out), {entry.name: entry for entry in entry_points(group="mmtlib.sources")}
     own = {name: value for name, value in own.items() if value is not None}
     if source in others:
+        if isinstance(workers, str):
+            raise SourceError(f"download.workers is {workers}, but {source} is made on this machine; give a number.")
         return others[source].load()(out, workers=workers, **own)
     if source not in SOURCES:
         known = ", ".join([*others, *SOURCES])

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
 
-CORRUPTED = {"sound noise": "noise in the sound", "picture noise": "noise in the picture", "sound late": "sound late"}
+CORRUPTED = {"audio noise": "noise in the audio", "video noise": "noise in the video", "audio late": "audio late"}
 UNITS = {"dB": "signal over noise (dB)", "s": "delay (s)"}
 
 
@@ -49,7 +49,7 @@ def robustness(table: pd.DataFrame) -> Figure:
     figure, panels = row_of_panels(len(CORRUPTED), 3.8)
     for axes, (kind, title) in zip(panels, CORRUPTED.items(), strict=True):
         for place, (model, part) in enumerate(table.groupby("model", sort=False)):
-            levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "sound late")
+            levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "audio late")
             shown = pd.concat([part[part["corruption"] == "none"], levels]).assign(modality="av")
             _line(axes, np.arange(len(shown)) + 0.06 * place, shown, model, "os^Dvx"[place % 6])  # side by side
             axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])

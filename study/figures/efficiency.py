@@ -48,7 +48,7 @@ def efficiency_length(table: pd.DataFrame) -> Figure:
         lines = table.reindex(columns=[column, f"peer_{column}"])  # a ratio has no second line
         for name, ours in zip(lines, (True, False), strict=True):
             ax.plot(table["seconds"], lines[name], "o-", color=shade("audio", ours))
-        ax.set(title=title, xlabel="seconds of sound", ylim=(0, None))
+        ax.set(title=title, xlabel="seconds of audio", ylim=(0, None))
     axes[2].axhline(1, color="#222222", linewidth=1, linestyle=":")
     figure.legend(axes[0].lines, table[["model", "peer"]].iloc[0], loc="outside lower right", ncols=2)
     return figure

@@ -104,7 +104,7 @@ def per_class(table: pd.DataFrame) -> Figure:
     """Accuracy of each class (percent), sorted by that with both; of many, where the senses differ most."""
     title = ""
     if len(table) > MANY:
-        title = f"{MANY} of {len(table)} classes: where sound and picture differ by the most test clips"
+        title = f"{MANY} of {len(table)} classes: where audio and video differ by the most test clips"
         table = table.loc[(table["n"] * (table["audio"] - table["video"])).abs().nlargest(MANY).index]
     table = table.sort_values(["av", "class"], ascending=[True, False])
     y = np.arange(len(table))

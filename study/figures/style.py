@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 COLOURS = {"audio": "#0072b2", "video": "#d55e00", "av": "#009e73"}
 """One for each modality, told apart by the colour-blind too (Okabe and Ito)."""
 
-READS = {"audio": "sound", "video": "picture", "av": "both"}
+READS = {"audio": "audio", "video": "video", "av": "audio-visual"}
 """A modality in words."""
 
 DPI = 120

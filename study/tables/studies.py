@@ -7,14 +7,14 @@ import pandas as pd
 from study.tables.clips import Study
 from study.tables.results import Result
 
-WITHHELD = {"av": "none", "audio": "no picture", "video": "no sound"}
+WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}
 """What a model of both lacks when it is read in a modality."""
 
 
 def robustness_table(study: Study) -> pd.DataFrame:
     """Test top-1 (percent) of the models of both whose clips were corrupted, too.
 
-    Columns: row, model, ours, corruption ("none", "no sound", "sound noise", ...), level and unit (dB, s, or neither),
+    Columns: row, model, ours, corruption ("none", "no audio", "audio noise", ...), level and unit (dB, s, or neither),
     n_seeds, top1, std (over the seeds), loss (points below the clean clips).
     """
     tested = {r.name: r for r in study.results if r.trained.robustness}
@@ -24,6 +24,9 @@ def robustness_table(study: Study) -> pd.DataFrame:
     # A condition is named by what is done and, of some, by how much of it: "sound noise -10 dB".
     parts = table["condition"].str.extract(r"^(?P<corruption>.*?)(?: (?P<level>-?[\d.]+) (?P<unit>dB|s))?$")
     table = table.join(parts).rename(columns={"run": "row"}).astype({"level": float})
+    # The conditions' names are part of what kept runs are known by; readers get the field's words.
+    words = {"sound": "audio", "picture": "video"}
+    table["corruption"] = table["corruption"].replace(words, regex=True)
     table["corruption"] = table["corruption"].where(table["condition"] != "", table["modality"].map(WITHHELD))
     table["model"] = table["row"].map({name: r.label for name, r in tested.items()})
     table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})

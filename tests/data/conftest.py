@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mmtlib.data.manifest import write_manifest
-from mmtlib.data.media import write_clip
+from study.film import write_clip
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtlib.data.media import write_clip
+from study.film import write_clip
 
 
 def csv_text(rows: Sequence[Sequence], **options) -> str:

@@ -13,10 +13,10 @@ from mmtlib.data.container import MediaError, locate, members, open_media
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import ManifestError, read_manifest
-from mmtlib.data.media import write_clip
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.listing import SourceError, list_media
 from mmtlib.data.sources.survey import build_manifest
+from study.film import write_clip
 
 SETTINGS = {
     "sample_rate": 16000,

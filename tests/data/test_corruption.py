@@ -7,7 +7,8 @@ from toy_features import SETTINGS, write_features
 
 from mmtlib.data.corruption import CONDITIONS, SHIFTS, SNRS, corrupt
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.data.decode import LOG_OFFSET, Settings
+from mmtlib.data.decode import Settings
+from mmtlib.data.spectrogram import LOG_OFFSET
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmtlib.data.decode import Settings, Task, decode
-from mmtlib.data.media import write_clip
+from study.film import write_clip
 
 SETTINGS = Settings(16000, 32, 25, 10, frames=4, size=16, seconds=1.0)
 

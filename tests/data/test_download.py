@@ -19,7 +19,9 @@ from mmtlib.data.sources.survey import SOURCES
 
 def test_a_source_of_another_package_is_called_with_what_it_needs(tmp_path, monkeypatch):
     calls = []
-    entry = SimpleNamespace(name="toy", load=lambda: lambda *given, **more: calls.append((*given, more)))
+    entry = SimpleNamespace(
+        name="toy", load=lambda: lambda *given, **more: calls.append((*given, more)) or pd.DataFrame()
+    )
     monkeypatch.setattr(module, "entry_points", lambda group: [entry] if group == "mmtlib.sources" else [])
     download(tmp_path, source="toy", seed=3, clips_per_class={"train": 1}, media=None, speed=None, workers=2)
     assert calls == [(tmp_path, {"seed": 3, "clips_per_class": {"train": 1}, "workers": 2})]

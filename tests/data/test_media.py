@@ -4,7 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from mmtlib.data.media import MediaError, read_clip, read_views, write_clip
+from mmtlib.data.container import MediaError
+from mmtlib.data.media import read_clip, read_views
+from study.film import write_clip
 
 SETTINGS = {"num_frames": 8, "size": 32, "sample_rate": 16000, "seconds": 2.0}
 
@@ -214,28 +216,6 @@ def test_windows_outside_the_file_are_refused(make_clip):
     assert "window 1.00-1.00 s is empty" in refused(path, 1.0, 1.0)
     assert "starts at -1.00 s" in refused(path, -1.0, 1.0)
     assert read_clip(path, 1.0, 9.0, **SETTINGS).duration == pytest.approx(1.0)  # cut to the file
-
-
-@pytest.mark.parametrize(
-    ("frames", "pcm", "words"),
-    [
-        (None, None, "neither frames nor pcm"),
-        (np.zeros((2, 48, 64, 3)), None, "frames are float64"),
-        (np.zeros((2, 47, 64, 3), np.uint8), None, "even sides"),
-        (np.zeros((0, 48, 64, 3), np.uint8), None, "T >= 1"),
-        (None, np.zeros(100, np.int16), "pcm is int16 (100,)"),
-    ],
-)
-def test_write_refuses_other_arrays_and_leaves_nothing(tmp_path, frames, pcm, words):
-    with pytest.raises(MediaError) as error:
-        write_clip(tmp_path / "a.mp4", frames, 16, pcm, 16000)
-    assert words in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_writing_twice_gives_the_same_bytes_and_no_leftovers(make_clip, tmp_path):
-    assert make_clip("a.mp4").read_bytes() == make_clip("b.mp4").read_bytes()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
 def test_a_cut_off_file_whose_streams_declare_no_length_is_told_by_the_length_of_the_whole(tmp_path):

@@ -12,8 +12,9 @@ from real_sets import clip_bytes, put
 from mmtlib.config import ROOT
 from mmtlib.data import probe as module
 from mmtlib.data.container import MediaError
-from mmtlib.data.media import read_clip, write_clip
+from mmtlib.data.media import read_clip
 from mmtlib.data.probe import look, probe
+from study.film import write_clip
 
 # Container -> codec of the picture, of the sound, options of the muxer.
 KINDS = {

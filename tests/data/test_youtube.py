@@ -6,7 +6,9 @@ import pytest
 from real_sets import clip_bytes, counts, csv_text, flawed, put, video_id
 
 from mmtlib.data import ManifestError, build_manifest
+from mmtlib.data.sources.kinetics_sounds import KINETICS_LISTS
 from mmtlib.data.sources.listing import SourceError, class_names
+from mmtlib.data.sources.vggsound import SECONDS
 
 build = partial(build_manifest, workers=1)
 TRAIN = ["good", "good", "missing", "truncated", "no index", "silent", "blind", "short", "good", "good"]
@@ -15,7 +17,7 @@ TEST = ["good", "empty", "a page", "missing", "missing", "silent", "good"]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return flawed(tmp_path_factory.mktemp("made"), 10)
+    return flawed(tmp_path_factory.mktemp("made"), SECONDS)
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path):
 
 
 def test_class_lists_are_the_published_ones():
-    vggsound, ks31, ks32 = (class_names(name) for name in ("vggsound-309", "kinetics-sounds-31", "kinetics-sounds-32"))
+    vggsound, ks31, ks32 = (class_names(name) for name in ("vggsound-309", *KINETICS_LISTS))
     assert (len(set(vggsound)), len(set(ks31)), len(set(ks32))) == (309, 31, 32)
     assert vggsound[:2] == ["ambulance siren", "basketball bounce"]
     assert {"female speech, woman speaking", "playing tympani", "eletric blender running"} < set(vggsound)

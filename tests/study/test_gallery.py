@@ -12,10 +12,11 @@ from mmtlib.data.augment import Augmenter
 from mmtlib.data.dataset import Batch
 from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import write_manifest
-from mmtlib.data.media import read_clip, write_clip
+from mmtlib.data.media import read_clip
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.models import build_model
 from study import gallery
+from study.film import write_clip
 
 RATE = 16_000
 

@@ -73,9 +73,11 @@ def test_costs_are_of_the_models_that_were_trained(written):
 
 def test_the_answer_follows_from_the_numbers(written):
     text = written["readme"].read_text()
-    assert "mmt_t (both, 90.0 %) beats the better single modality, mat_t (sound, 60.0 %): +30.0" in text
-    assert "mat_t (sound, 60.0 %) beats its baseline ast_t (sound, 35.0 %): +25.0 points" in text
-    assert "mmt_t (both, 90.0 %) cannot be told apart from its baseline mbt_t (both, 87.5 %): +2.5" in text
+    assert "mmt_t (audio-visual, 90.0 %) beats the better single modality, mat_t (audio, 60.0 %): +30.0" in text
+    assert "mat_t (audio, 60.0 %) beats its baseline ast_t (audio, 35.0 %): +25.0 points" in text
+    assert (
+        "mmt_t (audio-visual, 90.0 %) cannot be told apart from its baseline mbt_t (audio-visual, 87.5 %): +2.5" in text
+    )
     assert (
         "On 40 of the 40 test clips that made-up lists, in 4 classes, by top-1 (difference with its 95 % interval)"
         in text
@@ -96,7 +98,7 @@ def test_the_answer_turns_when_the_numbers_do(tmp_path):
         "ast_t": {"audio": 34},
     }
     text = build_report(made_up_workspace(tmp_path, params, right), params).text
-    assert "does not beat the better single modality, mvitv2_t (picture" in text
+    assert "does not beat the better single modality, mvitv2_t (video" in text
     assert "does not beat its baseline ast_t" in text
     assert "2 seeds (0, 3); scores are means over them" in text
     assert "std over seeds" in text
@@ -105,7 +107,7 @@ def test_the_answer_turns_when_the_numbers_do(tmp_path):
 
 def test_text_has_ceilings_coverage_parameters_and_versions(written, workspace, params):
     text = written["readme"].read_text()
-    assert "sound alone is 20.0 points below (60.0 of 80.0)" in text
+    assert "audio alone is 20.0 points below (60.0 of 80.0)" in text
     assert "| test    | 40       | 40     |" in text
     assert "f" * 64 in text
     for name, value in about_versions().items():

@@ -61,16 +61,16 @@ def test_each_corruption_is_scored_for_each_model_that_met_it(study, workspace):
         found = table[table["row"] == row].set_index(["corruption", "level"])["top1"]
         for level in (20, 10, 0, -10):
             wanted = share_right(workspace, row, f"test: picture noise {level} dB", "av", [0, 1])
-            assert found["picture noise", level] == pytest.approx(wanted.mean())
+            assert found["video noise", level] == pytest.approx(wanted.mean())
         late = share_right(workspace, row, "test: sound late 0.25 s", "av", [0, 1])
         line = table[(table["row"] == row) & (table["level"] == 0.25)].squeeze()
-        assert (line["corruption"], line["unit"], line["n_seeds"]) == ("sound late", "s", 2)
+        assert (line["corruption"], line["unit"], line["n_seeds"]) == ("audio late", "s", 2)
         assert [line["top1"], line["std"]] == pytest.approx([late.mean(), late.std(ddof=1)])
         whole = table[(table["row"] == row) & table["level"].isna()].set_index("corruption")
         wanted = share_right(workspace, row, "test", "audio", [0, 1]).mean()
-        assert whole.loc["no picture", "top1"] == pytest.approx(wanted)
+        assert whole.loc["no video", "top1"] == pytest.approx(wanted)
         clean = share_right(workspace, row, "test", "av", [0, 1]).mean()
-        assert whole.loc["no picture", "loss"] == pytest.approx(clean - wanted)
+        assert whole.loc["no video", "loss"] == pytest.approx(clean - wanted)
         assert whole.loc["none", "loss"] == 0
         assert "frozen" in " ".join(whole.index)
 

@@ -38,7 +38,7 @@ class Survey(NamedTuple):
 
 
 def build_manifest(source: str, annotations, media, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The manifest of a data set and its coverage, a row a split; see `survey`, which returns more."""
+    """The manifest of a data set and its coverage, a row a split; `survey` takes the same and returns more."""
     found = survey(source, annotations, media, **options)
     return found.manifest, found.coverage
 
@@ -77,7 +77,11 @@ def survey(
         raise SourceError(f"download.media: {root} is no folder; give the one that holds the media files.")
     listed = None if annotations is None else config.workspace(annotations)
     listing = SOURCES[source](listed, list_media(root), class_list=class_list, val_share=val_share)
-    clips = _once(listing.clips)
+    clips, again = listing.clips, listing.clips.clip_id.duplicated()
+    if again.any():
+        first = clips.clip_id[again.idxmax()]
+        print(f"note: {again.sum()} lines repeat a clip and are left out; {first!r} is the first", flush=True)
+    clips = clips[~again].reset_index(drop=True)
     inside = stays_below(root, clips.path)
     if not inside.all():
         raise ManifestError(f"{root}: the link {clips.path[inside.idxmin()]!r} leads out of it; put the file there.")
@@ -95,15 +99,6 @@ def survey(
         coverage.rename_axis(columns=None).rename_axis("split").reset_index(),
         problems[["clip_id", "path", "status", "reason"]],
     )
-
-
-def _once(clips: pd.DataFrame) -> pd.DataFrame:
-    """The clips without those whose id stands further up."""
-    again = clips.clip_id.duplicated()
-    if again.any():
-        first = clips.clip_id[again.idxmax()]
-        print(f"note: {again.sum()} lines repeat a clip and are left out; {first!r} is the first", flush=True)
-    return clips[~again].reset_index(drop=True)
 
 
 def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
