@@ -15,9 +15,6 @@ STAMP := $(ENV)/.mmtlib-installed
 export PATH := $(ENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-# An unpacked archive is no Git checkout; DVC must be told.
-NO_SCM = git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
-
 .DEFAULT_GOAL := help
 .PHONY: help install lint test notebooks reproduce bench lab html clean
 
@@ -54,14 +51,12 @@ FEATURES = $(if $(STUDY),build/$(STUDY)/dvc.yaml:features,features)
 PARAMS = $(if $(STUDY),params/$(STUDY).yaml,params.yaml)
 
 reproduce: $(STAMP) ## run a study (dvc repro): the quick one of params.yaml, or STUDY=NAME of params/NAME.yaml
-	@$(NO_SCM)
 	$(if $(STUDY),python -m study.run compose $(STUDY))
 	dvc repro $(FEATURES)
 	python -m mmtlib train --params $(PARAMS)
 	dvc repro $(PIPELINE)
 
 bench: $(STAMP) ## measure speed and memory beside the peers
-	@$(NO_SCM)
 	dvc repro bench/dvc.yaml
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
