@@ -4,6 +4,7 @@ Each comparison runs in a process of its own: what an earlier one leaves in the 
 third. Inside it the two models take turns.
 """
 
+import os
 import platform
 import re
 import statistics
@@ -147,6 +148,7 @@ def _started(model: nn.Module) -> Optimizer:
 def in_fresh_process(name: str, pair: Pair, mode: str, precision: str, measure: Callable = compare) -> dict[str, Any]:
     """`compare` in a new Python process. Raises BenchmarkError with what it died of."""
     try:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes a line at every start, for its makers
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             return process.submit(measure, name, pair, mode, precision).result()
     except Exception as error:

@@ -38,7 +38,7 @@ def ledger(reports: Path) -> pd.DataFrame:
             for row in claims.itertuples()
         }
         columns[study] = pd.Series(cells)
-    table = pd.DataFrame(columns).fillna("not asked")
+    table = pd.DataFrame(columns).reindex(list(paper)).fillna("not asked")
     table.insert(0, "paper", pd.Series(paper))
     return table.rename_axis("claim").reset_index()
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mmtlib.config import ROOT, Download, Params, ParamsError, check, compose, load, workspace
+from mmtlib.config import ROOT, Download, Params, ParamsError, check, load, workspace
+from mmtlib.overlays import compose
 
 FILES = ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("params/*.yaml"))]
 WHOLE = (ROOT / "params.yaml").read_text()

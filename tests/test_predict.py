@@ -241,7 +241,7 @@ def test_the_figures_show_the_tables(clips, trained):
     found = predict_file(trained("mmt_t", several=True)[0], clips / "film.mp4", top=2)
     figure = predict_figures.best_classes(found.verdict)
     assert len(figure.axes) == 6
-    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["verb, sound", "verb, picture"]
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["verb, audio", "verb, video"]
     drawn = [bar.get_width() for ax in figure.axes[:3] for bar in ax.patches]
     verbs = found.verdict[found.verdict["head"] == "verb"]
     assert drawn == pytest.approx((100 * verbs["probability"]).tolist())

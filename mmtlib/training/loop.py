@@ -11,32 +11,38 @@ does not depend on their number, but for what each draws by itself: dropped path
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmtlib.config import Objective, ParamsError, Recipe, Run
+from mmtlib.config import ParamsError, Recipe, Run
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
-from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.distributed import from_first, gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.evaluation.scores import topk_accuracy
 from mmtlib.files import digest
-from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
-from mmtlib.models import MODALITY, AVOutput, build_model
+from mmtlib.models import MODALITY, build_model
 from mmtlib.models.base import Reading
 from mmtlib.models.hub import load_weights, read_header, save_model
 from mmtlib.models.mmt import MMT
 from mmtlib.models.ops import fit_tables
 from mmtlib.training.experiment import key_of, parts_of, plain
+from mmtlib.training.optim import (
+    choose_precision,
+    cross_entropy,
+    one_hot,
+    parameter_groups,
+    training_loss,
+    warmup_cosine,
+)
 
 
 class Trainer:
@@ -269,92 +275,6 @@ class Trainer:
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state.pop(name))
         return state
-
-
-def training_loss(
-    out: AVOutput,
-    batch: Batch,
-    targets: Float[Tensor, "batch logits"],
-    objective: Objective,
-    label_smoothing: float,
-    sizes: Sequence[int],
-) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
-
-    `targets` of the cross-entropy may be soft (mixup); the contrastive losses take each clip's own label (our
-    reading), and only clips that have the modality. Those losses see the clips of all ranks. Averaged over the ranks,
-    the gradient is that of one process with all clips.
-    """
-    loss = cross_entropy(out.logits.float(), targets, sizes, label_smoothing)
-    parts = {"loss": 0.0, "ce": loss.item()}
-    contrasts = {}
-    both_read = out.audio_embedding is not None and out.video_embedding is not None
-    if both_read and max(objective.avc, objective.imc) > 0:
-        labels, has_audio, has_video = gather(batch.labels), gather(batch.has_audio), gather(batch.has_video)
-        audio, video, both = gather(out.audio_embedding), gather(out.video_embedding), has_audio & has_video
-        if objective.avc > 0:
-            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], objective.temperature)
-        if objective.imc > 0:
-            contrasts["imc"] = sum(
-                intra_modal_contrastive(z[has], labels[has], objective.temperature)
-                for z, has in ((audio, has_audio), (video, has_video))
-            )
-    for name, contrast in contrasts.items():
-        parts[name] = contrast.item()
-        # Each rank has the gradient of its own clips alone, and an average over the ranks divides that.
-        loss = loss + ranks() * getattr(objective, name) * contrast
-    parts["loss"] = parts["ce"] + sum(getattr(objective, name) * parts[name] for name in contrasts)
-    return loss, parts
-
-
-def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Float[Tensor, "batch logits"]:
-    """Targets of labels, side by side for the heads (see evaluation.scores.hits)."""
-    parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
-    return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
-
-
-def cross_entropy(
-    logits: Float[Tensor, "batch logits"],
-    targets: Float[Tensor, "batch logits"],
-    sizes: Sequence[int],
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """Cross-entropy, averaged over the heads (our reading) and the batch."""
-    pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
-    return sum(F.cross_entropy(*pair, label_smoothing=label_smoothing) for pair in pairs) / len(sizes)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's groups: no weight decay on 1-D parameters (norms, biases), nor on tokens and position tables."""
-    decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        table = any(word in name for word in ("token", "position", "rel_pos", "bottleneck", "modality"))
-        (plain if parameter.ndim <= 1 or table else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def warmup_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Learning-rate factor of a step: linear warm-up, then half a cosine down to 0."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-    return factor
-
-
-def choose_precision(
-    wanted: str, time_step: Callable[[bool], float], device: torch.device, log: Callable[[str], None]
-) -> str:
-    """fp32 or bf16: as wanted, or for "auto" whichever a quick measurement on this machine finds faster."""
-    if wanted != "auto":
-        return wanted
-    fp32, bf16 = time_step(False), time_step(True)
-    chosen = "bf16" if bf16 < fp32 else "fp32"
-    log(f"precision auto: a step takes {fp32:.3f} s in fp32, {bf16:.3f} s in bf16 on {device.type}; takes {chosen}")
-    return chosen
 
 
 def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:

@@ -103,7 +103,8 @@ def test_the_report_tells_them(workspace, params):
     assert "(taken)" in text
     limits = text.split("## Limits")[1].split("## Tables")[0]
     assert "still improving at the last epoch: none." in limits  # made-up curves are best in the third of four epochs
-    assert "another would change: pretrain_mat, pretrain_mvit, train_mmt, ast_t, mbt_t, mmt_ce, mmt_late." in limits
+    rows = "pretrain_mat, pretrain_mvit, train_mmt, ast_t, mbt_t, mmt_ce, mmt_late"
+    assert f"Rows with fewer than three seeds: {rows}." in limits
     few = text.split("so that another may say otherwise: ")[1].split("\n")[0]
     assert few.startswith("MAT beats AST at equal operations, MMT beats MBT at equal operations, ")  # of two seeds
     assert "## Robustness" in text

@@ -16,17 +16,8 @@ from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import AVOutput, build_model
 from mmtlib.models.hub import load_weights
 from mmtlib.training import loop as trainer_module
-from mmtlib.training.loop import (
-    Trainer,
-    choose_precision,
-    input_sizes,
-    load_encoder,
-    one_hot,
-    parameter_groups,
-    share_of,
-    training_loss,
-    warmup_cosine,
-)
+from mmtlib.training.loop import Trainer, input_sizes, load_encoder, share_of
+from mmtlib.training.optim import choose_precision, one_hot, parameter_groups, training_loss, warmup_cosine
 
 ROUGH = {
     "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},

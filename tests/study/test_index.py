@@ -1,0 +1,57 @@
+"""The claims over all committed studies, and the results of the top-level README."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from mmtlib.config import ROOT
+from study.index import BEGIN, END, committed, ledger, write_index
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The committed reports' tables and README, and a second study that asks fewer claims."""
+    for study in committed(ROOT / "reports"):
+        shutil.copytree(ROOT / "reports" / study / "tables", tmp_path / "reports" / study / "tables")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+def add_study(root, name: str) -> pd.DataFrame:
+    claims = pd.read_csv(root / "reports/freedoom/tables/claims.csv").iloc[:2]
+    claims = claims.assign(measured=-1.25, ci_low=-3.0, ci_high=-0.5, verdict="does not hold", n_seeds=[5, 0])
+    folder = root / "reports" / name / "tables"
+    folder.mkdir(parents=True)
+    claims.to_csv(folder / "claims.csv", index=False)
+    return claims
+
+
+def test_what_is_committed_follows_from_the_studies_tables(root):
+    write_index(root)
+    assert (root / "reports/README.md").read_text() == (ROOT / "reports/README.md").read_text()
+    assert (root / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
+    claims = add_study(root, "other")
+    table = ledger(root / "reports").set_index("claim")
+    assert list(table) == ["paper", "freedoom", "other"]
+    first, second = claims["claim"]
+    assert table.loc[first, "other"] == "-1.2 [-3.0, -0.5] does not hold, 5 seeds"
+    assert table.loc[second, "other"] == "not run"
+    assert set(table["other"][2:]) == {"not asked"}
+    assert "holds, 3 seeds" in table.loc[first, "freedoom"]
+
+
+@pytest.mark.parametrize("name", ["quick", "smoke"])
+def test_studies_that_git_ignores_are_left_out(root, name):
+    add_study(root, name)
+    assert committed(root / "reports") == committed(ROOT / "reports")
+
+
+def test_a_readme_without_the_two_lines_is_left_as_it_is(root):
+    for text in ("no lines", f"{END} {BEGIN}"):
+        (root / "README.md").write_text(text)
+        write_index(root)
+        assert (root / "README.md").read_text() == text
