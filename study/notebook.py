@@ -62,7 +62,8 @@ def _prepare(stage: str, params: Params, folders: Folders) -> None:
             continue
         if params.study != SMOKE:
             name = absent[0].relative_to(folders.root)
-            raise MissingStage(f"{stage} needs {name}, which is missing; run `dvc repro {earlier}` first.")
+            target = earlier if params.study == load().study else f"build/{params.study}/dvc.yaml:{earlier}"
+            raise MissingStage(f"{stage} needs {name}, which is missing; run `dvc repro {target}` first.")
         _prepare(earlier, params, folders)
         print(f"{earlier} has not run in the study {params.study}: it runs now", flush=True)
         _run(earlier, params, folders)
