@@ -134,7 +134,8 @@ def test_the_ablations_follow_from_what_is_kept(right):
 
 
 def test_the_scores_beside_the_study_are_those_of_its_report(headline):
-    (line,) = [text for text in (ROOT / "params/freedoom.yaml").read_text().splitlines() if text.startswith("# Score: ")]
+    lines = (ROOT / "params/freedoom.yaml").read_text().splitlines()
+    (line,) = [text for text in lines if text.startswith("# Score: ")]
     top1 = headline[~headline["withheld"]].set_index("model")["top1"]
     names = {"MMT": "mmt_t", "MBT": "mbt_t", "MAT": "mat_t", "AST": "ast_t"}
     scores = ", ".join(f"{name} {top1[model]:.1f}" for name, model in names.items())
