@@ -1,199 +1,88 @@
-"""Fetching, with a small script in the place of yt-dlp: it notes its arguments, then writes a file or fails."""
+"""The commands of docs/fetch.md, run with small scripts in the place of `mmt` and yt-dlp."""
 
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
-import time
-from functools import partial
 
-import pandas as pd
 import pytest
 
 from mmtlib.config import ROOT
-from mmtlib.data import fetch
-from mmtlib.data.fetch import FetchError, command, main
+from mmtlib.data.sources.survey import survey
 
-STAND_IN = f"""#!{sys.executable}
-import json, pathlib, sys, time
-given = sys.argv[1:]
-with open({{log!r}}, "a") as log:
-    log.write(json.dumps([str(pathlib.Path.cwd()), *given]) + "\\n")
-video = given[-1][-11:]
-if "GONE" in video:
-    print("[youtube] looking", file=sys.stderr)
-    sys.exit("ERROR: [youtube] " + video + ": Video unavailable, \\"private\\"")
-if "QUIET" in video:
-    print("[download] " + video + " has already been recorded in the archive")
-    sys.exit(0)
-if "--limit-rate=fast" in given:
-    print("yt-dlp: error: invalid rate limit specified", file=sys.stderr)
-    sys.exit(2)
-if "SLOW" in video:
-    print("slow", flush=True)
-    time.sleep(60)
-[output] = [word.removeprefix("--output=") for word in given if word.startswith("--output=")]
-pathlib.Path(output.replace("%(ext)s", "mp4")).write_bytes(b"clip")
-"""
+PAGE = (ROOT / "docs/fetch.md").read_text()
+COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1]
+KINETICS = {
+    "STUDY=vggsound": "STUDY=kinetics-sounds",
+    ".%(ext)s'": "_%(section_end)06d.%(ext)s'",
+}
+URL = "https://www.youtube.com/watch?v="
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
-    """An annotation of four videos, a media folder, and the stand-ins first on the PATH."""
-    programs, log = tmp_path / "programs", tmp_path / "log"
-    programs.mkdir()
-    for name in ("yt-dlp", "ffmpeg"):
-        (programs / name).write_text(STAND_IN.replace("{log!r}", repr(str(log))))
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    write(tmp_path, "-0123456_ab", "12345GONE12", "abcdefghijk", "QUIETQUIETQ")
-    return tmp_path
+def call(tmp_path, monkeypatch):
+    """Run the page's commands on a set of which all is missing but a clip; what yt-dlp was given, and the URLs."""
+    for name in ("mmt", "yt-dlp"):
+        (tmp_path / name).write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    def run(source, annotations, there, commands, **options):
+        (tmp_path / "media").mkdir()
+        (tmp_path / "media" / there).touch()
+        found = survey(source, annotations, tmp_path / "media", workers=1, **options)
+        (tmp_path / f"data/{source}/clips").mkdir(parents=True)
+        found.problems.to_csv(tmp_path / f"data/{source}/clips/problems.csv", index=False)
+        done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, check=True)
+        first, second = map(json.loads, done.stdout.splitlines())
+        assert first == ["download", "--params", f"params/{source}.yaml"]
+        return second, (tmp_path / "wanted.txt").read_text().splitlines()
+
+    return run
 
 
-def write(site, *videos):
-    rows = [f'{video},{30 + number},"playing bass drum",train\n' for number, video in enumerate(videos)]
-    (site / "vggsound.csv").write_text("".join(rows))
+def test_missing_clips_of_vggsound_are_asked_for_by_their_seconds(call, tmp_path):
+    videos = ["-0123456_ab", "abcdefghijk", "_b-defghijk"]
+    rows = [f'{video},{30 * place},"playing bass drum",train\n' for place, video in enumerate(videos)]
+    (tmp_path / "vggsound.csv").write_text("".join(rows))
+    given, wanted = call("vggsound", tmp_path / "vggsound.csv", "abcdefghijk_000030.mp4", COMMANDS)
+    assert wanted == [f"{URL}-0123456_ab&start=0&end=10", f"{URL}_b-defghijk&start=60&end=70"]
+    assert given[:4] == ["--batch-file", "wanted.txt", "--paths", "data/raw/vggsound/clips"]
 
 
-def run(site, *options):
-    """Run the command line; return its status and what the stand-in was given in this call."""
-    log = site / "log"
-    log.unlink(missing_ok=True)
-    given = ["--source=vggsound", f"--annotations={site / 'vggsound.csv'}", f"--media={site / 'media'}", "--sleep=0"]
-    status = main([*given, *options])
-    return status, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+def test_those_of_kinetics_sounds_keep_both_times(call, tmp_path):
+    for name, video in (("train", "abcdefghijk"), ("val", "-0123456_ab"), ("test", "lmnopqrstuv")):
+        (tmp_path / f"{name}.csv").write_text(f"label,youtube_id,time_start,time_end\nbowling,{video},7,17\n")
+    commands = COMMANDS
+    for old, new in KINETICS.items():
+        assert old in commands
+        commands = commands.replace(old, new)
+    there = "abcdefghijk_000007_000017.mp4"
+    given, wanted = call("kinetics-sounds", tmp_path, there, commands, class_list="kinetics-sounds-31")
+    assert wanted == [f"{URL}-0123456_ab&start=7&end=17"]
+    assert "%(id)s_%(section_start)06d_%(section_end)06d.%(ext)s" in given
 
 
-def failed(site):
-    return pd.read_csv(site / "media" / fetch.FAILED).set_index("clip_id")["reason"].to_dict()
+def test_what_is_gone_is_left_out(tmp_path):
+    (line,) = re.findall(r"`(sed -nE .*?)`", PAGE, re.DOTALL)
+    reasons = {"abcdefghijk": "Video unavailable", "-0123456_ab": "Sign in", "lmnopqrstuv": "Private video. Sign in"}
+    text = "".join(f"ERROR: [youtube] {video}: {reason}\n" for video, reason in reasons.items())
+    (tmp_path / "failed.txt").write_text(text)
+    (tmp_path / "wanted.txt").write_text("".join(f"{URL}{video}&start=7&end=17\n" for video in reasons))
+    subprocess.run(["bash", "-euc", line.replace("\n", " ")], cwd=tmp_path, check=True)
+    assert (tmp_path / "rest.txt").read_text() == f"{URL}-0123456_ab&start=7&end=17\n"
 
 
-def test_clips_are_cut_under_their_names_and_failures_listed_and_left_alone(site, capsys):
-    status, calls = run(site, "--section", "--rate=500K")
-    assert status == 0
-    media = site / "media"
-    assert {file.name for file in media.glob("*.mp4")} == {"-0123456_ab_000030.mp4", "abcdefghijk_000032.mp4"}
-    folder, *words = calls[0]
-    assert folder == str(media)
-    assert words[-2:] == ["--", "https://www.youtube.com/watch?v=-0123456_ab"]
-    wanted = {"--ignore-config", "--limit-rate=500K", "--sleep-requests=0", f"--download-archive={fetch.ARCHIVE}"}
-    wanted |= {"--output=-0123456_ab_000030.%(ext)s", "--download-sections=*30-40", "--force-keyframes-at-cuts"}
-    assert wanted <= set(words)
-    assert not [word for word in words if "cookies" in word]
-    assert len(calls) == 4
-    assert failed(site) == {
-        "12345GONE12_000031": 'ERROR: [youtube] 12345GONE12: Video unavailable, "private"',
-        "QUIETQUIETQ_000033": "[download] QUIETQUIETQ has already been recorded in the archive",
-    }
-    assert "4 of 4 clips are missing" in capsys.readouterr().out
-
-    assert run(site, "--section") == (0, [])  # nothing is asked for twice
-    (media / "abcdefghijk_000032.mp4").unlink()
-    status, calls = run(site, "--section", "--retry", "--limit=2")
-    assert [call[-1][-11:] for call in calls] == ["12345GONE12", "abcdefghijk"]
-    assert not [word for call in calls for word in call if "archive" in word]
-
-
-def test_what_comes_on_a_retry_leaves_the_list(site):
-    run(site)
-    (site / "media" / "QUIETQUIETQ.mp4").touch()  # by the user's hand
-    assert len(failed(site)) == 2
-    listed = pd.DataFrame({"clip_id": ["QUIETQUIETQ_000033"], "lasts": [10.0]})
-    how = {"section": False, "sleep": 0.0, "limit": None, "retry": True}
-    assert fetch.fetch(listed, site / "media", [], **how).keys() == {"12345GONE12_000031"} == failed(site).keys()
-
-
-def test_whole_videos_are_fetched_once_for_all_their_clips(site):
-    (site / "vggsound.csv").write_text('abcdefghijk,1,"playing harp",test\nabcdefghijk,70,"playing harp",test\n')
-    status, calls = run(site)
-    assert (status, len(calls)) == (0, 1)
-    assert "--output=abcdefghijk.%(ext)s" in calls[0]
-    assert not [word for word in calls[0] if "section" in word or "keyframes" in word]
-    assert run(site) == (0, [])
-    assert not (site / "media" / fetch.FAILED).exists()
-
-
-def test_cookies_are_given_by_the_user_alone(site, capsys):
-    assert run(site, "--cookies=nowhere.txt") == (1, [])
-    assert "--cookies: nowhere.txt does not exist" in capsys.readouterr().err
-    (site / "jar.txt").touch()
-    _, calls = run(site, f"--cookies={site / 'jar.txt'}", "--limit=1")
-    assert f"--cookies={site / 'jar.txt'}" in calls[0]
-
-
-def test_kinetics_clips_keep_both_times_in_their_names(site):
-    folder = site / "kinetics"
-    folder.mkdir()
-    for name, video in (("train", "abcdefghijk"), ("val", "-0123456_ab")):
-        (folder / f"{name}.csv").write_text(f"label,youtube_id,time_start,time_end\nbowling,{video},7,17\n")
-    given = ["--source=kinetics-sounds", f"--annotations={folder}", f"--media={site / 'media'}", "--sleep=0"]
-    assert main([*given, "--section", "--class-list=kinetics-sounds-31"]) == 0
-    names = {file.name for file in (site / "media").glob("*.mp4")}
-    assert names == {"abcdefghijk_000007_000017.mp4", "-0123456_ab_000007_000017.mp4"}
-    assert main(given) == 1  # which list is not guessed
-
-
-@pytest.mark.parametrize(
-    "video", ["--exec=ab;rm", "abc/../../x", "abcdefghij", "abcdefghijk\n", "abcdefghi'k", "ábcdefghijk"]
-)
-def test_an_id_that_is_none_never_reaches_a_command_line(site, video, capsys):
-    with pytest.raises(FetchError, match="does not begin with a YouTube id"):
-        command(f"{video}_000030", 10.0, section=True)
-    (site / "vggsound.csv").write_text(f'"{video}",30,"playing bass drum",train\n')
-    assert run(site) == (1, [])
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_many_failures_in_a_row_stop_it_and_a_refused_option_at_once(site, capsys, monkeypatch):
-    write(site, *[f"GONE{number:07d}" for number in range(5)])
-    monkeypatch.setattr(fetch, "FAILURES_IN_A_ROW", 3)
-    status, calls = run(site)
-    assert (status, len(calls), len(failed(site))) == (1, 3, 3)
-    assert "3 clips in a row failed, the last with 'ERROR: [youtube] GONE0000002" in capsys.readouterr().err
-    write(site, "abcdefghijk")
-    status, calls = run(site, "--rate=fast")
-    assert (status, len(calls), len(failed(site))) == (1, 1, 3)
-    assert "invalid rate limit" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("absent", ["yt-dlp", "ffmpeg"])
-def test_a_program_that_is_absent_is_named(site, absent, capsys, monkeypatch):
-    monkeypatch.setattr(fetch.shutil, "which", lambda name, path: None if name == absent else name)
-    assert run(site, "--section") == (1, [])
-    assert capsys.readouterr().err.startswith(f"{absent} is not installed")
-
-
-def test_ctrl_c_ends_it_with_one_line_and_keeps_the_list(site):
-    write(site, "12345GONE12", "SLOWSLOWSLO")
-    words = ["-u", "-m", "mmtlib.data.fetch", "--source=vggsound", "--annotations=vggsound.csv", "--media=media"]
-    process = subprocess.Popen(
-        [sys.executable, *words, "--sleep=0"],
-        cwd=site,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where pytest is a background job
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = site / "log"
-    while not log.exists() or log.read_text().count("\n") < 2:  # the slow one has begun
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert (process.returncode, error) == (130, "interrupted; the same command goes on from here\n")
-    assert failed(site).keys() == {"12345GONE12_000030"}
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nothing of it is left
-
-
-def test_yt_dlp_itself_understands_what_it_is_asked(tmp_path):
-    """Where yt-dlp is installed: its own parser takes every option, without a request to anyone."""
+def test_yt_dlp_itself_understands_what_it_is_asked(call, tmp_path):
+    """Where yt-dlp is installed: its own parser takes every option, and names the file, without a request."""
     yt_dlp = pytest.importorskip("yt_dlp")
-    asked, _ = command("-0123456_ab_000030", 10.0, section=True)
-    parsed = yt_dlp.parse_options(["--ignore-config", "--limit-rate=1M", "--sleep-requests=5", *asked])
-    assert parsed.urls == ["https://www.youtube.com/watch?v=-0123456_ab"]
-    assert list(parsed.ydl_opts["download_ranges"]({}, None)) == [{"start_time": 30, "end_time": 40}]
-    assert parsed.ydl_opts["force_keyframes_at_cuts"]
-    assert parsed.ydl_opts["outtmpl"]["default"] == "-0123456_ab_000030.%(ext)s"
+    (tmp_path / "vggsound.csv").write_text('-0123456_ab,30,"playing bass drum",train\n')
+    given, _ = call("vggsound", tmp_path / "vggsound.csv", "x.mp4", COMMANDS)
+    given[1] = os.devnull
+    options = yt_dlp.parse_options(["--ignore-config", *given]).ydl_opts
+    about = {"id": "-0123456_ab", "start_time": 30.0, "end_time": 40.0, "ext": "mp4"}
+    assert list(options["download_ranges"](about, None)) == [{"start_time": 30.0, "end_time": 40.0}]
+    assert options["force_keyframes_at_cuts"]
+    with yt_dlp.YoutubeDL({"outtmpl": options["outtmpl"], "paths": {"home": "m"}}) as downloader:
+        assert downloader.prepare_filename(about | {"section_start": 30.0}) == "m/-0123456_ab_000030.mp4"
