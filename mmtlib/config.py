@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -41,6 +41,16 @@ def _workers(value: Any) -> int | str:
 Workers = Annotated[int | str, BeforeValidator(_workers)]
 
 
+def _names(value: Any) -> str | list[str]:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError(f"{json.dumps(value, default=str)} must be a name or a list of names; change it")
+
+
+Names = Annotated[str | list[str], BeforeValidator(_names)]
+OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
+
+
 class Section(BaseModel):
     # Strict: no "32" for 32 and no 1 for true; YAML 1.2 already gives the right types, 1e-3 included.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -62,33 +72,39 @@ class ClipsPerClass(Section):
 class Download(Section):
     """Stage `download`: the clips and their manifest, generated or from files that are there already."""
 
-    source: Literal["freedoom-sounds", "vggsound", "kinetics-sounds", "epic-kitchens-100", "folder"] = Field(
+    source: Literal["freedoom-sounds", "vggsound", "kinetics-sounds", "epic-kitchens-100", OfFolds, "folder"] = Field(
         description="name of the data set"
     )
     seed: Seed | None = Field(default=None, description="of the generated set; the same seed gives the same clips")
     clips_per_class: ClipsPerClass | None = Field(default=None, description="of the generated set")
     annotations: str | None = Field(default=None, description="a real set's official CSV file, or their folder")
     media: str | None = Field(default=None, description="folder of a real set's files; relative: to the repository")
-    class_list: Literal["kinetics-sounds-31", "kinetics-sounds-32"] | None = Field(
-        default=None, description="which Kinetics-Sounds"
-    )
+    class_list: Names | None = Field(default=None, description="kinetics-sounds-31 or -32, esc-10, UCF101's classes")
     val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
     workers: Workers
 
     @model_validator(mode="after")
     def _settings_of_the_source(self) -> "Download":
+        of_folds = self.source in get_args(OfFolds)
         needed = {
             "freedoom-sounds": ["seed", "clips_per_class"],
             "kinetics-sounds": ["annotations", "media", "class_list"],
-            "folder": ["media"],
+            **{name: ["media"] for name in ("esc50", "urbansound8k", "grid", "folder")},
         }.get(self.source, ["annotations", "media"])
-        may = needed if self.source == "freedoom-sounds" else [*needed, "annotations", "val_share"]
+        own = self.source == "ucf101"  # whose classes may be listed by name
+        known = {"kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"], "esc50": ["esc-10"]}
+        lists = ["all", "sound"] if own else known.get(self.source, [])
+        more = ["annotations", *(["class_list"] if lists else []), *([] if of_folds else ["val_share"])]
+        may = needed if self.source == "freedoom-sounds" else [*needed, *more]
         for name in needed:
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is missing, which {self.source} needs; add it")
         for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share"):
             if name not in may and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} means nothing to {self.source}; remove it")
+        if self.class_list not in (None, *lists) and not (own and isinstance(self.class_list, list)):
+            wanted = " or ".join([*lists, "a list of its classes"] if own else lists)
+            raise ValueError(f"class_list is {json.dumps(self.class_list)} but must be {wanted}; change it")
         return self
 
 

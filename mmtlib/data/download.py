@@ -24,7 +24,7 @@ def download(
     source: str,
     annotations: str | None = None,
     media: str | None = None,
-    class_list: str | None = None,
+    class_list: str | list[str] | None = None,
     val_share: float | int = 0.05,
     workers: int | str = 0,
     **own: Any,

@@ -6,8 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mmtlib.config import ROOT
+from mmtlib.data.sources.listing import Listing, list_media
+from mmtlib.data.sources.survey import SOURCES
 from study.film import write_clip
+
+
+def listed(source: str, annotations: Path | None, media: Path, class_list: str | list[str] | None = None) -> Listing:
+    """What a source lists, no file looked into."""
+    return SOURCES[source](annotations, list_media(media), class_list=class_list, val_share=0.05)
+
+
+def real_files(name: str) -> Path:
+    """The folder of a public set on this machine; skips the test where there is none."""
+    folder = ROOT.parent / "shared/realdata" / name
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not on this machine")
+    return folder
 
 
 def csv_text(rows: Sequence[Sequence], **options) -> str:

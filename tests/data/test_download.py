@@ -83,9 +83,14 @@ FREEDOOM = {"source": "freedoom-sounds", "seed": 1, "clips_per_class": {"train":
 VGGSOUND = {"source": "vggsound", "annotations": "a.csv", "media": "m", "workers": 0}
 KINETICS = {**VGGSOUND, "source": "kinetics-sounds", "class_list": "kinetics-sounds-31"}
 FOLDER = {"source": "folder", "media": "m", "workers": 0}
+UCF = {**VGGSOUND, "source": "ucf101"}
+ESC, URBAN, GRID = ({**FOLDER, "source": name} for name in ("esc50", "urbansound8k", "grid"))
+WHOLE = [FREEDOOM, VGGSOUND, KINETICS, FOLDER, {**FOLDER, "annotations": "a.csv"}, UCF, ESC, URBAN, GRID]
+WHOLE += [{**UCF, "class_list": value} for value in ("all", "sound", ["Archery", "YoYo"])]
+WHOLE += [{**ESC, "annotations": "a.csv", "class_list": "esc-10"}, {**URBAN, "annotations": "a.csv"}]
 
 
-@pytest.mark.parametrize("values", [FREEDOOM, VGGSOUND, KINETICS, FOLDER, {**FOLDER, "annotations": "a.csv"}])
+@pytest.mark.parametrize("values", WHOLE)
 def test_complete_settings_are_accepted_with_every_default_written_out(values):
     given = check(Download, values, "x").model_dump()
     assert check(Download, given, "x").model_dump() == given
@@ -103,6 +108,19 @@ def test_complete_settings_are_accepted_with_every_default_written_out(values):
         ({**VGGSOUND, "media": None}, "media is missing, which vggsound needs"),
         ({**VGGSOUND, "annotations": None}, "annotations is missing, which vggsound needs"),
         ({**KINETICS, "class_list": None}, "class_list is missing, which kinetics-sounds needs"),
+        ({**KINETICS, "class_list": "k-31"}, "must be kinetics-sounds-31 or kinetics-sounds-32; change it."),
+        ({**KINETICS, "class_list": ["a"]}, 'class_list is ["a"] but must be kinetics-sounds-31 or'),
+        ({**UCF, "class_list": "loud"}, 'class_list is "loud" but must be all or sound or a list of its classes; ch'),
+        ({**UCF, "class_list": 3}, "class_list: 3 must be a name or a list of names; change it."),
+        ({**UCF, "class_list": []}, "class_list: [] must be a name or a list of names; change it."),
+        ({**UCF, "class_list": ["Archery", 3]}, "must be a name or a list of names; change it."),
+        ({**UCF, "annotations": None}, "annotations is missing, which ucf101 needs"),
+        ({**UCF, "val_share": 0.1}, "val_share means nothing to ucf101; remove it"),
+        ({**ESC, "val_share": 0.1}, "val_share means nothing to esc50; remove it"),
+        ({**ESC, "class_list": "esc-50"}, 'class_list is "esc-50" but must be esc-10; change it'),
+        ({**URBAN, "class_list": "all"}, "class_list means nothing to urbansound8k; remove it"),
+        ({**GRID, "val_share": 0.2}, "val_share means nothing to grid; remove it"),
+        ({**GRID, "media": None}, "media is missing, which grid needs"),
         ({**VGGSOUND, "source": "vgg-sound"}, 'source is "vgg-sound" but must be'),
     ],
 )

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from mmtlib.data.container import MediaError, members
@@ -77,3 +79,29 @@ def note_count(what: str, found: int, *published: int) -> None:
     """Print a note where a count is none of the published ones."""
     if found not in published:
         print(f"note: {found} {what}; {' or '.join(map(str, published))} are published", flush=True)
+
+
+def note_others(media: list[str], clips: Iterable[str]) -> None:
+    """Print a note where media files are none of the set's `clips`, given by their paths."""
+    known = set(clips)
+    if others := [file for file in media if file not in known]:
+        print(f"note: {len(others)} media files are not used as clips, {others[0]!r} is the first", flush=True)
+
+
+def in_folds(clips: pd.DataFrame, **dataset: Any) -> Listing:
+    """The listing of a set of folds, of which each file is one clip.
+
+    clips: clip_id, path, label, fold, group and any heads. `fold` counts from 1, NA: the clip is never tested;
+    clips of one `group` belong on one side of every split. All are in the split train, since train, val and test
+    follow from fold and group. Prints a note where a group lies in several folds. Raises SourceError where there
+    is no clip.
+    """
+    if clips.empty:
+        raise SourceError(f"download.media holds no clip of {dataset['name']}; give its folder as it was published.")
+    folds = clips.fold.astype("Int64")
+    spread = folds.fillna(0).groupby(clips.group).nunique()
+    if torn := spread.index[spread > 1].tolist():
+        print(f"note: {len(torn)} groups lie in more than one fold, {torn[0]!r} is the first", flush=True)
+    clips = clips.assign(start=np.nan, end=np.nan, lasts=np.nan, split="train", fold=folds)
+    clips = clips[[*clips.columns.drop(["fold", "group"]), "fold", "group"]]
+    return Listing(clips, dataset | {"folds": sorted(map(int, folds.dropna().unique()))})

@@ -10,18 +10,28 @@ import pandas as pd
 from mmtlib import config
 from mmtlib.data.manifest import COLUMNS, SPLITS, ManifestError, stays_below
 from mmtlib.data.sources.epic_kitchens import epic_kitchens
+from mmtlib.data.sources.esc50 import esc50
 from mmtlib.data.sources.folder import folder
+from mmtlib.data.sources.grid import grid
 from mmtlib.data.sources.kinetics_sounds import kinetics_sounds
 from mmtlib.data.sources.listing import SourceError, list_media
+from mmtlib.data.sources.ucf101 import ucf101
+from mmtlib.data.sources.urbansound8k import urbansound8k
 from mmtlib.data.sources.vggsound import vggsound
 
 SOURCES = {
     "vggsound": vggsound,
     "kinetics-sounds": kinetics_sounds,
     "epic-kitchens-100": epic_kitchens,
+    "ucf101": ucf101,
+    "esc50": esc50,
+    "urbansound8k": urbansound8k,
+    "grid": grid,
     "folder": folder,
 }
 """Name -> function(annotations, media files, *, class_list, val_share) that lists the clips."""
+
+_BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # the names of files and folders say enough
 
 _STATUS = ("missing", "broken", "silent", "blind", "too_short")
 _CUT_S = 1.0  # a file at most this much longer than its clip is taken to be the clip
@@ -48,16 +58,16 @@ def survey(
     annotations: str | os.PathLike | None,
     media: str | os.PathLike,
     *,
-    class_list: str | None = None,
+    class_list: str | list[str] | None = None,
     val_share: float | int = 0.05,
     workers: int | str = 0,
     cache: Path | None = None,
 ) -> Survey:
     """List a data set's clips and look into each of their files once.
 
-    source: a name of SOURCES; annotations: its annotation file, or the folder of them (none: the folders name
-    the classes); media: the folder with the files. Relative paths start at the repository root. val_share: the
-    share of train clips held out where the set has no validation split. workers, cache: see `probe`.
+    source: a name of SOURCES; annotations: its annotation file, or the folder of them (none: names say the
+    classes); media: the folder with the files. Relative paths start at the repository root. val_share: the
+    share of train clips held out where the set has neither a validation split nor folds. workers, cache: see `probe`.
 
     The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file
     of a clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage
@@ -70,7 +80,7 @@ def survey(
 
     if source not in SOURCES:
         raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
-    if annotations is None and source != "folder":
+    if annotations is None and source not in _BY_NAME:
         raise SourceError(f"download.annotations: {source} needs them; give its official CSV file or their folder.")
     root = config.workspace(media)
     if not root.is_dir():

@@ -1,0 +1,79 @@
+"""GRID: talkers who each say 1,000 sentences of six words on camera, 3 s each; four of the words are heads."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from mmtlib.data.manifest import ManifestError
+from mmtlib.data.sources.listing import VIDEO, Listing, SourceError, in_folds, note_others, stem
+
+FOLDS = 5
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = {
+    "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},
+    "colour": {"b": "blue", "g": "green", "r": "red", "w": "white"},
+    "preposition": {"a": "at", "b": "by", "i": "in", "w": "with"},
+    "letter": {letter: letter for letter in "abcdefghijklmnopqrstuvxyz"},  # no w: its name is too long
+    "digit": dict(zip("z123456789", _DIGITS, strict=True)),
+    "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
+}
+"""Part of the sentence -> its character in a file's name -> the word."""
+HEADS = ("command", "colour", "letter", "digit")
+
+
+def grid(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+    """The videos named by their sentences (`bbaf2n`: bin blue at f two now) anywhere below a talker's folder, `s1`.
+
+    clip_id is `s1_bbaf2n`, and its own group. Our reading of the folds, as none are official: talkers, by number,
+    are dealt round into five; of fewer than five talkers the clips are, in the order of the sha256 of their ids.
+    Audio is taken from the videos, files of audio beside them are ignored; so is val_share: val follows from the
+    groups. `annotations`, if given, is a folder of .align files, whose words are compared with the names. Raises
+    SourceError for a class_list, no video or .align file named so, ManifestError for an .align file of other words.
+    """
+    if class_list is not None:
+        raise SourceError(f"download.class_list: grid has no list {class_list!r}; leave it out.")
+    videos = [file for file in media if file.rpartition(".")[2].lower() in VIDEO]
+    rows: dict[str, tuple] = {}
+    for file in videos:
+        talkers = re.findall(r"(?<![^/])s([0-9]{1,2})/", file)
+        if talkers and (said := sentence(stem(file))):
+            talker = int(talkers[-1])
+            words = [said[head] for head in HEADS]
+            rows.setdefault(f"s{talker}_{stem(file)}", (file, talker, " ".join(words), *words))
+    clips = pd.DataFrame(list(rows.values()), columns=["path", "talker", "label", *HEADS])
+    clips = clips.assign(clip_id=list(rows), group=list(rows))
+    note_others(videos, clips.path)
+    if annotations is not None:
+        _compare(annotations)
+    heads = {head: list(WORDS[head].values()) for head in HEADS}
+    clips = clips.assign(fold=_folds(clips)).drop(columns="talker")
+    return in_folds(clips, name="grid", class_list="grid", heads=heads)
+
+
+def sentence(name: str) -> dict[str, str] | None:
+    """Part -> word of a file's name without extension; None where it is no sentence."""
+    words = [part.get(letter) for letter, part in zip(name, WORDS.values(), strict=False)]
+    return dict(zip(WORDS, words, strict=True)) if len(name) == len(WORDS) and None not in words else None
+
+
+def _folds(clips: pd.DataFrame) -> pd.Series:
+    talkers = sorted(set(clips.talker))
+    if len(talkers) >= FOLDS:
+        return clips.talker.map({talker: index % FOLDS + 1 for index, talker in enumerate(talkers)})
+    order = sorted(clips.clip_id, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return clips.clip_id.map({name: index % FOLDS + 1 for index, name in enumerate(order)})
+
+
+def _compare(folder: Path) -> None:
+    """Raise where an .align file below a folder has other words than its name."""
+    files = [path for path in sorted(folder.rglob("*.align")) if sentence(path.stem)]
+    if not files:
+        raise SourceError(f"download.annotations: {folder} has no .align file of a sentence; leave annotations out.")
+    for path in files:
+        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        words = [line[-1] for line in lines if line and line[-1] not in ("sil", "sp")]
+        if words != (said := list(sentence(path.stem).values())):
+            found = " ".join(words)[:80]
+            raise ManifestError(f"{path}: the words are {found!r}, its name says {' '.join(said)!r}; correct one.")
