@@ -32,7 +32,7 @@ from mmtlib.files import digest
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.base import Reading
 from mmtlib.models.hub import load_weights, read_header, save_model
-from mmtlib.models.mmt import MMT
+from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.ops import fit_tables
 from mmtlib.training.experiment import key_of, parts_of, plain
 from mmtlib.training.optim import (
@@ -83,7 +83,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.overrides = input_sizes(self.train) | run.overrides
         self.model = build_model(run.model, self.train.num_logits, **self.overrides)
-        if init and not isinstance(self.model, MMT):
+        if init and not isinstance(self.model, TwoStreams):
             raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
         for part, path in init.items():
             load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
@@ -303,17 +303,17 @@ def choose_device(wanted: str | None = None) -> torch.device:
 
 
 def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Start an encoder of MMT from a trained MAT or MViTv2: all of its `encoder.` weights, head left out.
+    """Start an encoder of a model of both from a trained one of audio or video: its `encoder.` weights, head left out.
 
-    One that was trained at another input size has its position tables interpolated. Raises ValueError for one of
-    another shape.
+    A multiscale one that was trained at another input size has its position tables interpolated. Raises ValueError for
+    one of another shape.
     """
     own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     try:
         encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
     except RuntimeError as error:
         raise ValueError(
-            "the pretrained encoder does not fit this model; give pretrain_mat, pretrain_mvit and this run the "
+            "the encoder that the run starts from does not fit this model; give both models of one family and size the "
             "same `overrides`"
         ) from error
 
