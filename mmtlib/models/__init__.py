@@ -1,12 +1,13 @@
 """The models. The method is in `multiscale`, `fusion` and `mmt` (and mmtlib.losses), what makes it quick in `ops`."""
 
-from mmtlib.models.base import AVModel, AVOutput
+from mmtlib.models.base import AVModel, AVOutput, StreamClassifier
 from mmtlib.models.baselines import MBT, ASTClassifier
 from mmtlib.models.build import MODALITY, build_model, resolved
 from mmtlib.models.hub import from_pretrained
 from mmtlib.models.mmt import MMT
 from mmtlib.models.multiscale import MultiscaleClassifier
 from mmtlib.models.mvit import load_torchvision_mvit
+from mmtlib.models.resnet import ResNetAV
 
 __all__ = [
     "MBT",
@@ -16,6 +17,8 @@ __all__ = [
     "AVModel",
     "AVOutput",
     "MultiscaleClassifier",
+    "ResNetAV",
+    "StreamClassifier",
     "build_model",
     "from_pretrained",
     "load_torchvision_mvit",

@@ -109,3 +109,18 @@ class OneModality(AVModel):
         if self.reads == "audio":
             return AVOutput(logits, logits, None, features, None)
         return AVOutput(logits, None, logits, None, features)
+
+
+class StreamClassifier(OneModality):
+    """One encoder of a model of both modalities, by itself: its vector of a clip, a norm and a head.
+
+    `encoder` is such as `mmt.TwoStreams` has; once trained it can start that model's.
+    """
+
+    def __init__(self, reads: str, encoder: nn.Module, norm: nn.Module, head: nn.Linear, dropout: float):
+        super().__init__()
+        self.reads, self.encoder, self.norm, self.head = reads, encoder, norm, head
+        self.dropout = nn.Dropout(dropout)
+
+    def features(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
+        return self.norm(self.encoder.features(self.encoder(x)[0]))

@@ -1,4 +1,4 @@
-"""The peers: AST (the authors' architecture as `transformers` has it) and MBT (bottleneck fusion of two ViTs)."""
+"""The peers: AST (the authors' architecture as `transformers` has it), MBT (bottleneck fusion of two ViTs), a ViT."""
 
 from collections.abc import Sequence
 from math import prod
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmtlib.models.base import OneModality
+from mmtlib.models.base import OneModality, StreamClassifier
 from mmtlib.models.fusion import BottleneckFusion, StreamHeads, transformer_block
 from mmtlib.models.mmt import ProjectionHead, TwoStreams
 from mmtlib.models.multiscale import PATCH_CONV, Grid, MultiscaleEncoder
@@ -22,6 +22,20 @@ LARGE_INPUT = dict(audio_size=(800, 128), video_size=(32, 224, 224), patch=(2, 1
 MBT_SIZES = {
     "mbt_t": dict(dim=96, depth=3, num_heads=3, fusion_layer=2, **SMALL_INPUT),
     "mbt_b": dict(dim=768, depth=12, num_heads=12, fusion_layer=8, **LARGE_INPUT),
+}
+AUDIO_PATCH = (16, 16)
+
+
+def encoder_settings(part: str, *, dim: int, num_heads: int, fusion_layer: int, **sizes) -> dict:
+    """What MBT's encoder of audio or of video is, as `build_vit` takes it: its layers before the fusion."""
+    patch = {"audio": AUDIO_PATCH, "video": sizes["patch"]}[part]
+    return dict(dim=dim, depth=fusion_layer, num_heads=num_heads, size=sizes[f"{part}_size"], patch=patch)
+
+
+VIT = {
+    name.replace("mbt", f"vit_{part}"): encoder_settings(part, **settings)
+    for part in ("audio", "video")
+    for name, settings in MBT_SIZES.items()
 }
 
 
@@ -106,15 +120,18 @@ class ViTStream(nn.Module):
     position_tables = ("position",)
     grid = MultiscaleEncoder.grid
 
-    def __init__(self, in_channels: int, size: Grid, patch: Grid, dim: int, heads: int, depth: int):
+    def __init__(
+        self, in_channels: int, *, size: Sequence[int], patch: Sequence[int], dim: int, num_heads: int, depth: int
+    ):
         super().__init__()
-        self.patch_kernel = self.patch_stride = patch
+        self.dim = dim
+        self.patch_kernel = self.patch_stride = tuple(patch)
         self.patch_padding = (0,) * len(patch)
-        self.patch_embed = PATCH_CONV[len(size)](in_channels, dim, patch, patch)
-        self.positions_grid = self.grid(size)
+        self.patch_embed = PATCH_CONV[len(size)](in_channels, dim, self.patch_kernel, self.patch_stride)
+        self.positions_grid = self.grid(tuple(size))
         self.class_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.position = nn.Parameter(torch.randn(1, 1 + prod(self.positions_grid), dim) * 0.02)
-        self.blocks = nn.ModuleList(transformer_block(dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(transformer_block(dim, num_heads) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         grid = self.grid(tuple(x.shape[2:]))
@@ -154,10 +171,22 @@ class MBT(TwoStreams):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.audio_encoder = ViTStream(1, tuple(audio_size), (16, 16), dim, num_heads, fusion_layer)
-        self.video_encoder = ViTStream(3, tuple(video_size), tuple(patch), dim, num_heads, fusion_layer)
+        width = dict(dim=dim, num_heads=num_heads, depth=fusion_layer)
+        self.audio_encoder = ViTStream(1, size=audio_size, patch=AUDIO_PATCH, **width)
+        self.video_encoder = ViTStream(3, size=video_size, patch=patch, **width)
         self.audio_project, self.video_project = nn.Identity(), nn.Identity()  # all is of one width
         self.fusion = BottleneckFusion(dim, num_heads, num_layers=depth - fusion_layer, num_bottleneck=num_bottleneck)
         self.heads = StreamHeads(dim, dim, num_classes, dropout)
         self.audio_embed = ProjectionHead(dim, embedding_dim)
         self.video_embed = ProjectionHead(dim, embedding_dim)
+
+
+def build_vit(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> StreamClassifier:
+    """A plain ViT (Dosovitskiy et al., ICLR 2021) on audio or video: the encoder of MBT, alone.
+
+    It has the blocks that MBT takes over, so fewer than all of MBT's (our reading); a larger `depth` gives a whole ViT.
+    """
+    reads = name.split("_")[1]
+    encoder = ViTStream({"audio": 1, "video": 3}[reads], **VIT[name] | overrides)
+    norm, head = nn.LayerNorm(encoder.dim, eps=1e-6), nn.Linear(encoder.dim, num_classes)
+    return StreamClassifier(reads, encoder, norm, head, dropout)

@@ -29,7 +29,7 @@ class ProjectionHead(nn.Sequential):
 
 
 class TwoStreams(AVModel):
-    """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput, for MMT and MBT alike.
+    """forward(audio (B, 1, time, mel), video (B, 3, T, H, W)) -> AVOutput, for MMT and its peers alike.
 
     Either may be None, and `has_audio`, `has_video` may say per clip that a modality is absent: such a clip is
     classified from the other one. The embeddings are taken before the fusion, so that each is of one modality

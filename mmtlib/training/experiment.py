@@ -20,7 +20,7 @@ from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
 
-NUMERICS = {"mat": 1, "ast": 1, "mvitv2": 1, "mmt": 1, "mbt": 1}
+NUMERICS = {"mat": 1, "ast": 1, "mvitv2": 1, "mmt": 1, "mbt": 1, "resnet18": 1, "vit_audio": 1, "vit_video": 1}
 """Version of the numbers of each family of models: raise it when a change of code changes what training computes."""
 
 CORRUPTION = 1

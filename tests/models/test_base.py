@@ -6,7 +6,17 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from mmtlib.models import MBT, MMT, MODALITY, ASTClassifier, AVOutput, MultiscaleClassifier, build_model
+from mmtlib.models import (
+    MBT,
+    MMT,
+    MODALITY,
+    ASTClassifier,
+    AVOutput,
+    MultiscaleClassifier,
+    ResNetAV,
+    StreamClassifier,
+    build_model,
+)
 from mmtlib.models.base import HUB_FILE, Reading
 from mmtlib.models.hub import WeightsError, load_weights
 
@@ -17,6 +27,10 @@ CLASSES = {
     "ast_t": ASTClassifier,
     "mmt_t": MMT,
     "mbt_t": MBT,
+    "vit_audio_t": StreamClassifier,
+    "vit_video_t": StreamClassifier,
+    "resnet18_video": StreamClassifier,
+    "resnet18_av": ResNetAV,
 }
 
 

@@ -1,11 +1,12 @@
-"""The peers: AST is transformers' own, MBT shares bottleneck tokens late."""
+"""The peers: AST is transformers' own, MBT shares bottleneck tokens late, and its encoders can be trained alone."""
 
 import pytest
 import torch
 from transformers import ASTConfig, ASTModel
 
-from mmtlib.models import build_model, fusion
+from mmtlib.models import build_model, fusion, resolved
 from mmtlib.models.baselines import AST, MBT_SIZES, resize_positions
+from mmtlib.training.loop import load_encoder
 
 MBT_TINY = {
     "dim": 16,
@@ -198,3 +199,63 @@ def test_mbt_knows_where_a_patch_is():
     model.audio_encoder.position.zero_()
     moved = torch.cat((audio[:, :, 16:], audio[:, :, :16]), dim=2)  # by whole patches
     assert close(model(audio, None).logits, model(moved, None).logits)
+
+
+VIT_TINY = {part: {"dim": 16, "depth": 2, "num_heads": 2} for part in ("audio", "video")}
+VIT_TINY["audio"] |= {"size": (48, 32)}
+VIT_TINY["video"] |= {"size": (4, 16, 24), "patch": (2, 8, 8)}
+
+
+@pytest.mark.parametrize("size", ["t", "b"])
+@pytest.mark.parametrize("part", ["audio", "video"])
+def test_the_encoders_of_mbt_alone_are_of_its_sizes(part, size):
+    mbt_size, vit = MBT_SIZES[f"mbt_{size}"], resolved(f"vit_{part}_{size}", {})
+    patch = mbt_size["patch"] if part == "video" else (16, 16)
+    assert vit == {
+        "dim": mbt_size["dim"],
+        "depth": mbt_size["fusion_layer"],
+        "num_heads": mbt_size["num_heads"],
+        "size": mbt_size[f"{part}_size"],
+        "patch": patch,
+    }
+    with torch.device("meta"):
+        alone, both = build_model(f"vit_{part}_{size}", 5), build_model(f"mbt_{size}", 5)
+    states = alone.encoder.state_dict(), getattr(both, f"{part}_encoder").state_dict()
+    assert len({tuple((name, value.shape) for name, value in state.items()) for state in states}) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["audio", "video"])
+def test_a_vit_reads_its_class_token_normed(part):
+    model, given = build_model(f"vit_{part}_t", 5, **VIT_TINY[part]).eval(), dict(zip(VIT_TINY, clips(), strict=True))
+    tokens, _ = model.encoder(given[part])
+    want = torch.nn.functional.layer_norm(tokens[:, 0], (16,), eps=1e-6) @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(given[part]), want)
+    assert tokens.shape[1] == 1 + {"audio": 3 * 2, "video": 2 * 2 * 3}[part]
+    whole = build_model(f"vit_{part}_t", 5, **VIT_TINY[part] | {"depth": 4})
+    assert len(whole.encoder.blocks) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["audio", "video"])
+def test_mbt_starts_from_a_trained_vit(part):
+    alone, model, given = (
+        build_model(f"vit_{part}_t", 4, **VIT_TINY[part]),
+        mbt(),
+        dict(zip(VIT_TINY, clips(), strict=True)),
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_encoder(getattr(model, f"{part}_encoder"), alone.state_dict())
+    for name, value in model.state_dict().items():
+        own = name.startswith(f"{part}_encoder.")
+        want = alone.state_dict()[name.replace(f"{part}_encoder", "encoder")] if own else before[name]
+        assert torch.equal(value, want), name
+    assert torch.equal(getattr(model, f"{part}_encoder")(given[part])[0], alone.eval().encoder(given[part])[0])
+
+
+def test_mbt_takes_no_encoder_of_another_depth_or_input_size():
+    model = mbt()
+    for other in ({"depth": 4}, {"size": (64, 48)}):
+        alone = build_model("vit_audio_t", 4, **VIT_TINY["audio"] | other)
+        with pytest.raises(ValueError, match=r"that the run starts from does not fit"):
+            load_encoder(model.audio_encoder, alone.state_dict())

@@ -5,6 +5,7 @@ import pytest
 from toy_features import make_recipe, make_run
 
 from freedoom_sounds.generate import NAME
+from mmtlib.models import MODALITY
 from mmtlib.models.card import GENERATED, model_card
 from mmtlib.training.loop import plain
 
@@ -54,13 +55,16 @@ def test_the_generated_set_is_the_one_of_that_name():
     [
         ("ast_t", ["log-mel (batch, 1, 198, 128): 2 s at 16000 Hz"]),
         ("mvitv2_t", ["frames (batch, 3, 16, 64, 64), evenly spaced over 2 s"]),
+        ("vit_audio_t", ["log-mel (batch, 1, 198, 128): 2 s at 16000 Hz"]),
+        ("resnet18_video", ["frames (batch, 3, 16, 64, 64), evenly spaced over 2 s"]),
+        ("resnet18_av", ["log-mel (batch, 1, 198, 128)", "frames (batch, 3, 16, 64, 64)", "either may be missing"]),
         ("mbt_t", ["log-mel (batch, 1, 198, 128)", "frames (batch, 3, 16, 64, 64)", "either may be missing"]),
     ],
 )
 def test_it_says_what_the_model_reads(name, wanted):
     reads = fact(card(header(name)), "reads")
     assert all(part in reads for part in wanted)
-    assert ("log-mel" in reads, "frames" in reads) == (name != "mvitv2_t", name != "ast_t")
+    assert ("log-mel" in reads, "frames" in reads) == (MODALITY[name] != "video", MODALITY[name] != "audio")
 
 
 def test_it_says_what_was_trained_how_and_on_what():
