@@ -6,6 +6,7 @@ notebooks. Other packages add commands through the entry-point group "mmtlib.com
 
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 File = Annotated[str, typer.Option("--params", help="parameter file: params.yaml or one of params/")]
+MODEL = str(Path(__file__).parents[1] / "weights/mmt_t.safetensors")  # the MMT that comes with the code
 Workers = Annotated[str, typer.Option(help="processes (0: one for each core), or the address of a Dask scheduler")]
 
 
@@ -64,12 +66,25 @@ def train(params: File = "params.yaml", workers: Workers = "0") -> None:
     train_all(*study(params), number(workers))
 
 
-@app.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
-def predict(given: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Name the classes of any media file: mmt predict FILE (--help for more)."""
-    from mmtlib.predict import main as predict_main
+@app.command()
+def predict(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="files of audio, video or both")],
+    model: Annotated[str, typer.Option(help="weights: a file, a folder or a name on the hub")] = MODEL,
+    top: Annotated[int, typer.Option(min=1, help="classes shown")] = 5,
+    windows: Annotated[bool, typer.Option("--windows", help="what is said of each window, too")] = False,
+    json: Annotated[bool, typer.Option("--json", help="a line of JSON for each file")] = False,
+) -> None:
+    """Name the classes of any media file."""
+    from mmtlib.predict import as_json, as_text, predict_file, ready
 
-    raise typer.Exit(predict_main(given or []))
+    weights, failed = ready(model), False
+    for file in files:
+        try:
+            print((as_json if json else as_text)(predict_file(weights, file, top=top), windows), flush=True)
+        except ValueError as error:  # the others may be good
+            print(error, file=sys.stderr)
+            failed = True
+    raise typer.Exit(failed)
 
 
 @app.command()

@@ -1,12 +1,10 @@
 """What a trained model makes of any media file, whole and window by window.
 
-python -m mmtlib.predict FILE... [--model WEIGHTS] [--top 5] [--windows] [--json]
+`mmt predict FILE...` on the command line.
 """
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtlib.config import ROOT
-from mmtlib.data.decode import FeatureError, Settings, Task, View, decode
+from mmtlib.data.decode import Decoded, Settings, Task, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
 from mmtlib.models import AVModel, from_pretrained
 from mmtlib.models.hub import WeightsError
-
-COMMITTED = ROOT / "weights/mmt_t.safetensors"
-"""The MMT that comes with the code, in half precision."""
-
-TRAINED = ROOT / "models/quick/train_mmt/train_mmt-seed0.safetensors"
-"""The MMT of the pipeline, by params.yaml."""
 
 _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
@@ -72,7 +63,7 @@ def predict_file(
     there, and `notes` says so. Raises WeightsError, FeatureError (a window that gives no spectrogram) and
     PredictionError: a file that cannot be read or has nothing of what the model reads.
     """
-    model, file = _ready(model), Path(file)
+    model, file = ready(model), Path(file)
     kind, stats = model.reads, model.about["stats"]
     heads = stats.get("heads") or {"label": stats["classes"]}
     settings = replace(Settings(**stats["settings"]), clips=1)  # the windows are those below
@@ -86,7 +77,7 @@ def predict_file(
         made = decode(settings, Task(file, start, end, "test"), kind)
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
-        for modality, probabilities in _answers(model, stats, heads, made.views).items():
+        for modality, probabilities in _answers(model, stats, heads, made).items():
             rows += [(start, end, *row) for row in _best(probabilities, modality, heads, top)]
             answers[modality].append(probabilities)
     verdict = []
@@ -104,7 +95,7 @@ def predict_file(
     )
 
 
-def _ready(model: AVModel | str | Path) -> AVModel:
+def ready(model: AVModel | str | Path) -> AVModel:
     """The model, or that of these weights, on the GPU if there is one."""
     if not isinstance(model, AVModel):
         model = from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,10 +119,10 @@ def window_spans(length: float, seconds: float | int, hop: float | int | None = 
 
 @torch.inference_mode()
 def _answers(
-    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], views: Sequence[View]
+    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded
 ) -> dict[str, Float[Tensor, " classes"]]:
     """Probabilities of a window by what the model is given, averaged over the window's crops; heads side by side."""
-    device = next(model.parameters()).device
+    device, views = next(model.parameters()).device, made.views
     audio = video = None
     if views[0].log_mel is not None:  # the arithmetic of FeatureDataset, step by step, for the same last digits
         audio = torch.stack([torch.from_numpy(view.log_mel) for view in views])[:, None].float()
@@ -213,34 +204,9 @@ def as_json(found: Prediction, windows: bool = False) -> str:
     return json.dumps({"file": str(found.file), "seconds": round(found.seconds, 3), "notes": found.notes} | plain)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print what the model says of each file; return 0, or 1 where one got a sentence on standard error instead."""
-    parser = argparse.ArgumentParser(prog="python -m mmtlib.predict", description="Name what is seen and heard.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a file of audio, video or both")
-    default = str(COMMITTED if COMMITTED.is_file() else TRAINED)
-    parser.add_argument("--model", default=default, help=f"file, folder or name on the hub ({default})")
-    parser.add_argument("--top", type=int, default=5, help="classes shown (5)")
-    parser.add_argument("--windows", action="store_true", help="what is said of each window, too")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each file")
-    given = parser.parse_args(arguments)
-    if given.top < 1:
-        parser.error(f"--top {given.top}: give 1 or more")
-    try:
-        model = _ready(given.model)
-    except WeightsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    status = 0
-    for file in given.files:
-        try:
-            found = predict_file(model, file, top=given.top)
-        except (PredictionError, FeatureError) as error:
-            print(error, file=sys.stderr)
-            status = 1
-        else:
-            print((as_json if given.json else as_text)(found, given.windows), flush=True)
-    return status
+if __name__ == "__main__":  # as `mmt predict`
+    import runpy
+    import sys
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv.insert(1, "predict")
+    runpy.run_module("mmtlib", run_name="__main__")

@@ -13,11 +13,11 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 import mmtlib.__main__ as command
+from freedoom_sounds.files import write_clip
 from mmtlib import config
 from mmtlib.config import ROOT, compose, load
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.training.experiment import Folders
-from study.film import write_clip
 
 COMMANDS = ["download", "features", "train", "predict", "runs", "report"]
 
@@ -82,15 +82,6 @@ def test_train_takes_a_number_of_processes_or_an_address(root, monkeypatch):
     assert seen == [(params, Folders(root, "tiny"), workers) for workers in (0, 3, "tcp://there:8786")]
 
 
-def test_predict_is_given_all_that_follows(monkeypatch):
-    from mmtlib import predict
-
-    seen = []
-    monkeypatch.setattr(predict, "main", lambda arguments: seen.append(arguments) or 3)
-    assert call("predict", "clip.mp4", "--top", "2", "--help").exit_code == 3
-    assert seen == [["clip.mp4", "--top", "2", "--help"]]
-
-
 def test_runs_says_what_is_kept():
     found = call("runs", "--params", "params/freedoom.yaml")
     count = len(list((ROOT / "reports/freedoom/runs").glob("*.parquet")))
@@ -115,6 +106,7 @@ def test_another_package_adds_a_command_that_is_imported_when_it_is_called(tmp_p
         (["runs", "--params", "params/none.yaml"], r"params/none\.yaml: no such file in .*; name params\.yaml or .*\."),
         (["runs"], r"training\.kept is null, so no run is kept; .*"),
         (["features", "--params", "absent.yaml"], r".*manifest\.csv.*"),
+        (["predict", "clip.mp4", "--model", "gone.safetensors"], r"gone\.safetensors does not exist.*"),
     ],
 )
 def test_a_failure_is_one_sentence(root, arguments, sentence, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,18 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from toy_features import OVERRIDES
+from typer.testing import CliRunner
 
+from freedoom_sounds.files import write_clip
 from mmtlib import predict
+from mmtlib.__main__ import MODEL as COMMITTED
+from mmtlib.__main__ import app
+from mmtlib.config import ROOT
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.evaluation.predictions import predict as pipeline_predict
 from mmtlib.models import build_model
-from mmtlib.models.hub import WeightsError, export, save_model
+from mmtlib.models.hub import WeightsError, export, load_weights, save_model
 from mmtlib.predict import PredictionError, predict_file, window_spans
 from study.figures import predict as predict_figures
 from study.figures import results as figures
-from study.film import write_clip
 
 SETTINGS = dict(sample_rate=8000, mel_bins=32, window_ms=25, hop_ms=20, frames=4, size=16, seconds=1.0)
 FPS, HZ = 8, 8000
@@ -193,34 +198,34 @@ def test_what_cannot_be_predicted_is_one_sentence(tmp_path, clips, mmt, trained)
         predict_file(path, clips / "one.mp4")
 
 
-def test_the_command_goes_on_after_a_bad_file(clips, mmt, capsys):
+def command(*arguments):
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+
+
+def test_the_command_goes_on_after_a_bad_file(clips, mmt):
     files = [str(clips / name) for name in ("film.mp4", "gone.mp4", "mute.mp4")]
-    assert predict.main([*files, "--model", str(mmt), "--top", "2", "--json", "--windows"]) == 1
-    out, err = capsys.readouterr()
-    assert err == f"{files[1]} does not exist; give another file.\n"
-    film, mute = map(json.loads, out.splitlines())
+    done = command(*files, "--model", mmt, "--top", 2, "--json", "--windows")
+    assert (done.exit_code, done.stderr) == (1, f"{files[1]} does not exist; give another file.\n")
+    film, mute = map(json.loads, done.stdout.splitlines())
     assert (film["file"], film["notes"], len(film["verdict"]), len(film["windows"])) == (files[0], [], 6, 24)
     assert mute["notes"] == ["no audio in it; audio-visual is video alone"]
     assert film["verdict"][0].keys() == {"modality", "head", "rank", "label", "probability"}
 
-    assert predict.main([files[0], "--model", str(mmt), "--windows"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"{files[0]}: 3.5 s, 4 windows\n")
-    assert out.splitlines()[1].split() == ["rank", "audio", "video", "audio-visual"]
-    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["1", "2", "3"]
-    assert out.count("%") == 3 * 3 + 3 * 4
-    assert predict.main([files[0], "--model", "gone.safetensors"]) == 1
-    assert "gone.safetensors does not exist" in capsys.readouterr().err
+    done = command(files[0], "--model", mmt, "--windows")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"{files[0]}: 3.5 s, 4 windows\n")
+    assert done.stdout.splitlines()[1].split() == ["rank", "audio", "video", "audio-visual"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:5]] == ["1", "2", "3"]
+    assert done.stdout.count("%") == 3 * 3 + 3 * 4
+    assert command(files[0], "--top", 0).exit_code == 2
 
 
-def test_the_committed_weights_are_taken_where_there_are_some(clips, mmt, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "TRAINED", tmp_path / "trained.safetensors")
-    monkeypatch.setattr(predict, "COMMITTED", tmp_path / "committed.safetensors")
-    assert predict.main([str(clips / "one.mp4")]) == 1
-    assert "trained.safetensors does not exist" in capsys.readouterr().err
-    export(mmt, tmp_path / "committed.safetensors")
-    assert predict.main([str(clips / "one.mp4"), "--json", "--top", "3"]) == 0
-    told = json.loads(capsys.readouterr().out)["verdict"]
+def test_the_committed_weights_are_taken_unless_others_are_named(clips, mmt, tmp_path):
+    words = [sys.executable, "-m", "mmtlib.predict", str(clips / "one.mp4"), "--json", "--top", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout)["verdict"][0]["label"] in load_weights(Path(COMMITTED))[1]["heads"]["label"]
+    export(mmt, tmp_path / "half.safetensors")
+    told = json.loads(command(clips / "one.mp4", "--json", "--model", tmp_path / "half.safetensors").stdout)["verdict"]
     want = predict_file(mmt, clips / "one.mp4").verdict.set_index(["modality", "label"])["probability"]
     for row in told:
         assert row["probability"] == pytest.approx(want[row["modality"], row["label"]], abs=0.02)

@@ -2,12 +2,8 @@
 
 Nothing is decoded: a file that was cut off while it was fetched lacks its index or its last packets, and that
 takes its header and its tail to see. Damage in the middle shows only when the features stage decodes the file.
-
-`python -m mmtlib.data.probe FOLDER --cache data/STUDY/probe` looks into all media files below a folder ahead of
-stage download.
 """
 
-import argparse
 import math
 import os
 from collections.abc import Iterable
@@ -17,11 +13,10 @@ from typing import NamedTuple
 import av
 import pandas as pd
 
-from mmtlib import config, files
-from mmtlib.cluster import ClusterError, run_all
+from mmtlib import files
+from mmtlib.cluster import run_all
 from mmtlib.data.container import MediaError, describe, locate, open_media
 from mmtlib.data.media import CUT_OFF_S
-from mmtlib.data.sources.listing import SourceError, list_media
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
 
@@ -125,23 +120,3 @@ def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     if early:
         return Verdict("broken", f"{name} is cut off: its {early} ends early; fetch it again or drop its row.")
     return Verdict("ok", "", last - origin, audio is not None, video is not None)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Look into all media files below a folder, for stage download.")
-    parser.add_argument("media", help="folder; relative to the repository root")
-    parser.add_argument("--cache", required=True, help="folder of the verdicts: the stage looks in data/STUDY/probe")
-    parser.add_argument("--workers", default="0", help="processes (0: one a core), or the address of a Dask scheduler")
-    given = parser.parse_args()
-    root, workers = config.workspace(given.media), given.workers
-    try:
-        names = [root / name for name in list_media(root)]
-        workers = int(workers) if workers.lstrip("-").isdigit() else workers
-        found = probe(names, cache=config.workspace(given.cache), workers=workers)
-    except (SourceError, ClusterError) as error:
-        raise SystemExit(f"mmtlib.data.probe: {error}") from None
-    print(found.status.value_counts().to_string())
-
-
-if __name__ == "__main__":
-    main()

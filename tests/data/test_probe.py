@@ -1,7 +1,5 @@
 """Probing: verdicts against a real decode, the cache, processes."""
 
-import subprocess
-import sys
 from fractions import Fraction
 
 import av
@@ -9,12 +7,11 @@ import numpy as np
 import pytest
 from real_sets import clip_bytes, put
 
-from mmtlib.config import ROOT
+from freedoom_sounds.files import write_clip
 from mmtlib.data import probe as module
 from mmtlib.data.container import MediaError
 from mmtlib.data.media import read_clip
 from mmtlib.data.probe import look, probe
-from study.film import write_clip
 
 # Container -> codec of the picture, of the sound, options of the muxer.
 KINDS = {
@@ -161,19 +158,3 @@ def test_an_interrupted_call_keeps_what_it_saw_and_a_damaged_cache_is_no_obstacl
     put(cache / "verdicts.parquet", b"PAR1 no longer")
     assert probe(many, workers=1, cache=cache).status.eq("ok").sum() == 38
     assert "verdicts.parquet is damaged" in capsys.readouterr().out
-
-
-def test_the_command_fills_the_cache_of_the_download_stage(many, tmp_path, monkeypatch):
-    arguments = [many[0].parent, "--cache", tmp_path / "cache", "--workers", "1"]
-    command = [sys.executable, "-m", "mmtlib.data.probe", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "ok        38" in done.stdout
-    assert not done.stderr
-    monkeypatch.setattr(module, "look", lambda name: pytest.fail(f"{name} was opened again"))
-    probe(many, cache=tmp_path / "cache")
-    wrong = subprocess.run([*command[:-1], "tcp://x"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 0  # there is nothing left to look into, so nobody is asked
-    many[0].touch()
-    wrong = subprocess.run([*command[:-1], "tcp://x"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
-    assert "workers is tcp://x, where no Dask scheduler answers" in wrong.stderr
