@@ -28,6 +28,7 @@ from mmtlib.config import Curve, Pair
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model, cost, resolved
 from mmtlib.models.multiscale import pooled_grid
+from study import timing
 from study.figures import efficiency as figures
 from study.figures.style import png
 from study.tables.ledger import efficiency_claims
@@ -112,7 +113,7 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
     torch.manual_seed(0)
     models, inputs = build_pair(name, pair, device), clips(pair, pair.batch, device)
     result: dict[str, Any] = {}
-    result["gflops"] = cost.matmul_rate(DTYPES[precision], device, 8192 if device.type == "cuda" else 2048)
+    result["gflops"] = timing.matmul_rate(DTYPES[precision], device, 8192 if device.type == "cuda" else 2048)
     optimizers: list[Optimizer | None] = [None, None]
     if mode == "train":
         optimizers = [_started(model) for model in models]
@@ -121,17 +122,17 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
         return [step_of(model, given, precision, own) for model, own in zip(models, optimizers, strict=True)]
 
     if mode == "train":
-        memory = [cost.step_memory(step, device) for step in steps([x[:1] for x in inputs])]
+        memory = [timing.step_memory(step, device) for step in steps([x[:1] for x in inputs])]
         # Too much rather than too little: the gradients do not grow with the batch.
-        needed, free = max(memory) * pair.batch, cost.available_memory(device)
+        needed, free = max(memory) * pair.batch, timing.available_memory(device)
         if needed > free:
             return result | {"skipped": f"needs about {needed / GIB:.1f} GiB where {free / GIB:.1f} GiB are free"}
         if pair.batch > 1:
-            memory = [cost.step_memory(step, device) for step in steps(inputs)]
+            memory = [timing.step_memory(step, device) for step in steps(inputs)]
         held = [12 * cost.count_parameters(model) for model in models]  # weights and two states, 4 bytes each
         result |= {"peak": held[0] + memory[0], "peer_peak": held[1] + memory[1]}
     warm_up = mode == "inference"  # measuring memory was one
-    times, peer_times = cost.interleaved(*steps(inputs), pair.rounds, warm_up=warm_up)
+    times, peer_times = timing.interleaved(*steps(inputs), pair.rounds, warm_up=warm_up)
     return result | {"times": times, "peer_times": peer_times}
 
 

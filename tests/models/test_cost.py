@@ -6,17 +6,7 @@ from torch import nn
 
 from mmtlib import config as params
 from mmtlib.models import build_model
-from mmtlib.models import cost as costs
-from mmtlib.models.cost import (
-    available_memory,
-    count_macs,
-    count_parameters,
-    counting,
-    interleaved,
-    macs,
-    matmul_rate,
-    step_memory,
-)
+from mmtlib.models.cost import count_macs, count_parameters, counting, macs
 from mmtlib.models.fusion import transformer_block
 from mmtlib.models.multiscale import MultiscaleAttention
 
@@ -194,52 +184,3 @@ def cost(name: str) -> int:
 def test_a_peer_costs_about_what_our_model_costs(ours, peer):
     """A comparison at equal cost: within 15 %, or a starved baseline would flatter us."""
     assert cost(peer) == pytest.approx(cost(ours), rel=0.15)
-
-
-# ------------------------------------------------------------------------------- measured
-
-
-def test_two_models_take_turns_after_an_untimed_call_of_each(monkeypatch):
-    calls, clock = [], iter(map(float, range(100)))
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
-    timing = interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 3)
-    assert calls == ["ours", "peer"] * 4
-    assert timing == ([1, 1, 1], [1, 1, 1])
-    calls.clear()
-    interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 1, warm_up=False)
-    assert calls == ["ours", "peer"]
-
-
-def test_memory_of_a_step_is_what_it_holds_at_most():
-    def step():
-        first = torch.zeros(1_000_000)  # 4 MB
-        del first
-        second, third = torch.zeros(500_000), torch.zeros(750_000)  # 5 MB together
-        return len(second) + len(third)
-
-    held = torch.zeros(2_000_000)
-    assert step_memory(step, torch.device("cpu")) == pytest.approx(5_000_000, rel=0.001)
-    assert step_memory(held.sum, torch.device("cpu")) < 1000
-    assert step_memory(lambda: None, torch.device("cpu")) == 0
-
-
-def test_memory_is_the_same_in_two_runs():
-    model, x = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)), torch.randn(32, 64)
-
-    def step():
-        model(x).square().mean().backward()
-        model.zero_grad()
-
-    step()
-    first, second = (step_memory(step, torch.device("cpu")) for _ in range(2))
-    assert first == second > 4 * count_parameters(model)
-
-
-def test_the_rate_of_a_matrix_product_is_that_of_the_best_one(monkeypatch):
-    seconds = iter([0.5, 0.25, 1.0])
-    monkeypatch.setattr(costs, "_seconds", lambda call: next(seconds))
-    assert matmul_rate(torch.float32, torch.device("cpu"), 8) == pytest.approx(2 * 8**3 / 0.25 / 1e9)
-
-
-def test_free_memory_is_some_and_not_all_of_it():
-    assert 2**20 < available_memory(torch.device("cpu")) < 2**60

@@ -6,6 +6,7 @@ import re
 import nbformat
 import pandas as pd
 import pytest
+import stand_ins
 import torch
 from torch import nn
 from torchvision.models.video import MViT, mvit_v2_s
@@ -109,7 +110,7 @@ def test_steps_run_in_their_precision_and_a_training_step_trains(precision):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(benchmark.cost, "matmul_rate", lambda dtype, device, size: 50.0)
+    monkeypatch.setattr(benchmark.timing, "matmul_rate", lambda dtype, device, size: 50.0)
 
 
 def test_a_comparison_measures_both_models(quick):
@@ -125,7 +126,7 @@ def test_a_comparison_measures_both_models(quick):
 
 
 def test_a_batch_that_would_not_fit_is_not_timed_and_says_why(quick, monkeypatch):
-    monkeypatch.setattr(benchmark.cost, "available_memory", lambda device: 2**20)
+    monkeypatch.setattr(benchmark.timing, "available_memory", lambda device: 2**20)
     found = benchmark.compare("mat_t", TINY, "train", "fp32")
     assert not {"times", "peak"} & found.keys()
     assert found["skipped"].endswith("GiB where 0.0 GiB are free")
@@ -135,26 +136,15 @@ def test_a_batch_that_would_not_fit_is_not_timed_and_says_why(quick, monkeypatch
     assert "train_s" not in table
 
 
-def given(name, pair, mode, precision):
-    """Stands in for `compare`, and says where it ran."""
-    return {"pid": os.getpid(), "given": (name, pair, mode, precision)}
-
-
-def failing(name, pair, mode, precision):
-    raise MemoryError("no memory left")
-
-
-def killed(name, pair, mode, precision):
-    os._exit(9)
-
-
 def test_a_comparison_runs_in_a_process_of_its_own():
-    one, two = (benchmark.in_fresh_process("mat_t", TINY, "train", "bf16", given) for _ in range(2))
+    one, two = (benchmark.in_fresh_process("mat_t", TINY, "train", "bf16", stand_ins.given) for _ in range(2))
     assert len({one["pid"], two["pid"], os.getpid()}) == 3
     assert one["given"] == ("mat_t", TINY, "train", "bf16")
 
 
-@pytest.mark.parametrize(("measure", "why"), [(failing, "MemoryError: no memory left"), (killed, "BrokenProcessPool")])
+@pytest.mark.parametrize(
+    ("measure", "why"), [(stand_ins.failing, "MemoryError: no memory left"), (stand_ins.killed, "BrokenProcessPool")]
+)
 def test_a_comparison_that_dies_is_named_with_what_it_died_of(measure, why):
     with pytest.raises(BenchmarkError, match=rf"^mat_t against ast_t, train in fp32, failed \({why}.*lower its batch"):
         benchmark.in_fresh_process("mat_t", TINY, "train", "fp32", measure)
