@@ -13,6 +13,9 @@ from mmtlib.models.build import MODALITY
 GENERATED = "freedoom-sounds"
 """The data set whose clips a game engine makes."""
 
+UNTOLD = {"model", "init", "robustness", "kept", "nproc"}
+"""Settings that are said elsewhere on the card, or nothing that bears on the weights."""
+
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
@@ -25,53 +28,25 @@ def model_card(
     model's number of them, `file` the path that a reader has the weights by, `scores` evaluation.scores of its
     predictions, of which val and test are shown.
     """
-    stats = about.get("stats")
-    data = ModelCardData(license="apache-2.0", library_name="mmtlib", tags=["audio-video", about["name"]])
-    facts = {"model": f"{about['name']}, {parameters:,} parameters"}
-    if stats:
-        facts |= _training(about, stats)
+    stats, told = about.get("stats"), about.get("run", {}) | about.get("recipe", {})
+    data = _data(stats) if stats else ""
     if scores is not None:
         scores = scores[scores["split"].isin(["val", "test"])].rename(columns={"modality": "given", "n": "clips"})
         scores = scores.round(1).to_markdown(index=False, disable_numparse=True)
-    settings = stats["settings"] if stats else {}
     return ModelCard.from_template(
-        data,
+        ModelCardData(license="apache-2.0", library_name="mmtlib", tags=["audio-video", about["name"]]),
         template_path=str(TEMPLATE),
-        name=about["name"],
-        seed=about.get("seed"),
-        facts=facts,
+        about=about,
+        parameters=parameters,
+        kind=MODALITY[about["name"]],
+        stats=stats,
+        trained_on=data,
+        origins=[_origin(part, source, data) for part, source in about.get("encoders", {}).items()],
+        told={name: x if isinstance(x, str) else json.dumps(x) for name, x in told.items() if name not in UNTOLD},
         scores=scores,
-        clips=settings.get("clips", 1),
-        crops=settings.get("crops", 1),
         file=file,
-        data=stats and stats["name"],
         generated=GENERATED,
     )
-
-
-def _training(about: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, str]:
-    """What the model reads and how it was trained, fact by fact."""
-    kind, settings, data = MODALITY[about["name"]], stats["settings"], _data(stats)
-    (times, bands), (frames, height, width) = stats["log_mel"]["shape"][1:], stats["frames"]["shape"][1:4]
-    reads = {
-        "audio": f"log-mel (batch, 1, {times}, {bands}): {settings['seconds']:g} s at {settings['sample_rate']} Hz, "
-        f"windows of {settings['window_ms']:g} ms every {settings['hop_ms']:g} ms",
-        "video": f"RGB frames (batch, 3, {frames}, {height}, {width}), evenly spaced over {settings['seconds']:g} s",
-    }
-    reads = "; ".join(reads.values()) + "; either may be missing" if kind == "av" else reads[kind]
-    clips = f"; {about['clips']:,} clips" if "clips" in about else ""
-    starts = [_origin(part, source, data) for part, source in about.get("encoders", {}).items()]
-    facts = {
-        "reads": f"{reads}; normalised with the statistics in the file",
-        **{f"classes ({head}, {len(names)})": ", ".join(names) for head, names in about["heads"].items()},
-        "trained on": f"{data}{clips}",
-        "starts from": "; ".join(starts) or "random weights, no other data",
-        "run": f"{about.get('key', 'without a key')}, seed {about.get('seed')}",
-    }
-    untold = {"model", "init", "robustness", "kept", "nproc"}  # said above, or nothing that bears on the weights
-    settings = {name: value for name, value in about.get("run", {}).items() if name not in untold}
-    settings |= {name: value for name, value in about.get("recipe", {}).items() if name not in untold}
-    return facts | {name: x if isinstance(x, str) else json.dumps(x) for name, x in settings.items()}
 
 
 def _data(stats: Mapping[str, Any]) -> str:

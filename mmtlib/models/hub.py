@@ -1,7 +1,8 @@
 """Weights: safetensors that carry how to build the model and all that its use needs. Nothing is unpickled."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,24 @@ class WeightsError(ValueError):
     """Weights are missing, damaged or of another model; the message says what to do."""
 
 
-def save_model(
-    path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, half: bool = False, **about: Any
-) -> None:
-    """Write `model` to `path`, atomically; with `half` in half precision.
+def save_model(path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, **about: Any) -> None:
+    """Write `model` to `path`, atomically.
 
     `name`, `num_classes` and `overrides` are what `build_model` was called with; `about` is kept beside them
     as JSON (classes, normalisation statistics, settings of the run).
     """
-    _write(path, model.state_dict(), about | dict(name=name, num_classes=num_classes, overrides=overrides), half)
+    _write(path, model.state_dict(), about | dict(name=name, num_classes=num_classes, overrides=overrides))
 
 
-def export(source: Path, target: Path, *, half: bool = True) -> None:
-    """Copy a weights file, in half precision unless told otherwise. Raises WeightsError as `load_weights` does."""
-    _write(target, *load_weights(source), half)
+def export(source: Path, target: Path) -> None:
+    """Copy a weights file in half precision. Raises WeightsError as `load_weights` does."""
+    tensors, header = load_weights(source)
+    _write(target, {key: x.half() if x.is_floating_point() else x for key, x in tensors.items()}, header)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], header: dict, half: bool) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], header: dict) -> None:
     header = dict(sorted((header | {"overrides": dict(sorted(header["overrides"].items()))}).items()))
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    if half:
-        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
     # One key holds everything: the order of several keys in a safetensors header is not stable from run to run.
     # What lies deeper keeps its order: that of several heads is the order of their logits.
     write_bytes(path, save(tensors, metadata={"mmtlib": json.dumps(header)}))
@@ -53,25 +51,24 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises WeightsError if it is missing, damaged or not ours.
     """
-
-    def read(file: Any, header: dict) -> tuple[dict[str, Tensor], dict]:
+    with _opened(path) as (file, header):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return {key: x.float() if x.dtype == torch.float16 else x for key, x in tensors.items()}, header
-
-    return _open(path, read)
+    return {key: x.float() if x.dtype == torch.float16 else x for key, x in tensors.items()}, header
 
 
 def read_header(path: Path) -> dict:
     """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
-    return _open(path, lambda file, header: header)
+    with _opened(path) as (_, header):
+        return header
 
 
-def _open(path: Path, read: Callable[[Any, dict], Any]) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict]]:
     if not Path(path).is_file():
         raise WeightsError(f"{path} does not exist; train that model first (`dvc repro`)")
     try:
         with safe_open(path, framework="pt") as file:
-            return read(file, json.loads((file.metadata() or {})["mmtlib"]))
+            yield file, json.loads((file.metadata() or {})["mmtlib"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
