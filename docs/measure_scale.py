@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from freedoom_sounds.files import write_clip
 from mmtlib.cluster import connect, cores, spread
 from mmtlib.config import ROOT, load
 from mmtlib.data.dataset import FeatureDataset
@@ -31,7 +32,6 @@ from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.loop import Trainer
 from study.bench import machine
 from study.figures.style import READS
-from study.film import write_clip
 
 PAGE = ROOT / "docs/scale.md"
 COSTS = ROOT / "reports/efficiency/efficiency.csv"

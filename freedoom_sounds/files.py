@@ -31,11 +31,11 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="")
 
 
-def write_clip(path: Path, frames: np.ndarray, fps: int, pcm: np.ndarray, sample_rate: int) -> None:
-    """Write an mp4 file (h264 + aac), whole or not at all.
+def write_clip(path: Path, frames: np.ndarray | None, fps: float | int, pcm: np.ndarray | None, rate: int) -> None:
+    """Write an mp4 file (h264 + aac), whole or not at all; of a clip without picture, or without sound, one is None.
 
-    frames: uint8 (T, H, W, 3) RGB, H and W even. pcm: int16 (samples, 2). The same arrays give the same bytes, on
-    any number of cores: hence one thread.
+    frames: uint8 (T, H, W, 3) RGB, H and W even. pcm: int16 (samples, channels), one or two. The same arrays give the
+    same bytes, on any number of cores: hence one thread.
     """
     # fflags bitexact leaves the library version out of the file; faststart puts the index first.
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
@@ -43,16 +43,22 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, pcm: np.ndarray, sample
     encoder = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
     with whole(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
         # Both streams are added before the first frame is encoded: that writes the file's header.
-        video = container.add_stream("libx264", rate=fps, options=encoder)
-        video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
-        audio = container.add_stream("aac", rate=sample_rate, layout="stereo")
-        for image in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-        container.mux(video.encode(None))
-        sound = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout="stereo")
-        sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
-        container.mux(audio.encode(sound))
-        container.mux(audio.encode(None))
+        streams = {}
+        if frames is not None:
+            video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=encoder)
+            video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
+            images = map(np.ascontiguousarray, frames)
+            streams[video] = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images)
+        if pcm is not None:
+            layout = "mono" if pcm.shape[1] == 1 else "stereo"
+            audio = container.add_stream("aac", rate=rate, layout=layout)
+            sound = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout=layout)
+            sound.sample_rate, sound.pts, sound.time_base = rate, 0, Fraction(1, rate)
+            streams[audio] = [sound]
+        for stream, source in streams.items():
+            for frame in source:
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, np.ndarray, int]:

@@ -25,11 +25,6 @@ DISTRACTOR_SOUNDS = Path(__file__).with_name("distractors.txt").read_text(encodi
 DISTRACTOR_PLACES = ((0, 64), (90, 160), (225, 160))
 
 
-def distractor_noises() -> dict[str, tuple[str, int, int]]:
-    """The distractors as `addon.write_addon` takes them."""
-    return {f"other{index}": (name, 70, 1) for index, name in enumerate(DISTRACTOR_SOUNDS)}
-
-
 def record_bank(engine: Engine) -> list[np.ndarray]:
     """Record the distractor sounds, each from a few places: float32 (samples, 2), full scale is 1.
 

@@ -24,8 +24,9 @@ class Studio:
     """
 
     def __init__(self) -> None:
-        events = {label: event.sound for label, event in CLASSES.items() if event.sound}
-        self._engine = Engine(GAME, events | sound.distractor_noises())
+        noises = {label: event.sound for label, event in CLASSES.items() if event.sound}
+        noises |= {f"other{index}": (name, 70, 1) for index, name in enumerate(sound.DISTRACTOR_SOUNDS)}
+        self._engine = Engine(GAME, noises)
         self.close = self._engine.close
         self.bank = sound.record_bank(self._engine)
 

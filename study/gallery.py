@@ -3,7 +3,6 @@
 Notebooks hold no logic, so it stands here, where a test reaches it. Nothing here decides a result.
 """
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,15 +16,15 @@ import torch
 from jaxtyping import Float, UInt8
 from matplotlib.patches import Rectangle
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from freedoom_sounds.card import write_data_card
+from freedoom_sounds.files import write_clip
 from mmtlib.data.augment import Augmenter, Draws
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
 from mmtlib.data.media import read_clip
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.evaluation.occlusion import Attribution
-from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
@@ -33,18 +32,9 @@ from study.figures.predict import Weighed, decisions
 from study.figures.results import learning_curves
 from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, sheet, show_log_mel
 from study.figures.style import COLOURS
-from study.film import write_clip
 
 FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
 WIDEST = 800  # pixels
-
-# Model -> classes, frames, published parameters in millions, where they are published.
-PUBLISHED = {
-    "mat_b": (527, 16, 51.1, "42 % fewer than AST's 88.1 M (MAT's abstract)"),
-    "ast_b": (527, 16, 86.6, "transformers' ASTModel, 527 classes"),
-    "mvitv2_s": (400, 16, 34.5, "MViTv2-S 16x4 (its model zoo)"),
-    "mvitv2_b": (400, 32, 51.2, "MViTv2-B 32x3 (its model zoo)"),
-}
 
 # Modality -> the stage that trains our model of it, beside which an ablation row is shown.
 DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
@@ -108,11 +98,6 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     return picture_of(figure, "waveform, spectrum and log-mel of one clip")
 
 
-def open_split(folder: Path, split: str) -> FeatureDataset:
-    """A split of a feature folder, to look at."""
-    return FeatureDataset(folder, split)
-
-
 def feature_sheet(dataset: FeatureDataset, positions: Sequence[int]) -> Picture:
     """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
     labels, batch = dataset.index["label"], dataset.batch(list(positions))
@@ -155,27 +140,15 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], st
 
 
 def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFrame:
-    """A row for the patches and for each block: width, heads, query stride, grid (time first), tokens, keys.
-
-    The grids are those a forward pass goes through; `expected` is worked out from the strides alone (a grid
-    of n shrinks to ceil(n / stride) along each axis), `ok` says that the two agree.
-    """
-    encoder = copy.deepcopy(encoder).eval()
-    patches = encoder.patch_embed(torch.zeros(1, encoder.patch_embed.in_channels, *size))
-    grid, expected = tuple(patches.shape[2:]), encoder.grid(tuple(size))
-    rows = [("patches", patches.shape[1], "", "", grid, "", expected)]
-    x = torch.zeros(1, encoder.num_prefix + prod(grid), patches.shape[1])
+    """A row for the patches and for each block: width, heads, query stride, grid (time first), tokens, keys."""
+    grid, width = encoder.grid(tuple(size)), encoder.blocks[0].attention.qkv.in_features
+    rows = [("patches", width, "", "", _times(grid), prod(grid), "")]
     for index, block in enumerate(encoder.blocks, start=1):
-        keys = prod(pooled_grid(grid, block.attention.stride_kv))
-        with torch.no_grad():
-            x, grid = block(x, grid)
-        expected = tuple(-(-n // s) for n, s in zip(expected, block.stride_q, strict=True))
-        heads = block.attention.num_heads
-        rows.append((f"block {index}", x.shape[-1], heads, _times(block.stride_q), grid, keys, expected))
-    table = pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "keys", "expected"])
-    table.insert(5, "tokens", table["grid"].map(prod))
-    table["ok"] = table["grid"] == table["expected"]
-    return table.assign(grid=table["grid"].map(_times), expected=table["expected"].map(_times))
+        attention = block.attention
+        keys, grid = prod(pooled_grid(grid, attention.stride_kv)), pooled_grid(grid, block.stride_q)
+        width, stride = attention.project.out_features, _times(block.stride_q)
+        rows.append((f"block {index}", width, attention.num_heads, stride, _times(grid), prod(grid), keys))
+    return pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "tokens", "keys"])
 
 
 def costs(
@@ -194,21 +167,6 @@ def costs(
         macs = count_macs(model, *(inputs.values() if reads == "av" else [inputs[reads]]))
         rows.append((name, reads, f"{count_parameters(model) / 1e6:.3f}", f"{macs / 1e6:.1f}"))
     return pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
-
-
-def published_sizes(names: Sequence[str]) -> pd.DataFrame:
-    """Our large models beside PUBLISHED: parameters in millions, `ok` where they agree within 1 %.
-
-    They are counted on torch's meta device, without memory for their weights, so a laptop can do it.
-    """
-    rows = []
-    for name in names:
-        classes, frames, published, source = PUBLISHED[name]
-        with torch.device("meta"):
-            cost = costs([name], classes, (1024, 128), (frames, 224, 224)).astype({"params_m": float}).iloc[0]
-        agrees = abs(cost.params_m - published) < 0.01 * published
-        rows.append((name, f"{cost.params_m:.1f}", published, agrees, f"{float(cost.mmacs) / 1000:.1f}", source))
-    return pd.DataFrame(rows, columns=["model", "params_m", "published", "ok", "gmacs", "source"])
 
 
 def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str) -> Picture:
@@ -236,36 +194,6 @@ def positives_figure(labels: Sequence[str]) -> Picture:
     return picture_of(figure, f"positives of AVC and IMC among {len(labels)} clips")
 
 
-def toy_losses(temperature: float | int) -> dict[str, float]:
-    """AVC and IMC of four clips of two classes with perfect embeddings: equal within, at 90 degrees between."""
-    z, labels = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([0, 0, 1, 1])
-    return {
-        "avc": audio_video_contrastive(z, z, labels, temperature).item(),
-        "imc": intra_modal_contrastive(z, labels, temperature).item(),
-    }
-
-
-@torch.no_grad()
-def fusion_facts(model: nn.Module, batch: Batch) -> dict[str, float]:
-    """What can be read off a model of both modalities and clips with both, as largest absolute differences.
-
-    average: logits to the mean of the two heads; length: embeddings to unit norm; audio_only: logits to the audio
-    head's without picture. When the clips swap their sounds, heard_by_video: of the video head's logits (information
-    crosses), heard_by_embedding: of the video embedding (none: it is taken before the fusion).
-    """
-    model, both = copy.deepcopy(model).eval(), batch.has_audio & batch.has_video
-    audio, video = batch.audio[both], batch.video[both]
-    out, swapped, alone = model(audio, video), model(audio.flip(0), video), model(audio, None)
-    norms = torch.cat((out.audio_embedding, out.video_embedding)).norm(dim=1)
-    return {
-        "average": _far(out.logits, (out.audio_logits + out.video_logits) / 2),
-        "length": _far(norms, torch.ones_like(norms)),
-        "heard_by_video": _far(out.video_logits, swapped.video_logits),
-        "heard_by_embedding": _far(out.video_embedding, swapped.video_embedding),
-        "audio_only": _far(alone.logits, alone.audio_logits),
-    }
-
-
 def claims(rows: Sequence[tuple]) -> str:
     """Rows of (claim, measured, expected[, tolerance]) as a text table with `ok`; without a tolerance they are equal.
 
@@ -286,10 +214,6 @@ def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
     sides = [pd.json_normalize(dict(values)).T[0] for values in (default, row)]
     table = pd.concat(sides, axis=1, keys=["default", "row"]).fillna("-").rename_axis("field")
     return table[table["default"] != table["row"]].reset_index()
-
-
-def _far(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().max().item()
 
 
 def _times(sizes: Sequence[int]) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from freedoom_sounds.files import write_clip
 from mmtlib.config import Download
 from mmtlib.data.sources.listing import class_names, hold_out
-from study.film import write_clip
 
 HOSTILE = "--; rm -rf $HOME; `id` 'quoted' \"é\" %s [-rf_--help_].mp4"
 """A name that yt-dlp might leave, of a video whose id looks like an option."""

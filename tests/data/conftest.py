@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from freedoom_sounds.files import write_clip
 from mmtlib.data.manifest import write_manifest
-from study.film import write_clip
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:

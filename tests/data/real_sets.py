@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freedoom_sounds.files import write_clip
 from mmtlib.config import ROOT
 from mmtlib.data.sources.listing import Listing, list_media
 from mmtlib.data.sources.survey import SOURCES
-from study.film import write_clip
 
 
 def listed(source: str, annotations: Path | None, media: Path, class_list: str | list[str] | None = None) -> Listing:

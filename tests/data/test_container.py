@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from real_sets import counts, csv_text, flawed, video_id
 
+from freedoom_sounds.files import write_clip
 from mmtlib.data.container import MediaError, locate, members, open_media
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
@@ -16,7 +17,6 @@ from mmtlib.data.manifest import ManifestError, read_manifest
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.listing import SourceError, list_media
 from mmtlib.data.sources.survey import build_manifest
-from study.film import write_clip
 
 SETTINGS = {
     "sample_rate": 16000,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from freedoom_sounds.files import write_clip
 from mmtlib.data.decode import Settings, Task, decode
-from study.film import write_clip
 
 SETTINGS = Settings(16000, 32, 25, 10, frames=4, size=16, seconds=1.0)
 

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
+from freedoom_sounds.files import write_clip
 from mmtlib.data.container import MediaError
 from mmtlib.data.media import read_clip, read_views
-from study.film import write_clip
 
 SETTINGS = {"num_frames": 8, "size": 32, "sample_rate": 16000, "seconds": 2.0}
 
