@@ -37,24 +37,7 @@ def alone(params, tmp_path_factory):
     return leave(params, root)
 
 
-def same(found: dict[str, pd.DataFrame], wanted: dict[str, pd.DataFrame]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, table in wanted.items():
-        np.testing.assert_array_equal(np.stack(found[name]["logits"]), np.stack(table["logits"]), name)
-
-
-def test_two_workers_train_what_one_process_does_and_the_stages_find_it(params, alone, tmp_path, capsys):
-    folders = Folders(tmp_path, params.study)
-    write_features(folders.features)
-    train_all(params, folders, 2)
-    told = capsys.readouterr().out
-    assert f"{len(params.runs)}/{len(params.runs)} runs" in told
-    found = leave(params, tmp_path)
-    assert capsys.readouterr().out.count("was trained already") == len(params.runs)
-    same(found, alone)
-
-
-def test_a_worker_that_is_killed_loses_no_run(params, alone, tmp_path):
+def test_two_workers_train_what_one_process_does_and_one_that_is_killed_loses_no_run(params, alone, tmp_path, capsys):
     folders = Folders(tmp_path, params.study)
     write_features(folders.features)
     with connect(2) as client:
@@ -70,4 +53,9 @@ def test_a_worker_that_is_killed_loses_no_run(params, alone, tmp_path):
         killer.start()
         train_all(params, folders, address)
         killer.join()
-    same(leave(params, tmp_path), alone)
+    assert f"{len(params.runs)}/{len(params.runs)} runs" in capsys.readouterr().out
+    found = leave(params, tmp_path)  # the stages find them
+    assert capsys.readouterr().out.count("was trained already") == len(params.runs)
+    assert found.keys() == alone.keys()
+    for name, table in alone.items():
+        np.testing.assert_array_equal(np.stack(found[name]["logits"]), np.stack(table["logits"]), name)
