@@ -48,7 +48,7 @@ def test_a_round_trip_gives_the_same_model(saved):
     assert same_header == header
 
 
-@pytest.mark.parametrize("name", ["mmt_t", "mbt_t", "ast_t", "mvitv2_t"])
+@pytest.mark.parametrize("name", ["mmt_t", "mbt_t", "ast_t", "mvitv2_t", "resnet18_av"])
 def test_every_kind_of_model_can_be_saved(tmp_path, name):
     model = build_model(name, 3)
     save_model(tmp_path / "m.safetensors", model, name=name, num_classes=3, overrides={})
