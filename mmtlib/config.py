@@ -4,16 +4,16 @@ Every field states its unit and range here; params.yaml carries the values. A se
 (and the notebook) that it belongs to; `seeds` and `training` are shared by the training stages.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from mmtlib.overlays import ROOT, STAGES, ParamsError, compose, put, whole_row
+from mmtlib.sections import Section, check
 
 
 def workspace(path: str | Path = ".") -> Path:
@@ -51,14 +51,17 @@ Names = Annotated[str | list[str], BeforeValidator(_names)]
 OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
 
 
-class Section(BaseModel):
-    # Strict: no "32" for 32 and no 1 for true; YAML 1.2 already gives the right types, 1e-3 included.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+__all__ = ["ROOT", "STAGES", "Params", "ParamsError", "Recipe", "Run", "Trial", "check", "compose", "load", "workspace"]
 
 
-__all__ = ["ROOT", "STAGES", "Params", "ParamsError", "Recipe", "Run", "check", "compose", "load", "workspace"]
+class Trial(NamedTuple):
+    """One training of a run."""
 
-S = TypeVar("S", bound=Section)
+    seed: int
+    fold: int | None = None  # the one that is the test; None: the set has its own splits
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}" + ("" if self.fold is None else f" fold {self.fold}")
 
 
 class ClipsPerClass(Section):
@@ -120,6 +123,7 @@ class Features(Section):
     seconds: float = Field(gt=0, le=60, description="s of a clip that are used")
     clips: int = Field(default=1, ge=1, le=100, description="windows of a test clip, evenly spaced")
     crops: Literal[1, 3] = Field(default=1, description="crops of each window of a test clip")
+    snr: float | None = Field(default=None, description="dB of the audio over white noise added to it; null = none")
     cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
     workers: Workers
 
@@ -160,6 +164,9 @@ class Recipe(Section):
     gain: float = Field(ge=0, le=10, description="largest change of loudness, standard deviations of the log-mel")
     noise: float = Field(ge=0, le=10, description="loudest added white noise, in the same unit; 0 = off")
     precision: Literal["auto", "fp32", "bf16"] = Field(description="auto = bf16 where it is fast")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is kept; 0 = off"
+    )
 
 
 class Objective(Section):
@@ -178,7 +185,10 @@ class Run(Section):
     lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
-    init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = encoders of the stages")
+    init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = trained encoders")
+    encoders: dict[Literal["audio", "video"], Slug] = Field(
+        default={}, description="stage or row that each encoder comes from; empty = pretrain_mat and pretrain_mvit"
+    )
     train_share: float = Field(default=1.0, gt=0, le=1, description="of each class's train clips, encoders' too")
     modality_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of train clips that lose one modality")
     robustness: bool = Field(default=False, description="read the test clips corrupted, too (models of both)")
@@ -191,6 +201,7 @@ class Ablation(Run):
         "baseline", "parameters", "longer", "init", "objective", "fusion", "pooling", "dropout", "data", "search"
     ] = Field(description="block of the report")
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
+    folds: list[int] | None = Field(default=None, min_length=1, description="of this row; null = those of all runs")
 
 
 class Report(Section):
@@ -240,38 +251,52 @@ class Params(Section):
 
     study: Slug = Field(description="folder of its data, models, predictions and report")
     seeds: list[Seed] = Field(min_length=1, description="one training run for each seed")
+    folds: list[int] | None = Field(
+        default=None, min_length=1, description="of a set of folds: one run for each, in which that fold is the test"
+    )
     download: Download
     features: Features
     training: Recipe
     pretrain_mat: Run
-    pretrain_mvit: Run
-    train_mmt: Run
+    pretrain_mvit: Run | None = Field(description="null = a study of audio alone")
+    train_mmt: Run | None = Field(description="null = a study of audio alone")
     ablations: dict[Slug, Ablation] = Field(min_length=1)
     report: Report
     efficiency: Efficiency
 
     @model_validator(mode="after")
     def _across(self) -> "Params":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} names a seed twice; keep each once")
-        runs = {name: getattr(self, name) for name in STAGES}
-        runs |= {f"ablations.{name}": row for name, row in self.ablations.items()}
+        for name, numbers in (("seeds", self.seeds), ("folds", self.folds or [])):
+            if len(set(numbers)) < len(numbers):
+                raise ValueError(f"{name} {numbers} names one twice; keep each once")
+        if (self.pretrain_mvit is None) != (self.train_mmt is None):
+            raise ValueError("pretrain_mvit or train_mmt alone is null; a study of audio alone has neither")
         warm_up = self.training.warmup_epochs
-        for name, run in runs.items():
+        for name, run in self.runs.items():
+            where = name if name in STAGES else f"ablations.{name}"
             if run.epochs <= warm_up:
-                problem = f"{name}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
+                problem = f"{where}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
                 raise ValueError(f"{problem}; raise the one or lower the other")
+            for part, source in run.encoders.items():
+                if source not in self.runs or self.runs[source].init != "scratch":
+                    problem = f"{where}.encoders.{part} is {source}, no run that starts from scratch"
+                    raise ValueError(f"{problem}; name a stage or a row that does")
+            if set(getattr(run, "folds", None) or ()) - set(self.folds or ()):
+                raise ValueError(f"{where}.folds {run.folds} names others than folds {self.folds}; remove them")
         return self
 
     @property
     def runs(self) -> dict[str, Run]:
         """All that is trained: the stages, then the rows of the table."""
-        return {name: getattr(self, name) for name in STAGES} | self.ablations
+        stages = {name: getattr(self, name) for name in STAGES}
+        return {name: run for name, run in stages.items() if run is not None} | self.ablations
 
-    def seeds_of(self, name: str) -> list[int]:
-        """The seeds of a stage or of a row of the table."""
+    def trials(self, name: str) -> list[Trial]:
+        """What a stage or a row of the table is trained for: each of its seeds with each of its folds."""
         row = self.ablations.get(name)
-        return self.seeds if row is None or row.seeds is None else row.seeds
+        seeds = self.seeds if row is None or row.seeds is None else row.seeds
+        folds = self.folds if row is None or row.folds is None else row.folds
+        return [Trial(seed, fold) for seed in seeds for fold in folds or [None]]
 
 
 def load(path: str | Path = "params.yaml", root: Path = ROOT, changes: Mapping[str, Any] | None = None) -> Params:
@@ -287,62 +312,3 @@ def load(path: str | Path = "params.yaml", root: Path = ROOT, changes: Mapping[s
     if isinstance(values, dict) and isinstance(values.get("ablations"), dict):
         values["ablations"] = {name: whole_row(name, values, str(path)) for name in values["ablations"]}
     return check(Params, values, str(path))
-
-
-# What is wanted, by pydantic's name of the error, where its own words do not fit the sentence.
-_WANTED = {
-    "bool_type": "true or false",
-    "dict_type": "a mapping of names to values",
-    "float_type": "a number",
-    "int_from_float": "a whole number",
-    "int_type": "a whole number",
-    "invalid-json-value": "a number, text, true, false, null, a list or a mapping",
-    "list_type": "a list, as in [0, 1]",
-    "model_type": "a mapping of fields to values",
-    "string_pattern_mismatch": "a name of lower-case letters, digits, _ and -",
-    "string_type": "text",
-    "too_short": "given at least one entry",
-}
-
-
-def check(model: type[S], values: Any, where: str) -> S:
-    """Return `values` as a checked section, or raise a ParamsError that begins with `where`."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        # An unknown key explains a missing one (a typo is both), so it goes first.
-        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-        more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-        raise ParamsError(f"{where}: {_sentence(problems[0], model)}{more}.") from None
-
-
-def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
-    """Say what is wrong with one field, what was given, what is wanted and what to do."""
-    loc = [str(part) for part in problem["loc"] if part != "[key]"]
-    field, given, kind = ".".join(loc), problem["input"], problem["type"]
-    if kind == "extra_forbidden":
-        known = _fields(model, loc[:-1])
-        close = difflib.get_close_matches(loc[-1], known, n=1)
-        hint = f"did you mean {close[0]}" if close else f"use one of {', '.join(known)}"
-        return f"{field} is not a known field; {hint}, or remove it"
-    if kind == "missing":
-        return f"{field} is missing; add it (params.yaml shows every field)"
-    message = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{field}: {message}" if field else message
-    wanted = _WANTED.get(kind) or message.removeprefix("Input should be ")
-    shown = json.dumps(given, default=str)
-    return f"{field or 'the file'} is {shown} but must be {wanted}; change it"
-
-
-def _fields(model: type[Section], path: list[str]) -> list[str]:
-    """List the fields that may stand below `path`."""
-    path = list(path)
-    while path:
-        annotation: Any = model.model_fields[path.pop(0)].annotation
-        if not isinstance(annotation, type):  # dict[name, section], list[section]: step over the name
-            path.pop(0)
-            annotation = annotation.__args__[-1]
-        model = annotation
-    return list(model.model_fields)

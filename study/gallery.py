@@ -20,6 +20,7 @@ from torch import Tensor
 
 from freedoom_sounds.card import write_data_card
 from freedoom_sounds.files import write_clip
+from mmtlib.config import Trial
 from mmtlib.data.augment import Augmenter, Draws
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
 from mmtlib.data.media import read_clip
@@ -169,12 +170,13 @@ def costs(
     return pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
 
 
-def curve_figure(name: str, histories: Mapping[int, pd.DataFrame], modality: str) -> Picture:
-    """Learning curves of one run, a line for each seed (seed -> history, as train_runs gives it)."""
+def curve_figure(name: str, histories: Mapping[Trial, pd.DataFrame], modality: str) -> Picture:
+    """Learning curves of one run, a line for each trial (see train_runs)."""
     parts = []
-    for seed, history in histories.items():
+    for (seed, fold), history in histories.items():
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
-        parts.append(history.assign(run=name, modality=modality, ours=True, seed=seed, kept=history.index == best))
+        about = {"run": name, "modality": modality, "ours": True, "seed": seed, "fold": fold}
+        parts.append(history.assign(**about, kept=history.index == best))
     return picture_of(learning_curves(pd.concat(parts)), f"learning curves of {name}")
 
 

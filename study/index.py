@@ -1,18 +1,27 @@
 """reports/README.md, the claims over all committed studies, and the sentence of results in the top-level README.md.
 
-`python -m study.index` writes both from the studies' tables; the stage `report` of a committed study does, too.
+`python -m study.index` writes both, and the figure beside them, from the studies' tables; the stage `report` of a
+committed study does, too.
 """
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmtlib.config import ROOT
-from mmtlib.files import write_text
+from mmtlib.evaluation.stats import verdict
+from mmtlib.files import write_bytes, write_text
+from study.figures.results import over_studies
+from study.figures.style import png
+from study.tables.ledger import claims
 
 NOT_COMMITTED = ("quick", "smoke")
 """Studies whose reports Git ignores: everyone runs them, and none is like another."""
+
+POOLED = "pooled"
+"""The column of the mean over the studies."""
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
@@ -24,41 +33,64 @@ def committed(reports: Path) -> list[str]:
     return [name for name in found if name not in NOT_COMMITTED]
 
 
+def measured(reports: Path) -> pd.DataFrame:
+    """The claims.csv of all committed studies, one below the other, with the claim's `id`; then the pooled ones.
+
+    Of a claim in points of top-1, the pooled difference is the mean over the studies that measured it, each counting
+    the same; its interval takes them for independent and near to normal, and knows these studies alone.
+    """
+    parts = []
+    for study in committed(reports):
+        table = pd.read_csv(reports / study / "tables/claims.csv", keep_default_na=False, na_values=[""])
+        parts.append(table.assign(study=study, id=list(claims())[: len(table)]))
+    table = pd.concat(parts, ignore_index=True)
+    pooled = []
+    for name, part in table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0)].groupby("id"):
+        if len(part) > 1:
+            mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)
+            row = {"id": name, "study": POOLED, "measured": mean, "ci_low": mean - half, "ci_high": mean + half}
+            above = part["holds_above"].iloc[0]
+            row["verdict"] = verdict(mean - half - above, mean + half - above)
+            pooled.append(row | {"n_studies": len(part), "n_seeds": part["n_seeds"].min(), "paper": ""})
+    return pd.concat([table, pd.DataFrame(pooled)], ignore_index=True) if pooled else table
+
+
 def ledger(reports: Path) -> pd.DataFrame:
     """A row for each claim with what the paper states; a column for each study: measured [interval], verdict, seeds."""
-    columns, paper = {}, {}
-    for study in committed(reports):
-        claims = pd.read_csv(reports / study / "tables/claims.csv", keep_default_na=False, na_values=[""])
-        claims = claims.fillna({"paper": ""}).set_index("claim")
-        paper |= claims["paper"].to_dict()
-        cells = {
-            row.Index: f"{row.measured:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}] {row.verdict}, {row.n_seeds} seeds"
-            if row.n_seeds
-            else "not run"
-            for row in claims.itertuples()
-        }
-        columns[study] = pd.Series(cells)
-    table = pd.DataFrame(columns).reindex(list(paper)).fillna("not asked")
-    table.insert(0, "paper", pd.Series(paper))
-    return table.rename_axis("claim").reset_index()
+
+    def cell(row) -> str:
+        if not row.n_seeds:
+            return "not run"
+        over = f"{row.n_studies:.0f} studies" if row.study == POOLED else f"{row.n_seeds:.0f} seeds"
+        return f"{row.measured:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}] {row.verdict}, {over}"
+
+    table = measured(reports)
+    table["cell"] = [cell(row) for row in table.itertuples()]
+    wide = table.pivot(index="id", columns="study", values="cell").reindex(
+        index=[name for name in claims() if name in set(table["id"])], columns=table["study"].unique()
+    )
+    wide = wide.fillna({POOLED: ""}).fillna("not asked")
+    wide.insert(0, "paper", [claims()[name].stated for name in wide.index])
+    wide.insert(0, "claim", [claims()[name].claim for name in wide.index])
+    return wide.rename_axis(columns=None).reset_index(drop=True)
 
 
 def write_index(root: Path = ROOT) -> None:
-    """Write reports/README.md and the results in README.md, where it has the two lines for them."""
+    """Write reports/README.md, reports/studies.png and the results in README.md, where that has the lines."""
     reports, readme = root / "reports", root / "README.md"
     studies = committed(reports)
     if not studies:
         return
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    templates.filters["one"] = "{:+.1f}".format
     table = ledger(reports).to_markdown(index=False, disable_numparse=True)
     write_text(reports / "README.md", templates.get_template("index.md.j2").render(studies=studies, table=table))
+    found = measured(reports)
+    write_bytes(reports / "studies.png", png(over_studies(found)))
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END):
-        head = pd.read_csv(reports / studies[0] / "tables/headline.csv").query("not withheld").set_index("model")
-        verdicts = pd.read_csv(reports / studies[0] / "tables/claims.csv")["verdict"].value_counts().to_dict()
-        values = {"study": studies[0], "top1": head["top1"].to_dict(), "verdicts": verdicts}
-        section = templates.get_template("results.md.j2").render(**values)
+        section = templates.get_template("results.md.j2").render(claims=found, studies=studies)
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
         write_text(readme, f"{before}\n{section.strip()}\n{after}")
 

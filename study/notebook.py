@@ -56,7 +56,7 @@ def begin(stage: str, file: str, changes: Mapping[str, Any] | None = None, root:
 
 
 def _prepare(stage: str, params: Params, folders: Folders) -> None:
-    for earlier in NEEDS[stage]:
+    for earlier in (name for name in NEEDS[stage] if name not in STAGES or name in params.runs):
         absent = [path for path in outputs(earlier, params, folders) if not path.is_file()]
         if not absent:
             continue
@@ -78,8 +78,8 @@ def outputs(stage: str, params: Params, folders: Folders) -> list[Path]:
     return [
         path
         for name in _runs(stage, params)
-        for seed in params.seeds_of(name)
-        for path in (folders.weights(name, seed).with_suffix(".json"), folders.predictions(name, seed))
+        for trial in params.trials(name)
+        for path in (folders.weights(name, *trial).with_suffix(".json"), folders.predictions(name, *trial))
     ]
 
 
@@ -108,10 +108,11 @@ def to_show(name: str, trained: list[Trained], params: Params, root: Path = ROOT
     full, found = load(FULL, root), []
     folder = root / full.training.kept
     data = kept_runs(folder)[0].about["parts"]["data"]
-    for seed in full.seeds_of(name):
-        run = kept(folder, parts_for(full.runs[name], full, seed, data))
+    for trial in full.trials(name):
+        run = kept(folder, parts_for(full.runs[name], full, trial, data))
         history = pd.read_csv(StringIO(run.about["history"]))
-        weights = Folders(root, full.study).weights(name, seed)
-        found.append(Trained(name, seed, weights, run.predictions, history, scores(read_predictions(run.predictions))))
+        weights = Folders(root, full.study).weights(name, *trial)
+        tested = scores(read_predictions(run.predictions))
+        found.append(Trained(name, *trial, weights, run.predictions, history, tested))
     print(f"of the study {full.study}, whose predictions are kept: {len(found)} seeds")
     return found

@@ -20,8 +20,9 @@ from sklearn.metrics import confusion_matrix
 from tabulate import tabulate
 
 from mmtlib.config import ROOT, Params, load
+from mmtlib.data.dataset import VAL_SHARE
 from mmtlib.files import write_bytes, write_text
-from mmtlib.training.experiment import Folders, made_with
+from mmtlib.training.experiment import Folders, made_with, plain
 from study.figures import analysis as analysis_figures
 from study.figures import results as figures
 from study.figures.style import READS, png
@@ -101,7 +102,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     """All figures by the name of their file."""
     main, classes, head = study.defaults, study.features["classes"], tables["headline"]
     audio_peers = [r for r in study.reported if r.group == "baseline" and r.modality == "audio"]
-    mapped = [main["av"], main["audio"], *audio_peers[:1]]
+    mapped = [main[name] for name in ("av", "audio") if name in main] + audio_peers[:1]
     matrices = {}
     for name, result in main.items():
         clips = study.on_test(result)  # of all seeds
@@ -133,7 +134,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     templates.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
     templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
     templates.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}
-    templates.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST}
+    templates.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST, "VAL_SHARE": VAL_SHARE}
     noisy = tables["robustness"].query("unit == 'dB'")
     worst = noisy[noisy["level"] == noisy["level"].min()].sort_values("loss", ascending=False, kind="stable")
     known = tables["per_class"].dropna().set_index("class")
@@ -142,7 +143,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     chance = tables["retrieval"].drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
     curves = scores.curves_table(study)
-    last = curves["epoch"] == curves.groupby(["run", "seed"])["epoch"].transform("max")
+    last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
     text = templates.get_template("report.md.j2").render(
         study=study,
         params=study.params,
@@ -153,8 +154,8 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
         best=tables["headline"].groupby("modality")["top1"].max(),
         at_an_edge=[model for model, part in search if part["best"].iloc[[0, -1]].any()],
         worst=None if worst.empty else worst.iloc[0],
-        gap=known["audio"] - known["video"],
-        gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum(),
+        gap=known["audio"] - known["video"] if "video" in known else None,
+        gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum() if "av" in known else 0,
         unfinished=curves[last & curves["kept"]]["run"].unique(),
         few=[result.name for result in study.reported if len(result.predictions) < 3],
         changed=_changed(study),
@@ -194,8 +195,8 @@ def _number(value: float) -> str:
 
 def _changed(study: Study) -> list[str]:
     """Runs whose weights were trained with other settings than the parameters have."""
-    wanted = {name: run.model_dump(mode="json", exclude={"group", "seeds"}) for name, run in study.params.runs.items()}
-    return [r.name for r in study.reported if r.trained.model_dump(mode="json") != wanted[r.name]]
+    wanted = study.params.runs
+    return [r.name for r in study.reported if plain(r.trained) != plain(wanted[r.name])]
 
 
 def params_yaml(params: Params) -> str:

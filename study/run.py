@@ -23,6 +23,7 @@ import nbformat
 from ruamel.yaml import YAML
 
 from mmtlib.config import ROOT, ParamsError, compose, load
+from mmtlib.config import STAGES as TRAINED
 from mmtlib.files import write_text
 from mmtlib.training.experiment import Folders
 
@@ -111,8 +112,11 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
     file = f"build/{name}/params.yaml"
     values = compose(f"params/{name}.yaml", root)
     pipeline = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
+    absent = [stage for stage in TRAINED if stage not in params.runs]  # a study of audio alone
+    pipeline["stages"] = {stage: body for stage, body in pipeline["stages"].items() if stage not in absent}
     for stage in pipeline["stages"].values():
         stage = stage.get("do", stage)
+        stage["deps"] = [path for path in stage["deps"] if path.rpartition("/")[2] not in absent]
         stage["wdir"] = "../.."
         stage["cmd"] += f" --params {file}"
         if "params" in stage:

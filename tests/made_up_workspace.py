@@ -90,7 +90,7 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
     tops = {split: {"audio": 80.0, "video": 75.0} for split in splits}
     _write_json(folders.clips / "dataset.json", {"name": "made-up", "classes": CLASSES, "ceilings": tops})
     for place, (name, run) in enumerate(params.runs.items()):
-        for seed in params.seeds_of(name):
+        for seed, _ in params.trials(name):
             _write_run(folders, name, run, seed, right[name], splits, place)
     return folders
 

@@ -69,7 +69,7 @@ def test_every_study_has_folders_of_its_own():
 def test_params_yaml_names_every_field_of_the_shared_sections():
     # Defaults exist only for rows of the table: what a section leaves out, a reader of the file cannot see.
     written = YAML(typ="safe", pure=True).load(StringIO(WHOLE))
-    for name in Params.model_fields.keys() - {"study", "seeds", "ablations"}:
+    for name in Params.model_fields.keys() - {"study", "seeds", "folds", "ablations"}:
         value = getattr(load(), name)
         own = {"download": {"source", "seed", "clips_per_class", "workers"}}  # a real set has other fields
         assert written[name].keys() == own.get(name, type(value).model_fields.keys())
@@ -92,7 +92,7 @@ def test_yaml_1_2_numbers_and_defaults_of_a_row(tmp_path):
         ("time_masks", "time_mask", "training.spec_augment.time_mask", "did you mean time_masks"),
         ("ast_t: {group", "ast_t: {grup", "ablations.ast_t.grup", "did you mean group"),
         ("set: {model: ast_t}", "set: {modle: ast_t}", "ablations.ast_t.modle", "did you mean model"),
-        ("report:", "xyzzy:", "xyzzy", "use one of study, seeds, download"),
+        ("report:", "xyzzy:", "xyzzy", "use one of study, seeds, folds, download"),
         ("seeds: [0]", "", "seeds is missing", "add it"),
         ("study: quick", "", "study is missing", "add it"),
     ],
@@ -114,7 +114,7 @@ def test_an_unknown_or_missing_field_is_named_with_its_remedy(failure, old, new,
         ("precision: fp32", "precision: fp8", "training.precision is \"fp8\" but must be 'auto', 'fp32' or 'bf16'"),
         ("seeds: [0]", "seeds: 0", "seeds is 0 but must be a list"),
         ("seeds: [0]", "seeds: []", "seeds is [] but must be given at least one entry"),
-        ("seeds: [0]", "seeds: [1, 1]", "seeds [1, 1] names a seed twice"),
+        ("seeds: [0]", "seeds: [1, 1]", "seeds [1, 1] names one twice"),
         ("study: quick", "study: ../quick", 'study is "../quick" but must be a name of lower-case letters'),
         ("lr: 5.0e-4", "lr: .nan", "pretrain_mat.lr is NaN but must be a finite number"),
         ("ast_t: {", "../ast: {", 'is "../ast" but must be a name of lower-case letters'),
@@ -275,7 +275,9 @@ def table(root: Path, rows: str, **changes) -> Params:
 @pytest.mark.parametrize("file", FILES)
 def test_every_row_follows_a_default_that_is_changed(file):
     """Of each stage a field that no row sets: all rows that come from it have it, and no other."""
+    stages = load(file).runs
     marks = {"pretrain_mat": 0.51, "pretrain_mvit": 0.52, "train_mmt": 0.53}
+    marks = {name: value for name, value in marks.items() if name in stages}
     written, follow = compose(file)["ablations"], {}
     for name, row in written.items():
         chain = [row]
@@ -302,7 +304,7 @@ def test_a_row_has_what_its_base_has_and_sets_the_rest_by_dotted_names(tmp_path)
     assert first.objective == base.objective
     assert second.objective.model_dump() == base.objective.model_dump() | {"imc": 0.7}
     assert (second.epochs, second.lr, second.init) == (9, base.lr, "pretrained")
-    assert (params.seeds_of("first"), params.seeds_of("second")) == ([0], [4])
+    assert (params.trials("first"), params.trials("second")) == ([(0, None)], [(4, None)])
 
 
 def test_how_a_run_is_tested_its_place_and_its_seeds_are_not_inherited(tmp_path):

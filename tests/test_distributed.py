@@ -8,7 +8,7 @@ import torch
 from toy_features import MMT, make_params, make_recipe, make_run, write_features
 
 from mmtlib import distributed
-from mmtlib.config import ROOT, ParamsError, load
+from mmtlib.config import ROOT, ParamsError, Trial, load
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
 from mmtlib.models.hub import load_weights
 from mmtlib.training import __main__ as command
@@ -68,7 +68,7 @@ def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(fol
 
     monkeypatch.setattr(Trainer, "_save", save_and_die)
     with pytest.raises(KilledError):
-        train_runs("train_mmt", params_of(), folders, [1])
+        train_runs("train_mmt", params_of(), folders, [Trial(1)])
     monkeypatch.undo()
     capsys.readouterr()
     pair = train_runs("train_mmt", params_of(nproc=2), folders)

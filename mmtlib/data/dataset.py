@@ -59,11 +59,12 @@ class FeatureDataset:
     head "label"), num_logits (classes of all heads), classes (what labels count: with several heads their
     combinations, the last head fastest), labels (int64), has_audio, has_video (bool), stats (features.json as read:
     settings, normalisation, coverage), fingerprint (of every bit) and identity (which data this is, as JSON: source,
-    classes, settings and a hash of the clips' ids; the same on every machine). Raises DatasetError if the folder is
-    missing, incomplete or has no clip of the split.
+    classes, settings and a hash of the clips' ids; the same on every machine). Of a set of folds, `fold` is the one
+    whose clips are the test split; the others are train and val (see fold_splits), without it all are train. Raises
+    DatasetError if the folder is missing, incomplete, or has no clip of the split or no such fold.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str):
+    def __init__(self, root: str | os.PathLike, split: str, fold: int | None = None):
         self.root, self.split = Path(root), split
         try:
             self.stats = json.loads((self.root / "features.json").read_text(encoding="utf-8"))
@@ -72,7 +73,7 @@ class FeatureDataset:
             self.classes = [" ".join(names) for names in itertools.product(*self.heads.values())]
             self.fingerprint: str = self.stats["fingerprint"]
             # Text stays text: a clip may be called 007 and a class NA.
-            text = dict.fromkeys(("clip_id", "path", "label", "split", *self.heads), str)
+            text = dict.fromkeys(("clip_id", "path", "label", "split", "group", *self.heads), str)
             index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
             self._media: Path | None = None  # where there are no arrays
             if "manifest" in self.stats:
@@ -92,10 +93,19 @@ class FeatureDataset:
             ) from error
         # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
+        if fold is not None:
+            if str(fold) not in self.stats.get("folds", {}):
+                known = ", ".join(self.stats.get("folds", {})) or "none"
+                raise DatasetError(f"{self.root} has no fold {fold}, but {known}; correct `folds` in the parameters.")
+            index["split"] = fold_splits(index, fold, next(iter(self.heads)))
+            self.stats = self.stats | {
+                name: self.stats[name] | own for name, own in self.stats["folds"][str(fold)].items()
+            }
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
             known = ", ".join(sorted(set(index["split"])))
-            raise DatasetError(f"{self.root} has no clip of split {split!r}; use one of {known}.")
+            hint = "; name a fold, it is a set of folds" if "folds" in self.stats and fold is None else ""
+            raise DatasetError(f"{self.root} has no clip of split {split!r}; use one of {known}{hint}.")
         self.index = index.iloc[self._rows].reset_index(drop=True)
         self.clip_ids: list[str] = self.index["clip_id"].tolist()
         numbers = [pd.Index(names).get_indexer(self.index[head]) for head, names in self.heads.items()]
@@ -103,9 +113,12 @@ class FeatureDataset:
         self.labels = torch.from_numpy(np.ravel_multi_index(numbers, sizes))
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
+        filled = self.index.get("audio_frames")
+        self._filled = None if filled is None else torch.tensor(filled.to_numpy(dtype=np.int64))
 
     def _identify(self, index: pd.DataFrame) -> dict[str, Any]:
         columns = ["clip_id", "split", "start", "end", "has_audio", "has_video", *self.heads]
+        columns += [name for name in ("fold", "group") if "folds" in self.stats]
         rows = index.reindex(columns=columns).to_json(orient="values", double_precision=15)
         about = {name: self.stats.get(name) for name in ("name", "class_list", "source", "settings")}
         # A list of pairs: the order of the heads is that of their logits.
@@ -160,6 +173,9 @@ class FeatureDataset:
             audio = log_mel.to(device)[:, None].float()
             audio.sub_(self.stats["log_mel"]["mean"]).div_(self.stats["log_mel"]["std"])
             audio[~has_audio] = 0.0
+            if self._filled is not None:  # after the end of a short clip: the train mean, no signal
+                ends = self._filled[picked].to(device)
+                audio *= torch.arange(audio.shape[2], device=device)[None, None, :, None] < ends[:, None, None, None]
         if frames is not None:
             stored = frames.to(device).permute(0, 4, 1, 2, 3)
             video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
@@ -218,6 +234,29 @@ def _decoders():
     return stack.enter_context(connect(0))
 
 
+VAL_SHARE = 0.15
+"""Of the clips of each class in the training folds, held out for validation (our reading)."""
+
+
+def fold_splits(index: pd.DataFrame, fold: int, head: str) -> np.ndarray:
+    """train, val or test of each row of a set of folds, by its columns `fold`, `group` and `head`, the class.
+
+    The clips of the fold are the test split; others of their groups are in none ("left out"). Of the other groups, in
+    the order of a hash of their names, as many of each class as hold VAL_SHARE of its clips are val.
+    """
+    splits = np.where(index["fold"] == fold, "test", "train").astype(object)
+    tested = index["group"].isin(index["group"][splits == "test"]).to_numpy()
+    splits[(splits == "train") & tested] = "left out"
+    groups = index[splits == "train"].groupby("group").agg(label=(head, "first"), clips=(head, "size"))
+    groups["order"] = [digest(f"val {fold} {name}".encode()) for name in groups.index]
+    groups = groups.sort_values("order")
+    by_class = groups.groupby("label")["clips"]
+    before = by_class.cumsum() - groups["clips"]
+    held = groups.index[before < VAL_SHARE * by_class.transform("sum")]
+    splits[(splits == "train") & index["group"].isin(held).to_numpy()] = "val"
+    return splits
+
+
 def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:
     """A CPU generator for each (seed, epoch, stream): a resumed epoch draws what an unbroken one would."""
     drawn = hashlib.blake2b(f"{seed}/{epoch}/{stream}".encode(), digest_size=8).digest()
@@ -235,3 +274,27 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: boo
     order = torch.randperm(n, generator=epoch_generator(seed, epoch, "order"))
     batches = order.split(batch_size)
     yield from batches[:-1] if drop_last and n > batch_size and n % batch_size else batches
+
+
+def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
+    """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
+    if share == 1:
+        return indices
+    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.labels[indices].numpy()})
+    table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
+    place = table.sort_values("order").groupby("label").cumcount()
+    count = table.groupby("label")["index"].transform("size")
+    return indices[torch.tensor((place.reindex(table.index) < (share * count).round().clip(lower=1)).tolist())]
+
+
+def views_of(dataset: FeatureDataset, rows: Int[Tensor, " rows"]) -> list[list[int]]:
+    """For each clip those of its views, of which training draws one for each pass."""
+    table = pd.DataFrame({"clip": np.asarray(dataset.clip_ids)[rows.numpy()], "row": rows.numpy()})
+    return table.groupby("clip", sort=False)["row"].apply(list).tolist()
+
+
+def one_view(views: list[list[int]], generator: torch.Generator) -> Int[Tensor, " clips"]:
+    """A view of each clip, drawn at random."""
+    counts = torch.tensor([len(rows) for rows in views])
+    places = (torch.rand(len(views), generator=generator) * counts).long()
+    return torch.tensor([rows[place] for rows, place in zip(views, places.tolist(), strict=True)])

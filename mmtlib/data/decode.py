@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +38,11 @@ class Settings:
     seconds: float | int  # of a view
     clips: int = 1  # windows of a test clip
     crops: int = 1  # of each of its windows, 1 or 3
+    snr: float | int | None = None  # dB, of a clip's audio over white noise that is added to it; None: none is
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if not value > 0 or not math.isfinite(value):
+            if name != "snr" and (not value > 0 or not math.isfinite(value)):
                 raise FeatureError(f"features.{name} is {value}; give a number above 0.")
         if self.crops not in (1, 3):
             raise FeatureError(f"features.crops is {self.crops}; give 1 (the centre) or 3.")
@@ -62,12 +64,12 @@ class Settings:
 
 
 class Task(NamedTuple):
-    """What there is to decode: a clip's file and window; one of the test split is wanted in all its views."""
+    """What there is to decode: a clip's file and window."""
 
     path: Path
     start: float | None
     end: float | None
-    split: str
+    all_views: bool  # those that a test clip has, not the central one alone
 
 
 class View(NamedTuple):
@@ -83,14 +85,20 @@ class Decoded(NamedTuple):
     status: str  # used, missing or broken
     reason: str = ""
     views: tuple[View, ...] = ()
-    too_short: bool = False
+    audio_frames: tuple[int, ...] = ()  # of each view's log-mel, those before its audio ends; digital silence follows
     digest: str = ""  # of what the views hold, where that is not kept
 
 
 def clip_tasks(rows: pd.DataFrame, root: Path) -> list[Task]:
     """The tasks of some rows of a manifest, or of index.csv, whose media lie below `root`."""
     times = rows[["start", "end"]].astype(object).replace({np.nan: None})
-    return [Task(root / path, *rest) for path, *rest in zip(rows.path, times.start, times.end, rows.split, strict=True)]
+    rest = zip(rows.path, times.start, times.end, has_views(rows), strict=True)
+    return [Task(root / path, start, end, bool(views)) for path, start, end, views in rest]
+
+
+def has_views(rows: pd.DataFrame) -> pd.Series:
+    """Which clips are wanted in all views: those of the test split; all where each is once in it, in a set of folds."""
+    return rows.split.eq("test") | ("fold" in rows)
 
 
 _log_mel = functools.cache(Settings.log_mel)  # made once in each process
@@ -98,7 +106,7 @@ _log_mel = functools.cache(Settings.log_mel)  # made once in each process
 
 def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
     """What the arrays hold of a clip, or why it cannot be used; only what `modality` needs is decoded."""
-    clips, crops = (settings.clips, settings.crops) if task.split == "test" else (1, 1)
+    clips, crops = (settings.clips, settings.crops) if task.all_views else (1, 1)
     try:
         if locate(task.path) is None:
             return Decoded("missing", f"{task.path} does not exist; fetch it or drop its row.")
@@ -116,11 +124,27 @@ def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
         )
     except (MediaError, OSError) as error:
         return Decoded("broken", str(error))
+    if settings.snr is not None:
+        found = [clip._replace(waveform=_noisy(clip.waveform, settings.snr, task)) for clip in found]
     sounds = [_spectrogram(settings, clip.waveform) for clip in found[::crops]]  # crops share their sound
     views = tuple(View(sounds[number // crops], clip.frames) for number, clip in enumerate(found))
-    hop = _log_mel(settings).hop
-    lengths = [len(clip.waveform) for clip, view in zip(found, views, strict=True) if view.log_mel is not None]
-    return Decoded("used", "", views, any(settings.samples - length > hop for length in lengths))
+    lengths = tuple(_audio_frames(settings, clip.waveform) for clip in found)
+    return Decoded("used", "", views, lengths)
+
+
+def _noisy(waveform: np.ndarray | None, snr: float | int, task: Task) -> np.ndarray | None:
+    """White noise added, always the same to the same clip: its seed is the file's name and the clip's beginning."""
+    if waveform is None:
+        return None
+    seed = zlib.crc32(f"{task.path.name} {task.start}".encode())
+    noise = np.random.default_rng(seed).standard_normal(len(waveform), dtype=np.float32)
+    return waveform + noise * np.float32(np.sqrt(np.mean(waveform**2)) * 10 ** (-snr / 20))
+
+
+def _audio_frames(settings: Settings, waveform: np.ndarray | None) -> int:
+    """Frames of the spectrogram before the audio ends; all of them where no more than a hop is missing."""
+    log_mel, length = _log_mel(settings), settings.samples if waveform is None else len(waveform)
+    return log_mel.num_frames(length if length < settings.samples - log_mel.hop else settings.samples)
 
 
 def _spectrogram(settings: Settings, waveform: np.ndarray | None) -> np.ndarray | None:

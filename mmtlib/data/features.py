@@ -16,14 +16,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from numpy.lib.format import write_array_header_1_0
 
 from mmtlib.cluster import run_all
-from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode
+from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
 from mmtlib.data.manifest import SPLITS, media_root, read_manifest
 
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
@@ -69,19 +69,22 @@ def extract_features(
             raise FeatureError(f"No usable train clip below {root}; the first problem: {reason}")
         index = _write_tables(manifest, facts, checked, new)
         train = np.flatnonzero(index.split == "train")
+        filled = index.get("audio_frames", pd.Series(checked.shapes["log_mel"][0], index.index))
         if cache:
             arrays = [np.load(new / f"{name}.npy", mmap_mode="r+") for name in DTYPES]
             has = index[["has_audio", "has_video"]].to_numpy()
             views = (View(*(a[row] if own else None for a, own in zip(arrays, has[row], strict=True))) for row in train)
         else:
-            spread = np.linspace(0, len(train) - 1, min(len(train), _SAMPLE)).round().astype(int)
-            tasks = clip_tasks(index.iloc[train[spread]], root)
+            train = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLE)).round().astype(int)]
+            tasks = clip_tasks(index.iloc[train], root)
             made = run_all(functools.partial(decode, checked), tasks, workers, what="clips decoded for the statistics")
-            views = (view for clip in made for view in clip.views)
-        ((level,), (deviation,)), (colour, contrast) = _moments(views)
+            place = index.get("view", pd.Series(0, index.index)).to_numpy()
+            views = (clip.views[place[row]] for row, clip in zip(train, made, strict=True))
+        sums = _sums_by_fold(views, filled.to_numpy()[train], index.get("fold", pd.Series(0, index.index)).iloc[train])
+        log_mel, frames = _normalisation(sums.values())
         if cache:
-            arrays[0][~has[:, 0]] = level
-            arrays[1][~has[:, 1]] = np.rint(colour)
+            arrays[0][~has[:, 0]] = log_mel["mean"]
+            arrays[1][~has[:, 1]] = np.rint(255 * np.array(frames["mean"]))
             for array in arrays:
                 array.flush()
         source = dataset.pop("source", None)  # no part of the fingerprint: that is of what was read
@@ -89,15 +92,19 @@ def extract_features(
         described = {
             **dataset,
             # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
-            "settings": {k: v for k, v in asdict(checked).items() if (k, v) not in (("clips", 1), ("crops", 1))},
-            "log_mel": {"shape": shapes["log_mel"], "mean": level, "std": deviation},
-            "frames": {  # RGB on a scale of 0..1
-                "shape": shapes["frames"],
-                "mean": [value / 255 for value in colour],
-                "std": [value / 255 for value in contrast],
+            "settings": {
+                k: v for k, v in asdict(checked).items() if (k, v) not in (("clips", 1), ("crops", 1), ("snr", None))
             },
+            "log_mel": {"shape": shapes["log_mel"]} | log_mel,
+            "frames": {"shape": shapes["frames"]} | frames,
             "coverage": coverage,
         }
+        if "fold" in index:  # the statistics of its training folds
+            described["folds"] = {
+                str(int(fold)): dict(zip(("log_mel", "frames"), _normalisation(others), strict=True))
+                for fold in sorted(index.fold.dropna().unique())
+                if (others := [own for other, own in sums.items() if other != fold])
+            }
         described["fingerprint"] = _fingerprint(described, new, used.digest)
         described |= {} if source is None else {"source": source}
         if not cache:  # says that there are no arrays, and where to decode from; folders may move together
@@ -165,7 +172,7 @@ def _decode_all(
 ) -> pd.DataFrame:
     """Write the arrays of a manifest's rows; what is known of each view, and of each clip that is not used."""
     tasks, shapes = clip_tasks(manifest, root), settings.shapes if cache else {}
-    rows = len(tasks) + (settings.clips * settings.crops - 1) * int((manifest.split == "test").sum())
+    rows = len(tasks) + (settings.clips * settings.crops - 1) * int(has_views(manifest).sum())
     need = rows * sum(math.prod(shape) * np.dtype(DTYPES[name]).itemsize for name, shape in shapes.items())
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -178,13 +185,15 @@ def _decode_all(
         for row, made in enumerate(run_all(call, tasks, workers, what="clips decoded")):
             for number, view in enumerate(made.views or [View(None, None)]):
                 has = [array is not None for array in view]
-                facts.append((row, number, made.status, made.reason, *has, made.too_short, made.digest))
+                length = made.audio_frames[number] if has[0] else settings.shapes["log_mel"][0]
+                facts.append((row, number, made.status, made.reason, *has, length, made.digest))
                 for name, array in zip(arrays if made.views else (), view, strict=False):
                     arrays[name].write(np.zeros(shapes[name], DTYPES[name]) if array is None else array)
             used += len(made.views)
         _write_headers(arrays, shapes, used)
-    columns = ["row", "view", "status", "reason", "has_audio", "has_video", "too_short", "digest"]
-    return pd.DataFrame(facts, columns=columns)
+    columns = ["row", "view", "status", "reason", "has_audio", "has_video", "audio_frames", "digest"]
+    facts = pd.DataFrame(facts, columns=columns)
+    return facts.assign(too_short=facts.audio_frames < settings.shapes["log_mel"][0])
 
 
 def _write_headers(arrays: dict[str, BinaryIO], shapes: dict[str, tuple[int, ...]], rows: int) -> None:
@@ -200,6 +209,7 @@ def _write_tables(manifest: pd.DataFrame, facts: pd.DataFrame, settings: Setting
     used, skipped = facts[facts.status == "used"], facts[facts.status != "used"]
     columns = ["view"] if settings.clips * settings.crops > 1 else []
     columns += ["has_audio", "has_video"]
+    columns += ["audio_frames"] if used.too_short.any() else []
     index = manifest.iloc[used.row].assign(**{name: used[name].to_numpy() for name in columns})
     index.to_csv(folder / "index.csv", index=False, lineterminator="\n")
     reasons = {name: skipped[name].to_numpy() for name in ("status", "reason")}
@@ -226,25 +236,37 @@ def _coverage(manifest: pd.DataFrame, facts: pd.DataFrame) -> dict[str, dict[str
     return by_split.reindex(SPLITS, fill_value=0).to_dict("index")
 
 
-def _moments(views: Iterable[View]) -> list[tuple[list[float], list[float]]]:
-    """Mean and deviation of log-mel values and of each colour, summed up in double precision; 0 and 1 of nothing.
+Sums = list[tuple[int, np.ndarray, np.ndarray]]  # of log-mel values and of each colour: count, sum, sum of squares
 
-    A constant's deviation is 1, so that it normalises to 0.
-    """
-    sums = [(0, np.zeros(1), np.zeros(1)), (0, np.zeros(3), np.zeros(3))]
-    for view in views:
-        for place, array in enumerate(view):
+
+def _sums_by_fold(views: Iterable[View], filled: np.ndarray, folds: pd.Series) -> dict[Any, Sums]:
+    """What mean and deviation follow from, in double precision, of the views of each fold; padding does not count."""
+    found: dict[Any, Sums] = {}
+    for view, length, fold in zip(views, filled, folds.fillna(0), strict=True):
+        sums = found.setdefault(fold, [(0, np.zeros(1), np.zeros(1)), (0, np.zeros(3), np.zeros(3))])
+        for place, array in enumerate((None if view.log_mel is None else view.log_mel[:length], view.frames)):
             if array is not None:
                 count, total, square = sums[place]
                 values = array.reshape(-1, len(total)).astype(np.float64)
                 total, square = total + values.sum(axis=0), square + np.einsum("nc,nc->c", values, values)
                 sums[place] = (count + len(values), total, square)
+    return found
+
+
+def _normalisation(parts: Iterable[Sums]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """mean and std of log-mel values and of each colour (RGB on a scale of 0..1); 0 and 1 of nothing.
+
+    A constant's deviation is 1, so that it normalises to 0.
+    """
     found = []
-    for count, total, square in sums:
+    for sums in zip(*parts, strict=True):  # of the log-mel, then of the frames
+        count, total, square = (sum(values) for values in zip(*sums, strict=True))
         mean = total / max(count, 1)
         std = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0.0))
-        found.append((mean.tolist(), np.where(std < 1e-4, 1.0, std).tolist()))
-    return found
+        found.append((mean, np.where(std < 1e-4, 1.0, std)))
+    ((level,), (deviation,)), (colour, contrast) = ((mean.tolist(), std.tolist()) for mean, std in found)
+    scaled = {"mean": [value / 255 for value in colour], "std": [value / 255 for value in contrast]}
+    return {"mean": level, "std": deviation}, scaled
 
 
 def _fingerprint(described: dict, folder: Path, digests: Iterable[str]) -> str:

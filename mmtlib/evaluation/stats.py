@@ -19,16 +19,26 @@ def bootstrap(values: pd.DataFrame, resamples: int, confidence: float) -> Interv
     """Mean of `values`, a row for each clip and a column for each seed, and its interval, the same on every call.
 
     A resample draws as many clips and, apart from them, as many seeds, both with replacement; the interval has the
-    percentiles of the resamples' means. With one seed it draws clips alone and says nothing of other seeds. With a
-    few it covers what it promises, or more, as long as clips matter more than seeds; three seeds that differ by a
-    standard deviation of 4 points get 88 % for 95 %.
+    percentiles of the resamples' means. Where rows are named by fold and clip, it draws as many folds, and of each as
+    many clips. With one seed it says nothing of other seeds. With a few it covers what it promises, or more, as long
+    as clips matter more than seeds; three seeds that differ by a standard deviation of 4 points get 88 % for 95 %.
     """
     matrix, rng = values.to_numpy(np.float64), np.random.default_rng(0)
     means = np.empty(resamples)
+    folds = [np.arange(len(matrix))]
+    if values.index.nlevels > 1:
+        folds = list(values.groupby(level=0).indices.values())
     for start in range(0, len(means), 256):  # in blocks, to bound the memory
         block = means[start : start + 256]
-        clips, seeds = (_shares(rng, len(block), size) for size in matrix.shape)
-        block[:] = ((clips @ matrix) * seeds).sum(axis=1)
+        sums, count = np.zeros((len(block), matrix.shape[1])), np.zeros((len(block), 1))
+        for _ in folds:
+            drawn = rng.integers(len(folds), size=len(block)) if len(folds) > 1 else np.zeros(len(block), int)
+            for number, rows in enumerate(folds):
+                own = drawn == number
+                sums[own] += len(rows) * (_shares(rng, int(own.sum()), len(rows)) @ matrix[rows])
+                count[own] += len(rows)
+        seeds = _shares(rng, len(block), matrix.shape[1])
+        block[:] = (sums / count * seeds).sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(matrix.mean()), float(low), float(high))
 

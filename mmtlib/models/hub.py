@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmtlib.files import write_bytes
+from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
 from mmtlib.models.baselines import resize_positions
 from mmtlib.models.build import build_model
@@ -129,3 +129,26 @@ def from_pretrained(
                 "and give that folder"
             ) from error
     return load_model(path, audio_size=audio_size, video_size=video_size)[0]
+
+
+def origin(weights: Path) -> dict[str, Any]:
+    """What weights are: name of the model, key (of weights from elsewhere a hash of the file), data."""
+    header = read_header(weights)
+    data = {name: header.get("stats", {}).get(name) for name in ("name", "fingerprint")}
+    return {"name": header["name"], "key": header.get("key") or digest(weights.read_bytes()), "stats": data}
+
+
+def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Start an encoder of a model of both from a trained one of audio or video: its `encoder.` weights, head left out.
+
+    A multiscale one that was trained at another input size has its position tables interpolated. Raises ValueError for
+    one of another shape.
+    """
+    own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
+    except RuntimeError as error:
+        raise ValueError(
+            "the encoder that the run starts from does not fit this model; give both models of one family and size the "
+            "same `overrides`"
+        ) from error

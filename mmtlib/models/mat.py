@@ -28,9 +28,12 @@ def mat_encoder(
     stride_kv: Sequence[int] = (4, 4),
     class_token: bool = False,
     absolute_positions: bool = True,
+    stem: int = 0,
     **options,
 ) -> MultiscaleEncoder:
     """The encoder of MAT; width and heads double at each stage. `options` are those of MultiscaleEncoder.
+
+    `stem`: convolutions of stride 2 that make the patches; 0: one of 16 x 16.
 
     Raises ValueError for a `pooling` that is not one of none, time, both for every stage.
     """
@@ -53,6 +56,7 @@ def mat_encoder(
         stride_kv=stride_kv,
         class_token=class_token,
         absolute_positions=absolute_positions,
+        stem=((2, 2),) * stem,
         **options,
     )
 

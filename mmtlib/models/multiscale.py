@@ -187,6 +187,20 @@ class MultiscaleBlock(nn.Module):
         return torch.cat((prefix, x.movedim(1, -1).flatten(1, -2)), dim=1)
 
 
+def conv_stem(in_channels: int, dim: int, strides: Sequence[Grid]) -> nn.Sequential:
+    """Patches by 3-wide convolutions, one for each stride, the width doubling up to `dim` (Xiao et al., NeurIPS 2021).
+
+    "Early convolutions help Transformers see better", with one group of normalisation in the place of batches (our
+    reading): a clip then does not depend on the others.
+    """
+    convolution, layers, width = PATCH_CONV[len(strides[0])], [], in_channels
+    for number, stride in enumerate(strides, start=1):
+        out = dim // 2 ** (len(strides) - number)
+        layers += [convolution(width, out, 3, stride, 1, bias=False), nn.GroupNorm(1, out), nn.GELU()]
+        width = out
+    return nn.Sequential(*layers, convolution(dim, dim, 1))
+
+
 class MultiscaleEncoder(nn.Module):
     """Patch embedding and stages of multiscale blocks: (B, C, *size) -> tokens (B, prefix + N, dim) and their grid.
 
@@ -195,8 +209,8 @@ class MultiscaleEncoder(nn.Module):
     of it shrinks by the query strides so far, so that the number of keys stays about the same (MViTv2, table 1).
     `class_token=False` has no prefix token; `features` is then the mean over the tokens. `absolute_positions` adds
     a learned table for each axis to the patches, as MViTv1 did, without which a mel band has no identity. Both
-    are our reading. `recompute` keeps less for the backward pass. Raises ValueError for a stride that pooling cannot
-    do.
+    are our reading. `stem`: the strides of a `conv_stem` in the place of patches, which are then not looked at.
+    `recompute` keeps less for the backward pass. Raises ValueError for a stride that pooling cannot do.
     """
 
     def __init__(
@@ -212,6 +226,7 @@ class MultiscaleEncoder(nn.Module):
         class_token: bool,
         absolute_positions: bool,
         drop_path: float,
+        stem: Sequence[Grid] = (),
         recompute: bool = False,
     ):
         super().__init__()
@@ -220,12 +235,18 @@ class MultiscaleEncoder(nn.Module):
                 raise ValueError(
                     f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1"
                 )
-        dim = stages[0].dim
+        dim, self.in_channels = stages[0].dim, in_channels
         self.patch_kernel, self.patch_stride = tuple(patch_kernel), tuple(patch_stride)
         self.patch_padding = tuple(patch_padding)
-        self.patch_embed = PATCH_CONV[len(size)](
-            in_channels, dim, self.patch_kernel, self.patch_stride, self.patch_padding
-        )
+        if stem:  # as a whole it has this stride, sees so much and pads so much
+            self.patch_stride = tuple(map(prod, zip(*stem, strict=True)))
+            self.patch_kernel = tuple(2 * stride - 1 for stride in self.patch_stride)
+            self.patch_padding = tuple(stride - 1 for stride in self.patch_stride)
+            self.patch_embed = conv_stem(in_channels, dim, stem)
+        else:
+            self.patch_embed = PATCH_CONV[len(size)](
+                in_channels, dim, self.patch_kernel, self.patch_stride, self.patch_padding
+            )
         self.num_prefix = int(class_token)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         grid = self.grid(tuple(size))
@@ -292,7 +313,7 @@ class MultiscaleClassifier(OneModality):
 
     def __init__(self, encoder: MultiscaleEncoder, num_classes: int, dropout: float):
         super().__init__()
-        self.reads = {1: "audio", 3: "video"}[encoder.patch_embed.in_channels]
+        self.reads = {1: "audio", 3: "video"}[encoder.in_channels]
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, num_classes)

@@ -36,6 +36,7 @@ def mvit_encoder(
     patch_kernel: Sequence[int],
     class_token: bool = True,
     absolute_positions: bool = False,
+    stem: Sequence[Sequence[int]] = (),
     **options,
 ) -> MultiscaleEncoder:
     """The encoder of MViTv2; width and heads double at each stage. `options` are those of MultiscaleEncoder."""
@@ -50,6 +51,7 @@ def mvit_encoder(
         stages=stages,
         class_token=class_token,
         absolute_positions=absolute_positions,
+        stem=[tuple(stride) for stride in stem],
         **options,
     )
 

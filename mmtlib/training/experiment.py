@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmtlib.config import ROOT, STAGES, Params, Recipe, Run
+from mmtlib.config import ROOT, STAGES, Params, Recipe, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
@@ -55,12 +55,16 @@ class Folders:
         """Checkpoints and finished runs by their keys, of all studies."""
         return self.root / "runs"
 
-    def weights(self, name: str, seed: int) -> Path:
+    def weights(self, name: str, seed: int, fold: int | None = None) -> Path:
         """The weights of a run; beside them a .md, their card, a .csv, the learning curve, and a .json, the parts."""
-        return self.root / "models" / self.study / stage_of(name) / f"{name}-seed{seed}.safetensors"
+        return self.root / "models" / self.study / stage_of(name) / f"{_trial(name, seed, fold)}.safetensors"
 
-    def predictions(self, name: str, seed: int) -> Path:
-        return self.root / "predictions" / self.study / stage_of(name) / f"{name}-seed{seed}.parquet"
+    def predictions(self, name: str, seed: int, fold: int | None = None) -> Path:
+        return self.root / "predictions" / self.study / stage_of(name) / f"{_trial(name, seed, fold)}.parquet"
+
+
+def _trial(name: str, seed: int, fold: int | None) -> str:
+    return f"{name}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
 
 
 def stage_of(name: str) -> str:
@@ -69,11 +73,11 @@ def stage_of(name: str) -> str:
 
 
 def plain(run: Run) -> dict[str, Any]:
-    """What decides a run: a row's place in the report does not."""
-    return run.model_dump(mode="json", exclude={"group", "seeds"})
+    """What decides a run, without what other parts tell; a row's place in the report does not."""
+    return run.model_dump(mode="json", exclude={"group", "seeds", "folds", "encoders"})
 
 
-def parts_of(run: Run, recipe: Recipe, seed: int, data: Parts, encoders: Mapping[str, str]) -> Parts:
+def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapping[str, str]) -> Parts:
     """What a run is known by, as JSON.
 
     `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from. Raises ValueError for a
@@ -82,9 +86,9 @@ def parts_of(run: Run, recipe: Recipe, seed: int, data: Parts, encoders: Mapping
     parts = {
         "run": plain(run),
         "model": resolved(run.model, run.overrides),
-        "recipe": recipe.model_dump(exclude={"nproc", "kept"}),
-        "seed": seed,
-        "fold": None,
+        "recipe": recipe.model_dump(exclude={"nproc", "kept"} | ({"ema"} if not recipe.ema else set())),  # came later
+        "seed": trial.seed,
+        "fold": trial.fold,
         "data": data,
         "encoders": dict(encoders),
         "numerics": NUMERICS[run.model.rsplit("_", 1)[0]],
@@ -101,28 +105,28 @@ def run_of(parts: Parts) -> Run:
 
 
 ENCODERS = {"audio": "pretrain_mat", "video": "pretrain_mvit"}
-"""The stages whose runs the encoders of a model with init "pretrained" come from."""
+"""The stages whose runs the encoders of a model with init "pretrained" come from, unless it names others."""
 
 
-def encoder_runs(run: Run, params: Params) -> dict[str, Run]:
-    """part -> the run that a run's encoder comes from, of as few clips; none for one that starts from scratch."""
-    stages = ENCODERS.items() if run.init == "pretrained" else ()
+def encoder_runs(run: Run, params: Params) -> dict[str, tuple[str, Run]]:
+    """part -> name of the run that a run's encoder comes from, and that run, of as few clips; none from scratch."""
+    sources = run.encoders or ENCODERS if run.init == "pretrained" else {}
     changes = {"train_share": run.train_share}
-    return {part: getattr(params, stage).model_copy(update=changes) for part, stage in stages}
+    return {part: (name, params.runs[name].model_copy(update=changes)) for part, name in sources.items()}
 
 
-def parts_for(run: Run, params: Params, seed: int, data: Parts) -> Parts:
+def parts_for(run: Run, params: Params, trial: Trial, data: Parts) -> Parts:
     """`parts_of` a run of a parameter file, its encoders' keys worked out."""
     encoders = encoder_runs(run, params).items()
-    keys = {part: key_of(parts_for(own, params, seed, data)) for part, own in encoders}
-    return parts_of(run, params.training, seed, data, keys)
+    keys = {part: key_of(parts_for(own, params, trial, data)) for part, (_, own) in encoders}
+    return parts_of(run, params.training, trial, data, keys)
 
 
-def planned(params: Params, data: Parts) -> Iterator[tuple[str, int, Parts]]:
-    """Name, seed and parts of every run that a parameter file asks for, on data of this identity."""
+def planned(params: Params, data: Parts) -> Iterator[tuple[str, Trial, Parts]]:
+    """Name, trial and parts of every run that a parameter file asks for, on data of this identity."""
     for name, run in params.runs.items():
-        for seed in params.seeds_of(name):
-            yield name, seed, parts_for(run, params, seed, data)
+        for trial in params.trials(name):
+            yield name, trial, parts_for(run, params, trial, data)
 
 
 def key_of(parts: Parts) -> str:

@@ -18,22 +18,29 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mmtlib.config import ParamsError, Recipe, Run
+from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
-from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator
+from mmtlib.data.dataset import (
+    Batch,
+    FeatureDataset,
+    epoch_batches,
+    epoch_generator,
+    one_view,
+    share_of,
+    views_of,
+)
 from mmtlib.distributed import from_first, gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.evaluation.scores import topk_accuracy
-from mmtlib.files import digest
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.base import Reading
-from mmtlib.models.hub import load_weights, read_header, save_model
+from mmtlib.models.hub import load_encoder, load_weights, origin, save_model
 from mmtlib.models.mmt import TwoStreams
-from mmtlib.models.ops import fit_tables
 from mmtlib.training.experiment import key_of, parts_of, plain
 from mmtlib.training.optim import (
     choose_precision,
@@ -46,7 +53,7 @@ from mmtlib.training.optim import (
 
 
 class Trainer:
-    """One run of one seed: `fit()` trains, or goes on from the checkpoint of the same run."""
+    """One run of one seed (and fold): `fit()` trains, or goes on from the checkpoint of the same run."""
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class Trainer:
         recipe: Recipe,
         *,
         seed: int,
+        fold: int | None = None,
         features: Path,
         runs: Path,
         init: Mapping[str, Path],
@@ -62,9 +70,10 @@ class Trainer:
         self.run, self.recipe, self.seed = run, recipe, seed
         self.device = choose_device(device)
         self.modality = modality_of(run.model)
-        self.train = FeatureDataset(features, "train")
-        self.val = FeatureDataset(features, "val")
-        self.indices = share_of(self.train, usable(self.train, self.modality), run.train_share)
+        self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
+        rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
+        self.views = views_of(self.train, rows)
+        self.indices = torch.tensor([views[0] for views in self.views], dtype=torch.int64)
         self.passes = round(run.train_share**-0.5)  # over the clips in an epoch: fewer clips are seen more often
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
@@ -88,6 +97,9 @@ class Trainer:
         for part, path in init.items():
             load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
         self.model.to(self.device)
+        self.average = None
+        if recipe.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.parallel: nn.Module = Reading(self.model)
         if ranks() > 1:
             contrast = max(run.objective.avc, run.objective.imc) > 0
@@ -97,7 +109,7 @@ class Trainer:
             )
         self.origins = {part: origin(path) for part, path in init.items()}
         encoders = {part: own["key"] for part, own in self.origins.items()}
-        self.key = key_of(parts_of(run, recipe, seed, self.train.identity, encoders))
+        self.key = key_of(parts_of(run, recipe, Trial(seed, fold), self.train.identity, encoders))
         # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
         self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
         steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
@@ -135,7 +147,7 @@ class Trainer:
                 key = (row["val_top1"], -row["val_loss"])
                 if state["best_key"] is None or key > tuple(state["best_key"]):
                     state["best_key"] = list(key)
-                    state["best"] = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+                    state["best"] = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
                 state["history"].append(row)
                 state["epoch"] = epoch + 1
                 self._save(state)
@@ -146,6 +158,11 @@ class Trainer:
                 )
         self.model.load_state_dict(state["best"])
         return pd.DataFrame(state["history"])
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model whose weights count: the average, where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def _divide(self, batch_size: int) -> int:
         """Clips in an optimiser step: `batch_size`, or as many as there are, in equal parts for all ranks."""
@@ -163,9 +180,10 @@ class Trainer:
     def _plan(self, epoch: int) -> Iterator[Tensor]:
         """This rank's clips in each part of a batch, in order."""
         for number in range(epoch * self.passes, (epoch + 1) * self.passes):
+            indices = one_view(self.views, epoch_generator(self.seed, number, "views"))
             for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number, drop_last=True):
                 for part in picks.split(self.batch_size // self.recipe.accumulate):
-                    yield self.indices[part.chunk(ranks())[rank()]]
+                    yield indices[part.chunk(ranks())[rank()]]
 
     def _train_epoch(self, epoch: int, bf16: bool) -> dict[str, float]:
         self.model.train()
@@ -206,13 +224,15 @@ class Trainer:
             if self.recipe.clip_norm > 0:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             self.optimizer.zero_grad(set_to_none=True)
             self.schedule.step()
         return parts
 
     def _validate(self) -> dict[str, float]:
         indices = usable(self.val, self.modality)
-        logits, _ = outputs(self.model, self.val, indices, self.modality)
+        logits, _ = outputs(self.kept, self.val, indices, self.modality)
         labels = self.val.labels[indices]
         return {
             "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
@@ -264,7 +284,7 @@ class Trainer:
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".tmp")
-        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
+        parts = self._stateful()
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, temporary)
         os.replace(temporary, self.checkpoint)
 
@@ -272,9 +292,13 @@ class Trainer:
         if not self.checkpoint.is_file():
             return None
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        for name in ("model", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state.pop(name))
+        for name, part in self._stateful().items():
+            part.load_state_dict(state.pop(name))
         return state
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
+        return parts | ({} if self.average is None else {"average": self.average})
 
 
 def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:
@@ -289,44 +313,10 @@ def modality_of(model: str) -> str:
     return MODALITY[model]
 
 
-def origin(weights: Path) -> dict[str, Any]:
-    """What weights are: name of the model, key (of weights from elsewhere a hash of the file), data."""
-    header = read_header(weights)
-    data = {name: header.get("stats", {}).get(name) for name in ("name", "fingerprint")}
-    return {"name": header["name"], "key": header.get("key") or digest(weights.read_bytes()), "stats": data}
-
-
 def choose_device(wanted: str | None = None) -> torch.device:
     """The device asked for, else this process's GPU, else the CPU."""
     gpu = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted or gpu)
-
-
-def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Start an encoder of a model of both from a trained one of audio or video: its `encoder.` weights, head left out.
-
-    A multiscale one that was trained at another input size has its position tables interpolated. Raises ValueError for
-    one of another shape.
-    """
-    own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
-    try:
-        encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
-    except RuntimeError as error:
-        raise ValueError(
-            "the encoder that the run starts from does not fit this model; give both models of one family and size the "
-            "same `overrides`"
-        ) from error
-
-
-def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
-    """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
-    if share == 1:
-        return indices
-    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.labels[indices].numpy()})
-    table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
-    place = table.sort_values("order").groupby("label").cumcount()
-    count = table.groupby("label")["index"].transform("size")
-    return indices[torch.tensor((place.reindex(table.index) < (share * count).round().clip(lower=1)).tolist())]
 
 
 def nothing(_: str) -> None:

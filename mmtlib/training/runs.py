@@ -22,11 +22,11 @@ def list_runs(params: Params, folders: Folders) -> int:
             raise
         data = known[0].about["parts"]["data"]
     runs, absent = list(planned(params, data)), 0
-    for name, seed, parts in runs:
+    for name, trial, parts in runs:
         found = kept(folder, parts)
         absent += not is_kept(found)
         say = found.predictions.name if is_kept(found) else f"not kept: {why_not(folder, parts)}"
-        print(f"{name} seed {seed} | {say}")
+        print(f"{name} {trial} | {say}")
     wanted = {kept(folder, parts) for _, _, parts in runs}
     print(f"{len(runs) - absent} of {len(runs)} runs are kept; {len(set(known) - wanted)} files are of other runs.")
     return int(absent > 0)

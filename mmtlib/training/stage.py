@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmtlib.config import Params, ParamsError, Run
+from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
@@ -25,7 +25,6 @@ from mmtlib.files import write_bytes, write_json, write_text
 from mmtlib.models import MODALITY, from_pretrained
 from mmtlib.models.hub import load_model, read_header
 from mmtlib.training.experiment import (
-    ENCODERS,
     Folders,
     Kept,
     Parts,
@@ -46,10 +45,15 @@ class Trained:
 
     name: str
     seed: int
+    fold: int | None
     weights: Path
     predictions: Path
     history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1
     scores: pd.DataFrame  # split, modality, n, top1, top5
+
+    @property
+    def trial(self) -> Trial:
+        return Trial(self.seed, self.fold)
 
 
 FAILED = "training failed: "  # begins the line in which a process says why
@@ -59,29 +63,29 @@ class TrainingError(RuntimeError):
     """Training in several processes failed; the text is one sentence, that of the process that failed."""
 
 
-def train_runs(name: str, params: Params, folders: Folders, seeds: list[int] | None = None) -> list[Trained]:
-    """Train the run `name` of `params` once for each of its seeds; keep weights, learning curve and predictions.
+def train_runs(name: str, params: Params, folders: Folders, trials: list[Trial] | None = None) -> list[Trained]:
+    """Train the run `name` of `params` for each of its seeds and folds; keep weights, learning curve and predictions.
 
-    `seeds`: these alone. The files are those of Folders; there are no weights where kept predictions were taken, and
+    `trials`: these alone. The files are those of Folders; there are no weights where kept predictions were taken, and
     no card. Encoders that a run starts from are trained first, unless their stage has left them. With `training.nproc`
     above 1 so many processes do it together. Raises ParamsError for a name that `params` does not have, DatasetError
     where there are no features, TrainingError when one of the processes fails.
     """
     if name not in params.runs:
         raise ParamsError(f"there is no run {name}; use one of {', '.join(params.runs)}.")
-    seeds = params.seeds_of(name) if seeds is None else seeds
+    trials = params.trials(name) if trials is None else trials
     if params.training.nproc > 1 and ranks() == 1:
-        _in_processes(name, params, folders, seeds)
+        _in_processes(name, params, folders, trials)
     else:
-        for seed in seeds:
-            _train_one(name, params, folders, seed)
-    return [_trained(name, folders, seed) for seed in seeds]
+        for trial in trials:
+            _train_one(name, params, folders, trial)
+    return [_trained(name, folders, trial) for trial in trials]
 
 
-def _in_processes(name: str, params: Params, folders: Folders, seeds: list[int]) -> None:
+def _in_processes(name: str, params: Params, folders: Folders, trials: list[Trial]) -> None:
     """`train_runs` in processes of their own, whose lines are printed here."""
     nproc, spec = params.training.nproc, folders.runs / f"{name}-{os.getpid()}.json"
-    write_json(spec, {"params": params.model_dump(mode="json"), "root": str(folders.root), "seeds": seeds})
+    write_json(spec, {"params": params.model_dump(mode="json"), "root": str(folders.root), "trials": trials})
     threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
     failures = []  # the first is the cause: other processes then miss that one
     command = torchrun(nproc, "-m", "mmtlib.training", name, "--spec", str(spec))
@@ -108,8 +112,8 @@ def run_from_spec(name: str, spec: Path) -> int:
         given = json.loads(spec.read_text(encoding="utf-8"))
         params = Params.model_validate_json(json.dumps(given["params"]))
         with process_group():
-            for seed in given["seeds"]:
-                _train_one(name, params, Folders(Path(given["root"]), params.study), seed)
+            for trial in given["trials"]:
+                _train_one(name, params, Folders(Path(given["root"]), params.study), Trial(*trial))
     except Exception as error:
         # Bare words where we wrote them for the user, else with the trace for whoever mends it.
         if not isinstance(error, ValueError | OSError | ArithmeticError):
@@ -119,30 +123,30 @@ def run_from_spec(name: str, spec: Path) -> int:
     return 0
 
 
-def _trained(name: str, folders: Folders, seed: int) -> Trained:
+def _trained(name: str, folders: Folders, trial: Trial) -> Trained:
     """A run as its files tell it."""
-    weights, predictions = folders.weights(name, seed), folders.predictions(name, seed)
+    weights, predictions = folders.weights(name, *trial), folders.predictions(name, *trial)
     history = pd.read_csv(weights.with_suffix(".csv"))
-    return Trained(name, seed, weights, predictions, history, scores(read_predictions(predictions)))
+    return Trained(name, *trial, weights, predictions, history, scores(read_predictions(predictions)))
 
 
-def _train_one(name: str, params: Params, folders: Folders, seed: int) -> None:
+def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> None:
     """Leave the files of a run, copied from where it was finished or kept."""
-    run, say = params.runs[name], _say(name, seed)
-    weights = folders.weights(name, seed)
+    run, say = params.runs[name], _say(name, trial)
+    weights = folders.weights(name, *trial)
     data = FeatureDataset(folders.features, "train")
-    parts = parts_for(run, params, seed, data.identity)
+    parts = parts_for(run, params, trial, data.identity)
     archive = kept(folders.root / params.training.kept, parts) if params.training.kept else None
     if archive is not None and is_kept(archive):
         say(f"takes the kept predictions, run {key_of(parts)}")
         found, trained = archive, None
     else:
-        trained = finish(run, params, seed, folders, say)
+        trained = finish(run, params, trial, folders, say)
         found = predict_run(run, parts, trained, folders.features)
         if rank() == 0 and archive is not None:
             keep(archive, found.predictions.read_bytes(), found.about)
     if rank() == 0:
-        write_bytes(folders.predictions(name, seed), found.predictions.read_bytes())
+        write_bytes(folders.predictions(name, *trial), found.predictions.read_bytes())
         write_text(weights.with_suffix(".csv"), found.about["history"])
         # Of what made it nothing: DVC compares bytes, and a commit changes none of them.
         write_json(weights.with_suffix(".json"), {"key": key_of(parts), "parts": parts})
@@ -163,22 +167,23 @@ def run_folder(key: str, features: FeatureDataset, folders: Folders) -> Path:
     return folders.runs / f"{key}-{features.fingerprint[:8]}"
 
 
-def finish(run: Run, params: Params, seed: int, folders: Folders, say: Callable[[str], None]) -> Path:
+def finish(run: Run, params: Params, trial: Trial, folders: Folders, say: Callable[[str], None]) -> Path:
     """The weights of a run, trained where they are not there yet; beside them history.csv."""
     data = FeatureDataset(folders.features, "train")
-    key = key_of(parts_for(run, params, seed, data.identity))
+    key = key_of(parts_for(run, params, trial, data.identity))
     weights = run_folder(key, data, folders) / "weights.safetensors"
     barrier()  # no rank looks after another has begun to write
     if weights.is_file():
         say(f"was trained already, run {key}")
         return weights
     init = {}
-    for part, own in encoder_runs(run, params).items():
-        stage = folders.weights(ENCODERS[part], seed)
-        wanted = key_of(parts_for(own, params, seed, data.identity))
+    for part, (source, own) in encoder_runs(run, params).items():
+        stage = folders.weights(source, *trial)
+        wanted = key_of(parts_for(own, params, trial, data.identity))
         left = stage.is_file() and read_header(stage).get("key") == wanted
-        init[part] = stage if left else finish(own, params, seed, folders, _say(ENCODERS[part], seed))
-    trainer = Trainer(run, params.training, seed=seed, features=folders.features, runs=folders.runs, init=init)
+        init[part] = stage if left else finish(own, params, trial, folders, _say(source, trial))
+    where = dict(features=folders.features, runs=folders.runs)
+    trainer = Trainer(run, params.training, **trial._asdict(), **where, init=init)
     history = trainer.fit(log=say)
     if rank() == 0:
         write_text(weights.with_name("history.csv"), history.drop(columns="seconds").to_csv(index=False))
@@ -194,7 +199,8 @@ def predict_run(run: Run, parts: Parts, weights: Path, features: Path) -> Kept:
     if is_kept(found):
         return found
     model = load_model(weights)[0].to(choose_device())
-    val, test = FeatureDataset(features, "val"), FeatureDataset(features, "test")  # test: here for the first time
+    # The test clips: here for the first time.
+    val, test = (FeatureDataset(features, split, parts["fold"]) for split in ("val", "test"))
     conditions = [None, *CONDITIONS] if run.robustness and MODALITY[run.model] == "av" else [None]
     tables = [predict(model, val)]
     tables += [predict(model, test, condition=condition) for condition in conditions]
@@ -213,6 +219,6 @@ def _card(weights: Path, folders: Folders, predictions: Path) -> str:
     return str(card)
 
 
-def _say(name: str, seed: int) -> Callable[[str], None]:
+def _say(name: str, trial: Trial) -> Callable[[str], None]:
     """A log that begins each line with the run, on the first rank."""
-    return (lambda line: print(f"{name} seed {seed} | {line}", flush=True)) if rank() == 0 else nothing
+    return (lambda line: print(f"{name} {trial} | {line}", flush=True)) if rank() == 0 else nothing

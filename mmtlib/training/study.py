@@ -9,9 +9,9 @@ import time
 import torch
 
 from mmtlib.cluster import connect, cores
-from mmtlib.config import Params, Run
+from mmtlib.config import Params, Run, Trial
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.training.experiment import ENCODERS, Folders, encoder_runs, is_kept, kept, key_of, parts_for
+from mmtlib.training.experiment import Folders, encoder_runs, is_kept, kept, key_of, parts_for, planned
 from mmtlib.training.stage import finish, predict_run
 
 
@@ -26,19 +26,18 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
 
     data = FeatureDataset(folders.features, "train").identity
     archive = folders.root / params.training.kept if params.training.kept else None
-    jobs: dict[str, tuple[str, Run, int, list[str]]] = {}  # key -> name, run, seed, keys of its encoders
+    jobs: dict[str, tuple[str, Run, Trial, list[str]]] = {}  # key -> name, run, trial, keys of its encoders
 
-    def add(name: str, run: Run, seed: int) -> str:
-        starts = [add(ENCODERS[part], own, seed) for part, own in encoder_runs(run, params).items()]
-        key = key_of(parts_for(run, params, seed, data))
+    def add(name: str, run: Run, trial: Trial) -> str:
+        starts = [add(*source, trial) for source in encoder_runs(run, params).values()]
+        key = key_of(parts_for(run, params, trial, data))
         if key not in jobs or run.robustness:
-            jobs[key] = (name, run, seed, starts)
+            jobs[key] = (name, run, trial, starts)
         return key
 
-    for name, run in params.runs.items():
-        for seed in params.seeds_of(name):
-            if archive is None or not is_kept(kept(archive, parts_for(run, params, seed, data))):
-                add(name, run, seed)
+    for name, trial, parts in planned(params, data):
+        if archive is None or not is_kept(kept(archive, parts)):
+            add(name, params.runs[name], trial)
     if not jobs:
         print("every run is kept", flush=True)
         return
@@ -54,16 +53,19 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
     with connect(workers) as client, client.as_current():
         futures = {}
         for key in order:
-            name, run, seed, starts = jobs[key]
+            name, run, trial, starts = jobs[key]
             waits = [futures[start] for start in starts]
-            task = (values, folders, name, run.model_dump_json(exclude={"group", "seeds"}), seed, threads, waits)
+            own = run.model_dump_json(exclude={"group", "seeds", "folds"})
+            task = (values, folders, name, own, trial, threads, waits)
             futures[key] = client.submit(_train, *task, key=f"train-{key}", pure=False)
         for count, future in enumerate(as_completed(futures.values()), start=1):
             minutes = (time.monotonic() - begun) / 60
             print(f"{count}/{len(futures)} runs, {minutes:.1f} min: {future.result()}", flush=True)
 
 
-def _train(values: str, folders: Folders, name: str, run: str, seed: int, threads: int | None, waits: list[str]) -> str:
+def _train(
+    values: str, folders: Folders, name: str, run: str, trial: Trial, threads: int | None, waits: list[str]
+) -> str:
     """A worker's task: one run from its settings to its predictions; `waits` are the tasks before it."""
     from distributed import get_worker
 
@@ -73,7 +75,7 @@ def _train(values: str, folders: Folders, name: str, run: str, seed: int, thread
     if torch.cuda.is_available() and str(get_worker().name).isdigit():  # of processes of one machine: a GPU each
         torch.cuda.set_device(int(get_worker().name) % torch.cuda.device_count())
     begun = time.monotonic()
-    weights = finish(own, params, seed, folders, lambda line: print(f"{name} seed {seed} | {line}", flush=True))
+    weights = finish(own, params, trial, folders, lambda line: print(f"{name} {trial} | {line}", flush=True))
     data = FeatureDataset(folders.features, "train").identity
-    predict_run(own, parts_for(own, params, seed, data), weights, folders.features)
-    return f"{name} seed {seed}, trained in {time.monotonic() - begun:.0f} s"
+    predict_run(own, parts_for(own, params, trial, data), weights, folders.features)
+    return f"{name} {trial}, trained in {time.monotonic() - begun:.0f} s"

@@ -22,8 +22,9 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
     `bins` and `surest` have an entry for each row of `table`. A dot's area is the share of the clips in its bin.
     """
     figure = blank(6.4)
-    axes = figure.subplots(2, len(COLOURS), sharex="row", sharey="row")
-    for modality, (above, below) in zip(COLOURS, axes.T, strict=True):
+    given = [modality for modality in COLOURS if modality in set(table["modality"])]
+    axes = figure.subplots(2, len(given), sharex="row", sharey="row", squeeze=False)
+    for modality, (above, below) in zip(given, axes.T, strict=True):
         above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
         handles = []
         for row in table[table["modality"] == modality].sort_values("ours").itertuples():  # ours on top

@@ -58,11 +58,34 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
 
 
 @rc_context(STYLE)
+def over_studies(claims: pd.DataFrame) -> Figure:
+    """Three claims beside each other, a row for each study that measured it (see study.index.measured)."""
+    shown = {"mat_ast_operations": "MAT - AST", "mmt_mbt_operations": "MMT - MBT", "mmt_single": "MMT - better single"}
+    studies = claims["study"].unique()[::-1]
+    figure, panels = row_of_panels(len(shown), 1.2 + 0.36 * len(studies))
+    for axes, (name, title) in zip(panels, shown.items(), strict=True):
+        part = claims[(claims["id"] == name) & (claims["n_seeds"] > 0)].rename(
+            columns={"ci_low": "low", "ci_high": "high"}
+        )
+        y = pd.Index(studies).get_indexer(part["study"])
+        modality = "audio" if name.startswith("mat") else "av"
+        intervals(axes, part["measured"], part.assign(modality=modality), y)
+        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.set_yticks(range(len(studies)), studies if axes is panels[0] else [""] * len(studies))
+        axes.set(title=title, xlabel="points of test top-1", ylim=(-0.6, len(studies) - 0.4))
+    return figure
+
+
+@rc_context(STYLE)
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Training cross-entropy and validation top-1 by epoch; a dot marks the epoch whose weights are kept."""
     figure, axes = row_of_panels(2, 4.2)
-    for (run, modality, ours, seed), part in curves.groupby(["run", "modality", "ours", "seed"], sort=False):
-        label = f"{run} ({READS[modality]})" if seed == curves["seed"].iloc[0] else None
+    labelled = set()
+    for (run, modality, ours, _, _), part in curves.groupby(
+        ["run", "modality", "ours", "seed", "fold"], sort=False, dropna=False
+    ):
+        label = None if run in labelled else f"{run} ({READS[modality]})"
+        labelled.add(run)
         style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
         style["marker"] = "." if len(part) == 1 else None  # a line of one point shows nothing
         axes[0].plot(part["epoch"], part["ce"], label=label, **style)
@@ -101,16 +124,18 @@ def confusion(matrices: Mapping[str, Float[np.ndarray, "classes classes"]], clas
 
 @rc_context(STYLE)
 def per_class(table: pd.DataFrame) -> Figure:
-    """Accuracy of each class (percent), sorted by that with both; of many, where the senses differ most."""
-    title = ""
-    if len(table) > MANY:
+    """Accuracy of each class (percent), sorted by that with both; of many, where audio and video differ most."""
+    title, given = "", [name for name in COLOURS if name in table]
+    if len(table) > MANY and "video" in given:
         title = f"{MANY} of {len(table)} classes: where audio and video differ by the most test clips"
         table = table.loc[(table["n"] * (table["audio"] - table["video"])).abs().nlargest(MANY).index]
-    table = table.sort_values(["av", "class"], ascending=[True, False])
+    elif len(table) > MANY:
+        title, table = f"{MANY} of {len(table)} classes, those with the most test clips", table.nlargest(MANY, "n")
+    table = table.sort_values([given[-1], "class"], ascending=[True, False])
     y = np.arange(len(table))
     figure, (axes,) = row_of_panels(1, 1.2 + 0.42 * len(table))
     axes.set_title(title, loc="left")
-    for offset, modality in zip((0.27, 0.0, -0.27), COLOURS, strict=True):
+    for offset, modality in zip((0.27, 0.0, -0.27), given, strict=False):
         axes.barh(y + offset, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
     axes.set_yticks(y, table["class"])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(table) - 0.4), xlabel="test clips of the class that are recognised (%)")

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.stats import verdict
 from study.tables.clips import Study
-from study.tables.scores import class_numbers
+from study.tables.scores import by_fold, class_numbers
 
 BINS = 15
 """Bins of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)."""
@@ -113,23 +113,33 @@ def retrieval_table(study: Study) -> pd.DataFrame:
             table = table[table["clip_id"].isin(audio["clip_id"]) & table["clip_id"].isin(video["clip_id"])]
             vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
             heard, seen = map(normalize, np.split(vectors, 2, axis=1))
-            labels = class_numbers(table)
+            labels, folds = class_numbers(table), table.reset_index().groupby("fold", dropna=False).indices.values()
             for query, pair in (("audio", (heard, seen)), ("video", (seen, heard))):
                 for wanted, names in (("own clip", np.arange(len(table))), ("class", labels)):
-                    measures = zip([*RECALLS, *CHANCES], recalls(*pair, names) + chance(names), strict=True)
+                    measures = [
+                        recalls(*(side[rows] for side in pair), names[rows]) + chance(names[rows]) for rows in folds
+                    ]
+                    measures = zip([*RECALLS, *CHANCES], np.mean(measures, axis=0), strict=True)
                     found.append({"query": query, "wanted": wanted, "n": len(table), **dict(measures)})
         about = {"row": result.name, "model": result.label, "objective": result.objective}
         for (query, wanted), seeds in pd.DataFrame(found).groupby(["query", "wanted"], sort=False):
             measures = _over_seeds(seeds.drop(columns=["query", "wanted"]))
             rows.append(about | {"query": query, "wanted": wanted} | measures)
+    if not rows:  # a study of audio alone
+        return pd.DataFrame(columns=["row", "model", "objective", "query", "wanted", "n", *RECALLS, *CHANCES])
     return pd.DataFrame(rows).drop(columns=["n_std", *(f"{name}_std" for name in CHANCES)]).astype({"n": int})
 
 
 def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
     """nmi and ari of k-means with as many clusters as classes, silhouette of the classes; then that of each clip.
 
-    Of unit-norm embeddings. The silhouette is by cosine distance, -1 to 1; 0 where no class has two clips.
+    Of unit-norm embeddings. The silhouette is by cosine distance, -1 to 1; 0 where no class has two clips. Of a set
+    of folds each is taken by itself: means over them, and clips named by fold and id.
     """
+    if len(folds := by_fold(table)) > 1:
+        measures, clips = zip(*map(separation, folds), strict=True)
+        numbers = [part["fold"].iloc[0] for part in folds]
+        return pd.DataFrame(measures).mean().to_dict(), pd.concat(dict(zip(numbers, clips, strict=True)))
     labels = class_numbers(table)
     vectors, classes = normalize(np.stack(table["embedding"].tolist()).astype(np.float64)), len(np.unique(labels))
     with threadpool_limits(1):  # the order of a parallel sum would show in the clusters

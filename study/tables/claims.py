@@ -31,7 +31,7 @@ def claims_table(study: Study, costs: pd.DataFrame, clustering: pd.DataFrame, ef
         else:
             rows[name] = dict.fromkeys(("unit", "measure"), "silhouette")
             rows[name] |= _silhouette(clustering, others[0]) if complete else {}
-    return ledger(rows)
+    return ledger(rows, study.params.study)
 
 
 def select(results: list[Result], wanted: Selection) -> Result | None:

@@ -32,7 +32,8 @@ class Study:
     @property
     def defaults(self) -> dict[str, Result]:
         """The default model of each modality."""
-        return {modality: next(r for r in self.results if r.name == stage) for modality, stage in STAGES.items()}
+        runs = {result.name: result for result in self.results}
+        return {modality: runs[stage] for modality, stage in STAGES.items() if stage in runs}
 
     @property
     def headliners(self) -> list[Result]:
@@ -68,9 +69,13 @@ class Study:
         return found
 
     def rights(self, result: Result, modality: str | None = None) -> pd.DataFrame:
-        """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed."""
+        """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed.
+
+        Of a set of folds the rows are named by fold and clip.
+        """
         clips = self.on_test(result, modality).astype({"right": float})
-        return 100 * clips.pivot(index="clip", columns="seed", values="right").dropna()
+        index = "clip" if self.params.folds is None else ["fold", "clip"]
+        return 100 * clips.pivot(index=index, columns="seed", values="right").dropna()
 
     def mean(self, values: pd.DataFrame) -> stats.Interval:
         """Mean of a value for each clip and seed, with its bootstrap interval."""
@@ -90,7 +95,7 @@ def load_study(folders: Folders, params: Params) -> Study:
 
 
 def clips_table(results: Iterable[Result]) -> pd.DataFrame:
-    """A row for each run, seed, split, condition, modality and clip.
+    """A row for each run, seed, fold, split, condition, modality and clip.
 
     `condition` is how the clip was corrupted ("": not at all), `modality` what was read of it. `label` and `guess` are
     classes of the first head, by number. `right`: the guess of every head; `top5`: so with the five best guesses. With
@@ -116,6 +121,7 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     chances, own = np.exp(logs), logs[np.arange(len(logs)), label]
     split = predictions["split"].str.partition(": ")
     columns = {
+        "fold": predictions["fold"],
         "split": split[0],
         "condition": split[2],
         "modality": predictions["modality"],
@@ -134,9 +140,13 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def scores_table(clips: pd.DataFrame) -> pd.DataFrame:
-    """Percent recognised of a table of clips: run, seed, split, condition, modality, n, top1, top5 and of each head."""
-    groups = clips.groupby(["run", "seed", "split", "condition", "modality"], sort=False)
+def scores_table(clips: pd.DataFrame, folds: bool = False) -> pd.DataFrame:
+    """Percent recognised of a table of clips: run, seed, split, condition, modality, n, top1, top5 and of each head.
+
+    Of all folds together, or of each with `folds`, which is then a column.
+    """
+    columns = ["run", "seed", *(["fold"] if folds else []), "split", "condition", "modality"]
+    groups = clips.groupby(columns, sort=False, dropna=False)
     shares = groups[["right", *clips.filter(regex="top[15]$")]].mean().rename(columns={"right": "top1"})
     table = 100 * shares.astype(np.float32).astype(np.float64)  # as in mmtlib's scores, to the last digit
     table.insert(0, "n", groups.size())

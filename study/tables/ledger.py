@@ -11,9 +11,21 @@ from mmtlib.config import Section, check
 from mmtlib.evaluation.stats import verdict
 from study.tables.results import QUESTIONS
 
-COLUMNS = ["claim", "paper", "measured", "ci_low", "ci_high", "n_seeds", "verdict", "unit", "holds_above", "modality"]
+COLUMNS = [
+    "study",
+    "claim",
+    "paper",
+    "measured",
+    "ci_low",
+    "ci_high",
+    "n_seeds",
+    "verdict",
+    "unit",
+    "holds_above",
+    "modality",
+]
 COLUMNS += ["measure", "ours", "ours_value", "theirs", "theirs_value"]
-VALUES = COLUMNS[2:5]
+VALUES = COLUMNS[3:6]
 
 
 class Selection(Section):
@@ -53,7 +65,7 @@ def claims() -> dict[str, Claim]:
     return {name: check(Claim, value, f"claims.yaml: {name}") for name, value in QUESTIONS["claims"].items()}
 
 
-def ledger(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def ledger(rows: dict[str, dict[str, Any]], study: str = "") -> pd.DataFrame:
     """The rows of claims.csv, by the ids of the claims.
 
     `measured` is ours less theirs in `unit`, with its interval; the claim holds if all of that lies above
@@ -63,7 +75,7 @@ def ledger(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
     table = []
     for name, row in rows.items():
         claim = claims()[name]
-        about = {"claim": claim.claim, "paper": claim.stated, "modality": claim.modality, "n_seeds": 0}
+        about = {"study": study, "claim": claim.claim, "paper": claim.stated, "modality": claim.modality, "n_seeds": 0}
         row = about | {"holds_above": 0.0 - claim.margin} | row
         low, high = (row.get(bound, float("nan")) - row["holds_above"] for bound in ("ci_low", "ci_high"))
         table.append(row | {"verdict": verdict(low, high)})

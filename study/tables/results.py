@@ -10,7 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from mmtlib.config import STAGES as TRAINED
-from mmtlib.config import Objective, Params, Run
+from mmtlib.config import Objective, Params, Run, Trial
 from mmtlib.evaluation.predictions import read_predictions
 from mmtlib.models import MODALITY
 from mmtlib.training.experiment import Folders, run_of
@@ -30,10 +30,10 @@ class ReportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """One run of params.yaml, of every seed, as it was trained.
+    """One run of params.yaml, of every seed and fold, as it was trained.
 
     `label` is the model's name in the tables (see model_label), `trained` the run's section as it was then.
-    `predictions` and `curves` are by seed.
+    `predictions` are by seed, those of all folds in one table, with the column `fold`: each clip is tested once.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Result:
     label: str
     trained: Run
     predictions: dict[int, pd.DataFrame]
-    curves: dict[int, pd.DataFrame]
+    curves: dict[Trial, pd.DataFrame]
 
     @property
     def modality(self) -> str:
@@ -87,16 +87,18 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
     results: list[Result] = []
     for name, run in params.runs.items():
         group, trained, predictions, curves = getattr(run, "group", None), None, {}, {}
-        for seed in params.seeds_of(name):
-            weights = folders.weights(name, seed)
+        for trial in params.trials(name):
+            weights = folders.weights(name, *trial)
             try:
                 about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
                 trained = run_of(about["parts"])
-                predictions[seed] = read_predictions(folders.predictions(name, seed))
-                curves[seed] = pd.read_csv(weights.with_suffix(".csv"))
+                own = read_predictions(folders.predictions(name, *trial))
+                predictions.setdefault(trial.seed, []).append(own.assign(fold=trial.fold))
+                curves[trial] = pd.read_csv(weights.with_suffix(".csv"))
             except (ValueError, OSError, KeyError, TypeError) as error:
-                problem = f"the files of {name} with seed {seed} are missing or damaged ({error!r})"
+                problem = f"the files of {name} with {trial} are missing or damaged ({error!r})"
                 raise ReportError(f"{problem}; run stage {stage_of(name, group)}.") from error
+        predictions = {seed: pd.concat(parts, ignore_index=True) for seed, parts in predictions.items()}
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         results.append(Result(name, group, label, trained, predictions, curves))

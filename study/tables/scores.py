@@ -15,19 +15,19 @@ from mmtlib.evaluation.stats import verdict
 from mmtlib.models import build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.experiment import Folders
-from study.tables.clips import Study
+from study.tables.clips import Study, scores_table
 from study.tables.results import GROUPS, ReportError, Result
 
 
 def results_table(study: Study) -> pd.DataFrame:
-    """A row for each score: dataset, model, modality, objective, seed, split, n, top1, top5 (percent).
+    """A row for each score: dataset, model, modality, objective, seed, fold, split, n, top1, top5 (percent).
 
     With several heads, their own scores follow.
     """
     runs = pd.DataFrame([{"run": r.name, "model": r.label, "objective": r.objective} for r in study.results])
-    table = study.scores.merge(runs, on="run", how="left").assign(dataset=study.dataset)
+    table = scores_table(study.clips, folds=True).merge(runs, on="run", how="left").assign(dataset=study.dataset)
     table.loc[table["condition"] != "", "split"] += ": " + table["condition"]
-    columns = ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
+    columns = ["dataset", "model", "modality", "objective", "seed", "fold", "split", "n", "top1", "top5"]
     return table[[*columns, *table.filter(regex="_top[15]$")]]
 
 
@@ -75,7 +75,7 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     high, verdict, params_m, mmacs.
     """
     main = study.defaults
-    pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video")]
+    pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video") if "av" in main]
     pairs += [(r.group, r, main[r.modality]) for r in study.reported if r.group]
     pairs.sort(key=lambda pair: list(GROUPS).index(pair[0]))
     rows = []
@@ -94,12 +94,13 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_class_table(study: Study) -> pd.DataFrame:
-    """class, n (test clips), audio, video, av: percent recognised by the default model of each modality."""
+    """class, n (test clips), audio, video, av: percent recognised by the default model of each modality there is."""
     table = pd.DataFrame(index=pd.Index(study.features["classes"], name="class"))
     for modality, result in study.defaults.items():
         clips = study.on_test(result).drop_duplicates("clip")
         names = pd.Series(np.asarray(study.features["classes"])[clips["label"]], index=clips["clip"])
-        by_class = study.rights(result).mean(axis=1).groupby(names)
+        rights = study.rights(result).mean(axis=1)
+        by_class = rights.groupby(names.loc[rights.index.get_level_values("clip")].to_numpy())
         table["n"], table[modality] = by_class.size(), by_class.mean()
     return table.fillna({"n": 0}).astype({"n": int}).reset_index()
 
@@ -116,14 +117,14 @@ def ceilings_table(folders: Folders) -> pd.DataFrame:
 
 
 def curves_table(study: Study) -> pd.DataFrame:
-    """Learning curves of ours and the baselines: run, modality, ours, seed, epoch, ce, val_top1, kept."""
+    """Learning curves of ours and the baselines: run, modality, ours, seed, fold, epoch, ce, val_top1, kept."""
     parts = []
     for result in (r for r in study.reported if r.group in (None, "baseline")):
         about = {"run": result.label, "modality": result.modality, "ours": result.group is None}
-        for seed, curve in result.curves.items():
+        for (seed, fold), curve in result.curves.items():
             kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
             part = curve[["epoch", "ce", "val_top1"]]
-            parts.append(part.assign(**about, seed=seed, kept=part.index == kept))
+            parts.append(part.assign(**about, seed=seed, fold=fold, kept=part.index == kept))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -133,9 +134,14 @@ def class_numbers(predictions: pd.DataFrame) -> Int[np.ndarray, " clips"]:
     return np.unravel_index(labels, list(head_sizes(predictions).values()))[0]
 
 
+def by_fold(predictions: pd.DataFrame) -> list[pd.DataFrame]:
+    """Predictions of one seed, apart for each model that made them: embeddings of two of them do not compare."""
+    return [part for _, part in predictions.groupby("fold", dropna=False)]
+
+
 def tsne_points(result: Result, classes: list[str], limit: int = 1000) -> pd.DataFrame:
-    """x, y, label of at most `limit` test clips: t-SNE of the first seed's embeddings."""
-    table = result.on_test()[0].sort_values("clip_id")
+    """x, y, label of at most `limit` test clips: t-SNE of the embeddings of the first seed and fold."""
+    table = by_fold(result.on_test()[0])[0].sort_values("clip_id")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
     vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
     if len(vectors) > 9:

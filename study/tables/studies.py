@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from mmtlib.config import Run
 from study.tables.clips import Study
 from study.tables.results import Result
 
@@ -53,20 +54,30 @@ def data_table(study: Study) -> pd.DataFrame:
 
 
 def search_table(study: Study) -> pd.DataFrame:
-    """The search of learning rates: model, lr, val_top1 (percent, of the epoch kept), n_seeds, best, taken (bool).
+    """The search: model, lr, setting, val_top1 (percent, of the epoch kept), n_seeds, best, taken (bool).
 
-    All models have as many rates, tried on the same seeds; the test split decides nothing.
+    `setting` is the learning rate and what else differs from the run that was taken. All models have as many tries, on
+    the same seeds and folds; the test split decides nothing.
     """
     rows = []
     for model, used, parts in _by_model(study, "search"):
-        seeds = [seed for seed in used.curves if all(seed in r.curves for r in parts)]
+        trials = [trial for trial in used.curves if all(trial in r.curves for r in parts)]
         for result in [*parts, used]:
-            top1 = pd.Series([result.curves[seed]["val_top1"].max() for seed in seeds])
-            about = {"model": model, "lr": result.trained.lr, "val_top1": top1.mean(), "n_seeds": len(seeds)}
+            top1 = pd.Series([result.curves[trial]["val_top1"].max() for trial in trials])
+            about = {"model": model, "lr": result.trained.lr, "setting": _setting(result.trained, used.trained)}
+            about["val_top1"] = top1.mean()
+            about["n_seeds"] = len({trial.seed for trial in trials})
             rows.append(about | {"taken": result is used})
-    table = pd.DataFrame(rows, columns=["model", "lr", "val_top1", "n_seeds", "taken"])
+    table = pd.DataFrame(rows, columns=["model", "lr", "setting", "val_top1", "n_seeds", "taken"])
     best = table.groupby("model")["val_top1"].transform("max") == table["val_top1"]
     return table.assign(best=best).sort_values(["model", "lr"], kind="stable", ignore_index=True)
+
+
+def _setting(run: Run, used: Run) -> str:
+    """The learning rate of a run, and what else it changes in another one."""
+    before, now = used.overrides | {"epochs": used.epochs}, run.overrides | {"epochs": run.epochs}
+    names = sorted(name for name in before | now if before.get(name) != now.get(name))
+    return ", ".join([f"lr {run.lr:g}", *(f"{name} {now.get(name, 'default')}" for name in names)])
 
 
 def _by_model(study: Study, group: str) -> Iterator[tuple[str, Result, list[Result]]]:

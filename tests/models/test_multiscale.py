@@ -416,3 +416,26 @@ def test_fp64_is_computed_in_fp64():
     got = model.double()(x.double())[0]
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [((2, 2),) * 3, ((2, 2), (2, 1)), ((1, 2, 2), (2, 2, 2))])
+@pytest.mark.parametrize("length", [8, 17, 31])
+def test_a_stem_of_convolutions_has_the_grid_that_the_encoder_says(strides, length):
+    axes = len(strides[0])
+    stages = (Stage(1, 8, 1, (1,) * axes, (3,) * axes),)
+    model = encoder(in_channels=axes, size=(24,) * axes, stem=strides, stages=stages)
+    x = torch.randn(1, axes, *(length,) * axes)
+    assert tuple(model.patch_embed(x).shape[2:]) == model.grid((length,) * axes) == model(x)[1]
+
+
+def test_a_patch_of_the_stem_sees_what_its_kernel_says():
+    stages = (Stage(1, 8, 1, (1, 1), (3, 3)),)
+    model = encoder(size=(48, 48), stem=((2, 2),) * 3, stages=stages)
+    x = torch.randn(1, 1, 48, 48, requires_grad=True)
+    y = x
+    for convolution in model.patch_embed[0::3]:  # without the normalisation, which looks everywhere
+        y = convolution(y)
+    (seen,) = torch.autograd.grad(y[0, :, 3, 2].sum(), x)
+    rows, columns = (seen[0, 0].abs().sum(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    assert model.patch_kernel == (15, 15)
+    assert (rows, columns) == (list(range(24 - 7, 24 + 8)), list(range(16 - 7, 16 + 8)))

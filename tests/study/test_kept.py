@@ -21,7 +21,7 @@ DATA = kept_runs(KEPT)[0].about["parts"]["data"]
 @pytest.fixture(scope="module")
 def kept():
     """(name, seed) -> file."""
-    return {(name, seed): kept_at(KEPT, parts).predictions for name, seed, parts in planned(PARAMS, DATA)}
+    return {(name, seed): kept_at(KEPT, parts).predictions for name, (seed, _), parts in planned(PARAMS, DATA)}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def right(kept):
     @cache
     def read(name, modality):
         columns = {}
-        for seed in PARAMS.seeds_of(name):
+        for seed, _ in PARAMS.trials(name):
             wanted = ["split", "modality", "clip_id", "logits", "label_index"]
             table = pd.read_parquet(kept[name, seed], columns=wanted)
             table = table[(table["split"] == "test") & (table["modality"] == modality)].sort_values("clip_id")
@@ -65,10 +65,10 @@ def test_each_run_of_the_profile_is_kept_under_todays_key_and_nothing_else():
 
 
 def test_a_kept_run_is_of_the_run_and_the_data_that_the_profile_asks_for():
-    for name, seed, parts in planned(PARAMS, DATA):
+    for name, (seed, _), parts in planned(PARAMS, DATA):
         about = kept_at(KEPT, parts).about["parts"]
         assert (about["seed"], run_of(about).model) == (seed, PARAMS.runs[name].model)
-    read = PARAMS.features.model_dump(exclude={"cache", "workers", "clips", "crops"})
+    read = PARAMS.features.model_dump(exclude={"cache", "workers", "clips", "crops", "snr"})
     assert DATA["settings"] == read
     assert DATA["source"] == {
         "version": VERSION,

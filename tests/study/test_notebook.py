@@ -115,7 +115,7 @@ def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_loo
 
     def train(name, params, given):
         assert (params, given) == (SMALL, folders)
-        for seed in params.seeds_of(name):
+        for seed, _ in params.trials(name):
             calls.extend([given.weights(name, seed).with_suffix(".json"), given.predictions(name, seed)])
 
     def download(out, **values):
@@ -146,7 +146,7 @@ def trained(name: str) -> list[Trained]:
 def test_the_study_smoke_shows_the_kept_results_of_the_full_one(name, capsys):
     full = load(notebook.FULL)
     shown = to_show(name, trained(name), SMALL)
-    assert [one.seed for one in shown] == full.seeds_of(name)
+    assert [one.seed for one in shown] == [seed for seed, _ in full.trials(name)]
     assert capsys.readouterr().out == f"of the study freedoom, whose predictions are kept: {len(shown)} seeds\n"
     for one in shown:
         assert one.predictions.parent == ROOT / full.training.kept

@@ -18,7 +18,7 @@ from toy_features import (
     write_features,
 )
 
-from mmtlib.config import ROOT, Ablation, Run, load
+from mmtlib.config import ROOT, Ablation, Run, Trial, load
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.models import build_model
@@ -152,41 +152,42 @@ def test_a_place_in_the_report_does_not_make_another_run(data):
     run = make_run("mat_t", epochs=1)
     row = Ablation.model_validate(run.model_dump() | {"group": "search", "seeds": [0]})
     parts = [
-        parts_of(one, make_recipe(nproc=n, kept=k), 0, data, {})
+        parts_of(one, make_recipe(nproc=n, kept=k), Trial(0), data, {})
         for one, n, k in ((run, 1, None), (row, 1, None), (run, 2, "kept"))
     ]
     assert parts[0] == parts[1] == parts[2]
-    fewer = parts_of(run.model_copy(update={"train_share": 0.5}), make_recipe(), 0, data, {})
+    fewer = parts_of(run.model_copy(update={"train_share": 0.5}), make_recipe(), Trial(0), data, {})
     assert key_of(fewer) != key_of(parts[0])
 
 
 def test_how_a_model_is_tested_keeps_another_file_but_trains_no_other_weights(data, tmp_path, monkeypatch):
     run = make_run("mmt_t")
     robust, not_so = (
-        parts_of(run.model_copy(update={"robustness": flag}), make_recipe(), 0, data, {}) for flag in (True, False)
+        parts_of(run.model_copy(update={"robustness": flag}), make_recipe(), Trial(0), data, {})
+        for flag in (True, False)
     )
     assert key_of(robust) == key_of(not_so)
     assert kept(tmp_path, robust) != kept(tmp_path, not_so)
     assert robust["conditions"]["names"] == list(CONDITIONS)
     monkeypatch.setattr(experiment, "CORRUPTION", experiment.CORRUPTION + 1)
-    again = parts_of(run.model_copy(update={"robustness": True}), make_recipe(), 0, data, {})
+    again = parts_of(run.model_copy(update={"robustness": True}), make_recipe(), Trial(0), data, {})
     assert key_of(again) == key_of(robust)
     assert kept(tmp_path, again) != kept(tmp_path, robust)
 
 
 def test_the_encoders_that_a_run_starts_from_are_part_of_its_key(data):
     params = make_params()
-    mmt = parts_for(params.train_mmt, params, 0, data)
+    mmt = parts_for(params.train_mmt, params, Trial(0), data)
     assert mmt["encoders"] == {
-        "audio": key_of(parts_for(params.pretrain_mat, params, 0, data)),
-        "video": key_of(parts_for(params.pretrain_mvit, params, 0, data)),
+        "audio": key_of(parts_for(params.pretrain_mat, params, Trial(0), data)),
+        "video": key_of(parts_for(params.pretrain_mvit, params, Trial(0), data)),
     }
     other = make_params(pretrain_mat=make_run("mat_t", epochs=2))
-    assert key_of(parts_for(other.train_mmt, other, 0, data)) != key_of(mmt)
+    assert key_of(parts_for(other.train_mmt, other, Trial(0), data)) != key_of(mmt)
     scratch = params.train_mmt.model_copy(update={"init": "scratch"})
-    assert parts_for(scratch, params, 0, data)["encoders"] == {} == encoder_runs(scratch, params)
+    assert parts_for(scratch, params, Trial(0), data)["encoders"] == {} == encoder_runs(scratch, params)
     fewer = params.train_mmt.model_copy(update={"train_share": 0.25})
-    assert {part: run.train_share for part, run in encoder_runs(fewer, params).items()} == {
+    assert {part: run.train_share for part, (_, run) in encoder_runs(fewer, params).items()} == {
         "audio": 0.25,
         "video": 0.25,
     }
@@ -194,7 +195,7 @@ def test_the_encoders_that_a_run_starts_from_are_part_of_its_key(data):
 
 def test_the_key_that_is_planned_is_the_one_that_is_trained(features, data, tmp_path):
     params = make_params(seeds=(0, 2))
-    runs = {(name, seed): parts for name, seed, parts in planned(params, data)}
+    runs = {(name, trial.seed): parts for name, trial, parts in planned(params, data)}
     assert set(runs) == {(name, seed) for name in params.runs for seed in (0, 2)}
     given = dict(seed=2, features=features, runs=tmp_path, init={}, device="cpu")
     assert Trainer(params.pretrain_mat, params.training, **given).key == key_of(runs["pretrain_mat", 2])
@@ -213,7 +214,7 @@ def test_the_kept_predictions_are_those_of_the_full_study():
 
 
 def put(folder, run: Run, recipe, data, **about) -> Kept:
-    parts = parts_of(run, recipe, 0, data, {})
+    parts = parts_of(run, recipe, Trial(0), data, {})
     one = kept(folder, parts)
     keep(one, b"a table", {"parts": parts, "history": "epoch\n1\n"} | made_with() | about)
     return one
@@ -229,13 +230,13 @@ def test_a_kept_run_says_what_it_is_and_a_run_that_is_not_kept_what_differs(data
     assert run_of(parts) == Run.model_validate(plain(run) | {"lr": 1e-3})
     assert parts["model"]["dim"] == 8
     assert re.fullmatch(r"[0-9a-f]{40}.*|unknown", first.about["commit"])
-    same = parts_of(run.model_copy(update={"lr": 1e-3}), recipe, 0, data, {})
+    same = parts_of(run.model_copy(update={"lr": 1e-3}), recipe, Trial(0), data, {})
     assert is_kept(kept(tmp_path / "kept", same))
-    noisy = parts_of(run.model_copy(update={"lr": 1e-3}), make_recipe(noise=0.1), 0, data, {})
+    noisy = parts_of(run.model_copy(update={"lr": 1e-3}), make_recipe(noise=0.1), Trial(0), data, {})
     assert not is_kept(kept(tmp_path / "kept", noisy))
     assert why_not(tmp_path / "kept", noisy) == "recipe.noise: 0.0 is kept, 0.1 is wanted"
     monkeypatch.setitem(NUMERICS, "mat", 2)
-    later = parts_of(run.model_copy(update={"lr": 2e-3}), recipe, 0, data, {})
+    later = parts_of(run.model_copy(update={"lr": 2e-3}), recipe, Trial(0), data, {})
     assert why_not(tmp_path / "kept", later) == "numerics: 1 is kept, 2 is wanted"
     assert why_not(tmp_path / "nowhere", later) == f"no run is kept in {tmp_path / 'nowhere'}"
 

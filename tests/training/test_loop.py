@@ -10,13 +10,13 @@ import torch
 from toy_features import AUDIO, CLASSES, MVIT, OVERRIDES, VIDEO, make_recipe, make_run, write_features
 
 from mmtlib.config import Objective
-from mmtlib.data.dataset import Batch, DatasetError, FeatureDataset
+from mmtlib.data.dataset import Batch, DatasetError, FeatureDataset, share_of
 from mmtlib.evaluation.predictions import usable
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import AVOutput, build_model
-from mmtlib.models.hub import load_weights
+from mmtlib.models.hub import load_encoder, load_weights
 from mmtlib.training import loop as trainer_module
-from mmtlib.training.loop import Trainer, input_sizes, load_encoder, share_of
+from mmtlib.training.loop import Trainer, input_sizes
 from mmtlib.training.optim import choose_precision, one_hot, parameter_groups, training_loss, warmup_cosine
 
 ROUGH = {
@@ -318,10 +318,10 @@ def test_the_test_split_is_never_touched(features, tmp_path, monkeypatch):
     opened = []
 
     class Guarded(FeatureDataset):
-        def __init__(self, root, split):
+        def __init__(self, root, split, fold=None):
             opened.append(split)
             assert split != "test", "the test split is for the end"
-            super().__init__(root, split)
+            super().__init__(root, split, fold)
 
     monkeypatch.setattr(trainer_module, "FeatureDataset", Guarded)
     fit(make_trainer(features, tmp_path, make_run(epochs=1)))
@@ -350,6 +350,34 @@ def test_the_weights_of_the_best_epoch_on_validation_are_kept(features, tmp_path
     fit(trainer)
     assert equal(weights(trainer), seen[best - 1])
     assert not equal(seen[best - 1], seen[best % 3])
+
+
+def test_a_moving_average_of_the_weights_is_what_counts(features, tmp_path, monkeypatch):
+    recipe, run = make_recipe(ema=0.5), make_run(epochs=2)
+    trainer, seen = make_trainer(features, tmp_path / "a", run, recipe), []
+    step = trainer.optimizer.step
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: (step(), seen.append(weights(trainer))))
+    trainer._train_epoch(0, bf16=False)
+    want = seen[0]
+    for later in seen[1:]:
+        want = {name: 0.5 * value + 0.5 * later[name] for name, value in want.items()}
+    for name, value in trainer.kept.state_dict().items():
+        torch.testing.assert_close(value, want[name])
+    whole, part = (
+        make_trainer(features, tmp_path / "b", run, recipe),
+        make_trainer(features, tmp_path / "c", run, recipe),
+    )
+    fit(whole)
+    monkeypatch.setattr(part, "_save", lambda state: (Trainer._save(part, state), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        fit(part)
+    again = make_trainer(features, tmp_path / "c", run, recipe)
+    fit(again)
+    assert equal(weights(again), weights(whole))
+    plain = make_trainer(features, tmp_path / "d", run)
+    fit(plain)
+    assert plain.key != whole.key
+    assert not equal(weights(plain), weights(whole))
 
 
 def test_the_best_epoch_survives_a_kill(features, tmp_path, monkeypatch):

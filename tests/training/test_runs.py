@@ -18,7 +18,7 @@ def folders(tmp_path):
     """A study of which every run but one, the second seed of train_mmt, is kept."""
     folders, params = Folders(tmp_path, "toy"), make_params(KEPT, seeds=(0, 1))
     write_features(folders.features)
-    for name, seed, parts in planned(params, FeatureDataset(folders.features, "train").identity):
+    for name, (seed, _), parts in planned(params, FeatureDataset(folders.features, "train").identity):
         if (name, seed) != ("train_mmt", 1):
             keep(kept(tmp_path / "kept", parts), b"a table", {"parts": parts, "history": "epoch\n"} | made_with())
     return folders

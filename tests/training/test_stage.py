@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_features import CLASSES, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import STAGES, ParamsError
+from mmtlib.config import STAGES, ParamsError, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import DatasetError, FeatureDataset
 from mmtlib.evaluation.scores import scores
@@ -21,6 +21,7 @@ from mmtlib.training.experiment import Folders
 from mmtlib.training.loop import Trainer
 from mmtlib.training.stage import Trained, train_runs
 
+TRIALS = [Trial(0), Trial(1)]
 ROUGH = {
     "spec_augment": {"time_masks": 1, "time_width": 8, "freq_masks": 1, "freq_width": 6},
     "crop_scale": 0.6,
@@ -52,7 +53,9 @@ def study(tmp_path_factory):
     """The three training stages on the toy set, one epoch each, with the live log as it is."""
     folders = at(tmp_path_factory.mktemp("root"), silent=(33,))
     params = make_params(make_recipe(**ROUGH), seeds=(0, 1))
-    trained = {name: train_runs(name, params, folders, [0, 1] if name != "train_mmt" else [0]) for name in STAGES}
+    trained = {
+        name: train_runs(name, params, folders, TRIALS if name != "train_mmt" else TRIALS[:1]) for name in STAGES
+    }
     return folders, params, trained
 
 
@@ -133,7 +136,7 @@ def test_mmt_starts_from_the_encoders_of_its_own_seed(study, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", fit_nothing)
     with pytest.raises(KilledError):
-        train_runs("train_mmt", params, folders, [1])
+        train_runs("train_mmt", params, folders, TRIALS[1:])
     for part, stage in (("audio", "pretrain_mat"), ("video", "pretrain_mvit")):
         want, _ = load_weights(trained[stage][1].weights)
         other, _ = load_weights(trained[stage][0].weights)
@@ -151,7 +154,7 @@ def test_a_stage_run_again_takes_the_finished_run_and_gives_the_same_bytes(study
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
         patch.setattr(training, "predict", lambda *_, **__: pytest.fail("predicted again"))
-        (again,) = train_runs("train_mmt", params, folders, [0])
+        (again,) = train_runs("train_mmt", params, folders, TRIALS[:1])
     assert bytes_of(again) == before
     assert "train_mmt seed 0 | was trained already, run " in capsys.readouterr().out
     assert again.weights.with_suffix(".md").is_file()
