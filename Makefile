@@ -45,7 +45,7 @@ test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebook
 	pytest -n $(JOBS) tests
 	python -c 'from study.notebook import begin; begin("report", "params/smoke.yaml")'
 	pytest --nbval notebooks/01_* notebooks/02_*
-	pytest --nbval -n $(JOBS) $(filter-out notebooks/01_% notebooks/02_%,$(wildcard notebooks/*.ipynb))
+	pytest --nbval -n $(JOBS) notebooks/08_* $(filter-out notebooks/01_% notebooks/02_% notebooks/08_%,$(wildcard notebooks/*.ipynb))
 
 notebooks: $(STAMP) ## re-execute notebooks/ in place, at their defaults
 	python -m study.run notebooks

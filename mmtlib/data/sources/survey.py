@@ -9,6 +9,7 @@ import pandas as pd
 
 from mmtlib import config
 from mmtlib.data.manifest import COLUMNS, SPLITS, ManifestError, stays_below
+from mmtlib.data.probe import probe
 from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.esc50 import esc50
 from mmtlib.data.sources.folder import folder
@@ -75,9 +76,6 @@ def survey(
     and of the others silent (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip).
     Raises SourceError for a setting, ManifestError for an annotation file that cannot be used, ClusterError.
     """
-    # Not at the top: the package imports this module, and `python -m mmtlib.data.probe` must not meet itself.
-    from mmtlib.data.probe import probe
-
     if source not in SOURCES:
         raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
     if annotations is None and source not in _BY_NAME:
