@@ -150,13 +150,13 @@ def measure(folder: Path) -> dict[str, float]:
         ("decode_video", "train", "video"),
         ("decode_test", "test", "av"),
     ):
-        found[name] = least(partial(decode, settings, Task(one, None, None, split), modality), 7)
+        found[name] = least(partial(decode, settings, Task(one, None, None, split == "test"), modality), 7)
 
-    whole = partial(decode, settings, Task(one, None, None, "train"))
+    whole = partial(decode, settings, Task(one, None, None, False))
     found["merely"] = beside(whole, partial(merely_decode, one), 15)
 
     with connect(cores()) as client:
-        tasks = [Task(link, None, None, "train") for link in links[: 16 * cores()]]
+        tasks = [Task(link, None, None, False) for link in links[: 16 * cores()]]
         each = least(lambda: list(spread(client, partial(decode, settings), tasks)), 3) / len(tasks)
         found["busy"] = each * cores() / found["decode"]
 

@@ -74,7 +74,7 @@ def predict_file(
     spans = window_spans(facts.duration, settings.seconds, hop)
     rows, answers = [], {modality: [] for modality in (_WORDS if kind == "av" else [kind])}
     for start, end in spans:
-        made = decode(settings, Task(file, start, end, "test"), kind)
+        made = decode(settings, Task(file, start, end, all_views=True), kind)
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
         for modality, probabilities in _answers(model, stats, heads, made).items():
@@ -126,7 +126,9 @@ def _answers(
     audio = video = None
     if views[0].log_mel is not None:  # the arithmetic of FeatureDataset, step by step, for the same last digits
         audio = torch.stack([torch.from_numpy(view.log_mel) for view in views])[:, None].float()
-        audio = audio.sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"]).to(device)
+        ends = torch.tensor(made.audio_frames)[:, None, None, None]  # of the audio; what follows is no signal
+        audio = audio.sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
+        audio = (audio * (torch.arange(audio.shape[2])[:, None] < ends)).to(device)
     if views[0].frames is not None:
         video = torch.stack([torch.from_numpy(view.frames) for view in views]).permute(0, 4, 1, 2, 3).float()
         mean, std = (255 * torch.tensor(stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
