@@ -90,13 +90,13 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
     tops = {split: {"audio": 80.0, "video": 75.0} for split in splits}
     _write_json(folders.clips / "dataset.json", {"name": "made-up", "classes": CLASSES, "ceilings": tops})
     for place, (name, run) in enumerate(params.runs.items()):
-        for seed, _ in params.trials(name):
-            _write_run(folders, name, run, seed, right[name], splits, place)
+        for trial in params.trials(name):
+            _write_run(folders, name, run, trial, right[name], splits, place)
     return folders
 
 
-def _write_run(folders, name, run, seed, right, splits, place) -> None:
-    weights = folders.weights(name, seed)  # no such file: the report reads those beside it
+def _write_run(folders, name, run, trial, right, splits, place) -> None:
+    weights, seed = folders.weights(name, *trial), trial.seed  # no such file: the report reads those beside it
     parts = {"run": plain(run), "conditions": {} if run.robustness else None}
     parts["run"].pop("robustness")
     _write_json(weights.with_suffix(".json"), {"key": "0" * 16, "parts": parts})
@@ -113,9 +113,11 @@ def _write_run(folders, name, run, seed, right, splits, place) -> None:
         split = f"test: {condition}"
         count = max(right["av"] - 2 * index - seed, 0)
         tables.append(_predictions(split, 4 * splits["test"], count, "av", 100 * place + seed))
-    path = folders.predictions(name, seed)
+    path, found = folders.predictions(name, *trial), pd.concat(tables, ignore_index=True)
+    if trial.fold is not None:  # each fold has clips of its own
+        found["clip_id"] = f"fold{trial.fold}-" + found["clip_id"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables, ignore_index=True).to_parquet(path, index=False)
+    found.to_parquet(path, index=False)
 
 
 def _predictions(split: str, n: int, right: int, modality: str, seed: int) -> pd.DataFrame:

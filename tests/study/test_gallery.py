@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from freedoom_sounds.files import write_clip
+from mmtlib.config import Trial
 from mmtlib.data.augment import Augmenter
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
@@ -165,10 +166,10 @@ def test_costs_are_of_the_models_as_they_are_built():
 def test_a_learning_curve_marks_the_kept_epoch_of_each_seed():
     history = pd.DataFrame({"epoch": [1, 2], "ce": [2.0, 1.0], "val_loss": [2.0, 1.5], "val_top1": [10.0, 10.0]})
     better = history.assign(val_loss=[1.0, 1.5])
-    first, other = (gallery.curve_figure("x", {0: table}, "audio") for table in (history, better))
+    first, other = (gallery.curve_figure("x", {Trial(0, None): table}, "audio") for table in (history, better))
     assert repr(first) == "Picture: learning curves of x"
     assert first.png != other.png  # of equal top-1 the lower loss is kept
-    assert gallery.curve_figure("x", {0: history, 1: better}, "audio").png != first.png
+    assert gallery.curve_figure("x", {Trial(0, None): history, Trial(1, None): better}, "audio").png != first.png
 
 
 def test_claims_print_what_is_stable_and_say_what_is_wrong():
