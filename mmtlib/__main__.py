@@ -27,7 +27,7 @@ Workers = Annotated[str, typer.Option(help="processes (0: one for each core), or
 def study(file: str):
     """The parameters of a file and the folders of its study."""
     from mmtlib.config import ROOT, load
-    from mmtlib.training.experiment import Folders
+    from mmtlib.folders import Folders
 
     params = load(file)
     return params, Folders(ROOT, params.study)

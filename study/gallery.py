@@ -35,7 +35,6 @@ from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, 
 from study.figures.style import COLOURS
 
 FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
-WIDEST = 800  # pixels
 
 # Modality -> the stage that trains our model of it, beside which an ablation row is shown.
 DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
@@ -46,7 +45,7 @@ _preview_clip = partial(read_clip, size=SIZE, sample_rate=HZ, seconds=None)
 def file_picture(path: Path, text: str) -> Picture:
     """A picture file, scaled down to a width of 800 pixels if it is wider."""
     image = Image.open(path).convert("RGB")
-    image.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS, reducing_gap=None)
+    image.thumbnail((800, image.height), Image.Resampling.LANCZOS, reducing_gap=None)
     return indexed(image, text)
 
 
@@ -225,8 +224,7 @@ def _times(sizes: Sequence[int]) -> str:
 def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
     """Rows of (title, batch, position), de-normalised: six frames, then the log-mel, all on one scale."""
     seconds = dataset.stats["settings"]["seconds"]
-    sound = dataset.stats["log_mel"]
-    shown = []
+    sound, shown = dataset.stats["log_mel"], []
     for title, batch, at in rows:
         frames = _as_stored(batch.video[at], dataset)
         chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)

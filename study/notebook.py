@@ -16,7 +16,8 @@ from mmtlib.data.download import download
 from mmtlib.data.features import extract_features
 from mmtlib.evaluation.predictions import read_predictions
 from mmtlib.evaluation.scores import scores
-from mmtlib.training.experiment import Folders, kept, kept_runs, parts_for
+from mmtlib.folders import Folders
+from mmtlib.training.experiment import kept, kept_runs, parts_for
 from mmtlib.training.stage import Trained, train_runs
 
 # Stage or guide -> the stages whose files it reads, in their order.

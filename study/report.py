@@ -22,7 +22,8 @@ from tabulate import tabulate
 from mmtlib.config import ROOT, Params, load
 from mmtlib.data.dataset import VAL_SHARE
 from mmtlib.files import write_bytes, write_text
-from mmtlib.training.experiment import Folders, made_with, plain
+from mmtlib.folders import Folders
+from mmtlib.training.experiment import made_with, plain
 from study.figures import analysis as analysis_figures
 from study.figures import results as figures
 from study.figures.style import READS, png

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from mmtlib.config import ROOT, ParamsError, compose, load
 from mmtlib.config import STAGES as TRAINED
 from mmtlib.files import write_text
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 
 # The stages in their order; each is also a notebook (01_download, ...) and a section of params.yaml.
 # All but `efficiency` make up the pipeline of dvc.yaml; that one is in bench/dvc.yaml, for `make bench`.

@@ -9,8 +9,9 @@ import pandas as pd
 from mmtlib import config as params_module
 from mmtlib.config import Params
 from mmtlib.data.corruption import CONDITIONS
+from mmtlib.folders import Folders
 from mmtlib.models import MODALITY
-from mmtlib.training.experiment import Folders, plain
+from mmtlib.training.experiment import plain
 
 CLASSES = ["bell", "dog", "drum", "wave"]
 SPLITS = {"train": 8, "val": 3, "test": 10}  # clips of each class

@@ -10,9 +10,9 @@ from toy_features import MMT, make_params, make_recipe, make_run, write_features
 from mmtlib import distributed
 from mmtlib.config import ROOT, ParamsError, Trial, load
 from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.folders import Folders
 from mmtlib.models.hub import load_weights
 from mmtlib.training import __main__ as command
-from mmtlib.training.experiment import Folders
 from mmtlib.training.loop import Trainer
 from mmtlib.training.stage import TrainingError, train_runs
 

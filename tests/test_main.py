@@ -17,7 +17,7 @@ from freedoom_sounds.files import write_clip
 from mmtlib import config
 from mmtlib.config import ROOT, compose, load
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 
 COMMANDS = ["download", "features", "train", "predict", "runs", "report"]
 

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from mmtlib.config import ROOT, STAGES, Params, load
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from study import notebook
 from study.report import write_report
 

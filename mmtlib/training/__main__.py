@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmtlib.config import ROOT, load
 from mmtlib.distributed import process_group
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from mmtlib.training.stage import FAILED, TrainingError, run_from_spec, train_runs
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmtlib.config import ROOT, STAGES, Params, Recipe, Run, Trial
+from mmtlib.config import ROOT, Params, Recipe, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
@@ -27,49 +27,6 @@ CORRUPTION = 1
 """The same for how test clips are corrupted."""
 
 Parts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Folders:
-    """The folders of a study below `root`, the repository: another study has others, so none overwrites another's."""
-
-    root: Path
-    study: str
-
-    @property
-    def clips(self) -> Path:
-        """manifest.csv, dataset.json and, of a generated set, the clips."""
-        return self.root / "data" / self.study / "clips"
-
-    @property
-    def features(self) -> Path:
-        return self.root / "data" / self.study / "features"
-
-    @property
-    def report(self) -> Path:
-        """README.md, tables/, figures/ and notebooks/, the executed copies."""
-        return self.root / "reports" / self.study
-
-    @property
-    def runs(self) -> Path:
-        """Checkpoints and finished runs by their keys, of all studies."""
-        return self.root / "runs"
-
-    def weights(self, name: str, seed: int, fold: int | None = None) -> Path:
-        """The weights of a run; beside them a .md, their card, a .csv, the learning curve, and a .json, the parts."""
-        return self.root / "models" / self.study / stage_of(name) / f"{_trial(name, seed, fold)}.safetensors"
-
-    def predictions(self, name: str, seed: int, fold: int | None = None) -> Path:
-        return self.root / "predictions" / self.study / stage_of(name) / f"{_trial(name, seed, fold)}.parquet"
-
-
-def _trial(name: str, seed: int, fold: int | None) -> str:
-    return f"{name}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
-
-
-def stage_of(name: str) -> str:
-    """The folder of a run: its own stage, or a folder of the stage `ablations` for a row of that table."""
-    return name if name in STAGES else f"ablations/{name}"
 
 
 def plain(run: Run) -> dict[str, Any]:

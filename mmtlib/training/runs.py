@@ -2,7 +2,8 @@
 
 from mmtlib.config import Params, ParamsError
 from mmtlib.data.dataset import DatasetError, FeatureDataset
-from mmtlib.training.experiment import Folders, is_kept, kept, kept_runs, planned, why_not
+from mmtlib.folders import Folders
+from mmtlib.training.experiment import is_kept, kept, kept_runs, planned, why_not
 
 
 def list_runs(params: Params, folders: Folders) -> int:

@@ -22,10 +22,10 @@ from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
 from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions
 from mmtlib.evaluation.scores import scores
 from mmtlib.files import write_bytes, write_json, write_text
+from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, from_pretrained
 from mmtlib.models.hub import load_model, read_header
 from mmtlib.training.experiment import (
-    Folders,
     Kept,
     Parts,
     encoder_runs,

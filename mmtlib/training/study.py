@@ -11,7 +11,8 @@ import torch
 from mmtlib.cluster import connect, cores
 from mmtlib.config import Params, Run, Trial
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.training.experiment import Folders, encoder_runs, is_kept, kept, key_of, parts_for, planned
+from mmtlib.folders import Folders
+from mmtlib.training.experiment import encoder_runs, is_kept, kept, key_of, parts_for, planned
 from mmtlib.training.stage import finish, predict_run
 
 

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from mmtlib.config import Params
 from mmtlib.evaluation import stats
 from mmtlib.evaluation.scores import guesses, head_sizes, hits
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features
 
 

@@ -12,8 +12,9 @@ from ruamel.yaml import YAML
 from mmtlib.config import STAGES as TRAINED
 from mmtlib.config import Objective, Params, Run, Trial
 from mmtlib.evaluation.predictions import read_predictions
+from mmtlib.folders import Folders
 from mmtlib.models import MODALITY
-from mmtlib.training.experiment import Folders, run_of
+from mmtlib.training.experiment import run_of
 
 STAGES = dict(zip(("audio", "video", "av"), TRAINED, strict=True))
 """The stage that trains the default model of each modality."""

@@ -12,9 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.scores import head_sizes
 from mmtlib.evaluation.stats import verdict
+from mmtlib.folders import Folders
 from mmtlib.models import build_model
 from mmtlib.models.cost import count_macs, count_parameters
-from mmtlib.training.experiment import Folders
 from study.tables.clips import Study, scores_table
 from study.tables.results import GROUPS, ReportError, Result
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mmtlib.config import ROOT, ParamsError, load
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from mmtlib.training.stage import Trained
 from study import notebook
 from study.notebook import MissingStage, begin, to_show

@@ -11,9 +11,9 @@ from made_up_workspace import ROWS, made_up_params, made_up_workspace
 from matplotlib.image import imread
 
 from mmtlib.config import Params
+from mmtlib.folders import Folders
 from mmtlib.models import build_model
 from mmtlib.models.cost import count_macs, count_parameters
-from mmtlib.training.experiment import Folders
 from study.report import ReportError, about_versions, build_report, write_report
 
 TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}

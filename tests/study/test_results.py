@@ -10,7 +10,7 @@ from made_up_workspace import CLASSES, RIGHT, ROWS, made_up_params, made_up_work
 
 from mmtlib.config import Objective, Run
 from mmtlib.data.corruption import CONDITIONS
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from study.tables.clips import clips_table, load_study, scores_table
 from study.tables.results import ReportError, Result, load_results, model_label, read_features
 from study.tables.scores import (

@@ -21,12 +21,12 @@ from toy_features import (
 from mmtlib.config import ROOT, Ablation, Run, Trial, load
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
+from mmtlib.folders import Folders, stage_of
 from mmtlib.models import build_model
 from mmtlib.models.hub import save_model
 from mmtlib.training import experiment
 from mmtlib.training.experiment import (
     NUMERICS,
-    Folders,
     Kept,
     differences,
     encoder_runs,
@@ -41,7 +41,6 @@ from mmtlib.training.experiment import (
     plain,
     planned,
     run_of,
-    stage_of,
     why_not,
 )
 from mmtlib.training.loop import Trainer

@@ -7,7 +7,8 @@ from toy_features import make_params, make_recipe, make_run, write_features
 
 from mmtlib.config import ParamsError
 from mmtlib.data.dataset import DatasetError, FeatureDataset
-from mmtlib.training.experiment import Folders, keep, kept, made_with, planned
+from mmtlib.folders import Folders
+from mmtlib.training.experiment import keep, kept, made_with, planned
 from mmtlib.training.runs import list_runs
 
 KEPT = make_recipe(kept="kept")

@@ -15,9 +15,9 @@ from mmtlib.config import STAGES, ParamsError, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import DatasetError, FeatureDataset
 from mmtlib.evaluation.scores import scores
+from mmtlib.folders import Folders
 from mmtlib.models.hub import load_model, load_weights
 from mmtlib.training import stage as training
-from mmtlib.training.experiment import Folders
 from mmtlib.training.loop import Trainer
 from mmtlib.training.stage import Trained, train_runs
 

@@ -12,7 +12,7 @@ from toy_features import make_params, write_features
 
 from mmtlib.cluster import connect
 from mmtlib.config import Params
-from mmtlib.training.experiment import Folders
+from mmtlib.folders import Folders
 from mmtlib.training.stage import train_runs
 from mmtlib.training.study import train_all
 
