@@ -36,7 +36,7 @@ def extract_features(
     *,
     cache: bool = True,
     workers: int | str = 0,
-    **settings: float | int,
+    **settings: float | int | None,
 ) -> dict[str, dict[str, int]]:
     """Write the feature folder `out` of a manifest and return its coverage: split -> what -> count of clips.
 
