@@ -112,15 +112,15 @@ class OneModality(AVModel):
 
 
 class StreamClassifier(OneModality):
-    """One encoder of a model of both modalities, by itself: its vector of a clip, a norm and a head.
+    """One encoder of a model of both modalities, by itself: its vector of a clip, a norm where one is given, a head.
 
     `encoder` is such as `mmt.TwoStreams` has; once trained it can start that model's.
     """
 
-    def __init__(self, reads: str, encoder: nn.Module, norm: nn.Module, head: nn.Linear, dropout: float):
+    def __init__(self, reads: str, encoder: nn.Module, num_classes: int, dropout: float, norm: nn.Module | None = None):
         super().__init__()
-        self.reads, self.encoder, self.norm, self.head = reads, encoder, norm, head
-        self.dropout = nn.Dropout(dropout)
+        self.reads, self.encoder, self.norm = reads, encoder, norm or nn.Identity()
+        self.head, self.dropout = nn.Linear(encoder.dim, num_classes), nn.Dropout(dropout)
 
     def features(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
         return self.norm(self.encoder.features(self.encoder(x)[0]))

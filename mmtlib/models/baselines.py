@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmtlib.models.base import OneModality, StreamClassifier
-from mmtlib.models.fusion import BottleneckFusion, StreamHeads, transformer_block
-from mmtlib.models.mmt import ProjectionHead, TwoStreams
+from mmtlib.models.base import OneModality
+from mmtlib.models.fusion import transformer_block
+from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.multiscale import PATCH_CONV, Grid, MultiscaleEncoder
 
 AST = {
@@ -27,11 +27,13 @@ AUDIO_PATCH = (16, 16)
 
 
 def encoder_settings(part: str, *, dim: int, num_heads: int, fusion_layer: int, **sizes) -> dict:
-    """What MBT's encoder of audio or of video is, as `build_vit` takes it: its layers before the fusion."""
+    """What MBT's encoder of audio or of video is, as `ViTStream` takes it: its layers before the fusion."""
     patch = {"audio": AUDIO_PATCH, "video": sizes["patch"]}[part]
     return dict(dim=dim, depth=fusion_layer, num_heads=num_heads, size=sizes[f"{part}_size"], patch=patch)
 
 
+# Plain ViTs (Dosovitskiy et al., ICLR 2021): the encoders of MBT, alone. They have the blocks that MBT takes over, so
+# fewer than all of MBT's (our reading); a larger `depth` gives a whole ViT.
 VIT = {
     name.replace("mbt", f"vit_{part}"): encoder_settings(part, **settings)
     for part in ("audio", "video")
@@ -155,6 +157,8 @@ class MBT(TwoStreams):
     positions are made for; other ones work too.
     """
 
+    projects = False
+
     def __init__(
         self,
         num_classes: int,
@@ -170,23 +174,8 @@ class MBT(TwoStreams):
         embedding_dim: int = 128,
         dropout: float = 0.0,
     ):
-        super().__init__()
         width = dict(dim=dim, num_heads=num_heads, depth=fusion_layer)
-        self.audio_encoder = ViTStream(1, size=audio_size, patch=AUDIO_PATCH, **width)
-        self.video_encoder = ViTStream(3, size=video_size, patch=patch, **width)
-        self.audio_project, self.video_project = nn.Identity(), nn.Identity()  # all is of one width
-        self.fusion = BottleneckFusion(dim, num_heads, num_layers=depth - fusion_layer, num_bottleneck=num_bottleneck)
-        self.heads = StreamHeads(dim, dim, num_classes, dropout)
-        self.audio_embed = ProjectionHead(dim, embedding_dim)
-        self.video_embed = ProjectionHead(dim, embedding_dim)
-
-
-def build_vit(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> StreamClassifier:
-    """A plain ViT (Dosovitskiy et al., ICLR 2021) on audio or video: the encoder of MBT, alone.
-
-    It has the blocks that MBT takes over, so fewer than all of MBT's (our reading); a larger `depth` gives a whole ViT.
-    """
-    reads = name.split("_")[1]
-    encoder = ViTStream({"audio": 1, "video": 3}[reads], **VIT[name] | overrides)
-    norm, head = nn.LayerNorm(encoder.dim, eps=1e-6), nn.Linear(encoder.dim, num_classes)
-    return StreamClassifier(reads, encoder, norm, head, dropout)
+        audio = ViTStream(1, size=audio_size, patch=AUDIO_PATCH, **width)
+        video = ViTStream(3, size=video_size, patch=patch, **width)
+        late = dict(num_heads=num_heads, fusion_layers=depth - fusion_layer, num_bottleneck=num_bottleneck)
+        super().__init__(audio, video, num_classes, dim=dim, embedding_dim=embedding_dim, dropout=dropout, **late)

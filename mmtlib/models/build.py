@@ -3,20 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmtlib.models.base import AVModel
-from mmtlib.models.baselines import AST, MBT, MBT_SIZES, VIT, ASTClassifier, build_vit
-from mmtlib.models.mat import MAT, build_mat
+from torch import nn
+
+from mmtlib.models.base import AVModel, StreamClassifier
+from mmtlib.models.baselines import AST, MBT, MBT_SIZES, VIT, ASTClassifier, ViTStream
+from mmtlib.models.mat import MAT, mat_encoder
 from mmtlib.models.mmt import MMT_SIZES, build_mmt
-from mmtlib.models.mvit import MVIT, build_mvit
+from mmtlib.models.multiscale import MultiscaleClassifier
+from mmtlib.models.mvit import MVIT, mvit_encoder
 from mmtlib.models.resnet import RESNET, build_resnet
 
 MODALITY = dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
 MODALITY |= {name: name.split("_")[1] for name in VIT | RESNET}
 
 
+def modality_of(name: str) -> str:
+    """What a model reads, "audio", "video" or "av". Raises ValueError for an unknown name."""
+    if name not in MODALITY:
+        raise ValueError(f"no model is called {name!r}; the names are {', '.join(MODALITY)}")
+    return MODALITY[name]
+
+
 def resolved(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model by its name, with `overrides` in their place. Raises ValueError for an unknown name."""
-    _known(name)
+    modality_of(name)
     settings = (MAT | AST | MVIT | VIT | RESNET | MBT_SIZES | MMT_SIZES)[name] | dict(overrides)
     if name in MMT_SIZES:
         for part, table in (("audio", MAT), ("video", MVIT)):
@@ -41,34 +51,29 @@ def build_model(
     made for no size and takes any.
     Raises ValueError for an unknown name or setting, and for a size that is smaller than a patch.
     """
-    _known(name)
-    sizes = {"audio": audio_size, "video": video_size}
-    sizes = {part: tuple(size) for part, size in sizes.items() if size is not None}
-    audio, video = ({"size": sizes[part]} if part in sizes else {} for part in ("audio", "video"))
+    reads, given = modality_of(name), {"audio": audio_size, "video": video_size}
+    sizes = {part: {"size": tuple(size)} for part, size in given.items() if size is not None}
+    given = {f"{part}_size": list(size["size"]) for part, size in sizes.items()}
+    settings = overrides | sizes.get(reads, {})
+    dropout = settings.pop("dropout", 0.0)
     try:
         if name in MAT:
-            model = build_mat(name, num_classes, **overrides | audio)
-        elif name in AST:
-            model = ASTClassifier(num_classes, **AST[name] | overrides | audio)
+            model = MultiscaleClassifier(mat_encoder(**MAT[name] | settings), num_classes, dropout)
         elif name in MVIT:
-            model = build_mvit(name, num_classes, **overrides | video)
+            model = MultiscaleClassifier(mvit_encoder(**MVIT[name] | settings), num_classes, dropout)
+        elif name in AST:
+            model = ASTClassifier(num_classes, **AST[name] | settings, dropout=dropout)
         elif name in VIT:
-            model = build_vit(name, num_classes, **overrides | (audio if MODALITY[name] == "audio" else video))
+            encoder = ViTStream({"audio": 1, "video": 3}[reads], **VIT[name] | settings)
+            model = StreamClassifier(reads, encoder, num_classes, dropout, nn.LayerNorm(encoder.dim, eps=1e-6))
         elif name in RESNET:
             model = build_resnet(name, num_classes, **overrides)
         elif name in MMT_SIZES:
-            parts = {"audio": overrides.get("audio", {}) | audio, "video": overrides.get("video", {}) | video}
+            parts = {part: overrides.get(part, {}) | sizes.get(part, {}) for part in ("audio", "video")}
             model = build_mmt(name, num_classes, **overrides | parts)
         else:
-            given = {f"{part}_size": size for part, size in sizes.items()}
             model = MBT(num_classes, **MBT_SIZES[name] | overrides | given)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built with {overrides}: {error}") from error
-    given = {f"{part}_size": list(size) for part, size in sizes.items()}
     model.about = {"name": name, "num_classes": num_classes, "overrides": given | overrides}
     return model
-
-
-def _known(name: str) -> None:
-    if name not in MODALITY:
-        raise ValueError(f"no model is called {name!r}; the names are {', '.join(MODALITY)}")

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
     """A plain pre-norm Transformer block (ViT)."""
-    return nn.TransformerEncoderLayer(
-        dim,
-        num_heads,
-        4 * dim,
-        dropout,
-        activation="gelu",
-        batch_first=True,
-        norm_first=True,
-        layer_norm_eps=1e-6,
-    )
+    plain = dict(activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6)
+    return nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout, **plain)
 
 
 class BottleneckFusion(nn.Module):

@@ -8,7 +8,7 @@ not where: time first, then both, is our reading, and an ablation. `mat_b` has t
 
 from collections.abc import Sequence
 
-from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
+from mmtlib.models.multiscale import MultiscaleEncoder, Stage
 
 POOLED_AXES = {"none": (), "time": (0,), "both": (0, 1)}  # of (time, mel)
 LARGE = dict(dim=96, size=(1024, 128), pooling=("time", "time", "both", "both"), recompute=True)
@@ -25,9 +25,6 @@ def mat_encoder(
     dim: int,
     pooling: Sequence[str],
     patch_stride: int = 10,
-    stride_kv: Sequence[int] = (4, 4),
-    class_token: bool = False,
-    absolute_positions: bool = True,
     stem: int = 0,
     **options,
 ) -> MultiscaleEncoder:
@@ -53,14 +50,6 @@ def mat_encoder(
         patch_stride=(patch_stride, patch_stride),
         patch_padding=(0, 0),
         stages=stages,
-        stride_kv=stride_kv,
-        class_token=class_token,
-        absolute_positions=absolute_positions,
         stem=((2, 2),) * stem,
-        **options,
+        **dict(stride_kv=(4, 4), class_token=False, absolute_positions=True) | options,
     )
-
-
-def build_mat(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> MultiscaleClassifier:
-    """MAT by its name: forward(audio (B, 1, time, mel)) -> logits (B, K)."""
-    return MultiscaleClassifier(mat_encoder(**MAT[name] | overrides), num_classes, dropout)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from mmtlib.models.base import AVModel, AVOutput
 from mmtlib.models.fusion import BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
 from mmtlib.models.mat import MAT, mat_encoder
-from mmtlib.models.multiscale import MultiscaleEncoder
 from mmtlib.models.mvit import MVIT, mvit_encoder
 
 MMT_SIZES = {
@@ -35,12 +34,42 @@ class TwoStreams(AVModel):
     classified from the other one. The embeddings are taken before the fusion, so that each is of one modality
     alone (our reading).
 
-    A subclass sets `audio_encoder` and `video_encoder`, which give (tokens (B, N, width), their grid) and have
-    `features(tokens)`, the vector (B, width) of a clip; `audio_project`, `video_project` (to the width of the fusion);
-    `audio_embed`, `video_embed` (ProjectionHead); `fusion` (or None); `heads` (StreamHeads).
+    An encoder gives (tokens (B, N, width), their grid) and has `dim`, its width, and `features(tokens)`, the vector
+    (B, width) of a clip. `fusion`: "bottleneck" (the method), "concat" (full attention over both modalities' tokens) or
+    "late" (none: the average of the logits), in layers of the width `dim`.
     """
 
     reads = "av"
+    projects = True  # tokens to the width of the fusion; False: they have it
+
+    def __init__(
+        self,
+        audio_encoder: nn.Module,
+        video_encoder: nn.Module,
+        num_classes: int,
+        *,
+        dim: int,
+        num_heads: int = 1,
+        fusion: str = "bottleneck",
+        fusion_layers: int = 2,
+        num_bottleneck: int = 4,
+        embedding_dim: int = 128,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion {fusion!r} must be one of {FUSIONS}")
+        self.audio_encoder, self.video_encoder = audio_encoder, video_encoder
+        self.audio_project = nn.Linear(audio_encoder.dim, dim) if self.projects else nn.Identity()
+        self.video_project = nn.Linear(video_encoder.dim, dim) if self.projects else nn.Identity()
+        self.fusion = None
+        if fusion == "bottleneck":
+            self.fusion = BottleneckFusion(dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck)
+        elif fusion == "concat":
+            self.fusion = ConcatFusion(dim, num_heads, num_layers=fusion_layers)
+        self.heads = StreamHeads(dim, dim, num_classes, dropout)
+        self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
+        self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
 
     def read(self, audio, video, has_audio=None, has_video=None) -> AVOutput:
         return self(audio, video, has_audio, has_video)
@@ -70,40 +99,7 @@ class TwoStreams(AVModel):
 
 
 class MMT(TwoStreams):
-    """The multiscale audio-video Transformer, of two multiscale encoders.
-
-    `fusion`: "bottleneck" (the method), "concat" (full attention over both modalities' tokens) or "late" (none: the
-    average of the logits).
-    """
-
-    def __init__(
-        self,
-        audio_encoder: MultiscaleEncoder,
-        video_encoder: MultiscaleEncoder,
-        num_classes: int,
-        *,
-        dim: int,
-        num_heads: int,
-        fusion: str = "bottleneck",
-        fusion_layers: int = 2,
-        num_bottleneck: int = 4,
-        embedding_dim: int = 128,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion {fusion!r} must be one of {FUSIONS}")
-        self.audio_encoder, self.video_encoder = audio_encoder, video_encoder
-        self.audio_project = nn.Linear(audio_encoder.dim, dim)
-        self.video_project = nn.Linear(video_encoder.dim, dim)
-        self.fusion = None
-        if fusion == "bottleneck":
-            self.fusion = BottleneckFusion(dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck)
-        elif fusion == "concat":
-            self.fusion = ConcatFusion(dim, num_heads, num_layers=fusion_layers)
-        self.heads = StreamHeads(dim, dim, num_classes, dropout)
-        self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
-        self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
+    """The multiscale audio-video Transformer, of two multiscale encoders."""
 
 
 def build_mmt(name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides) -> MMT:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from mmtlib.models import ops
-from mmtlib.models.base import OneModality
+from mmtlib.models.base import StreamClassifier
 from mmtlib.models.ops import Grid, resize_table
 
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -187,7 +187,7 @@ class MultiscaleBlock(nn.Module):
         return torch.cat((prefix, x.movedim(1, -1).flatten(1, -2)), dim=1)
 
 
-def conv_stem(in_channels: int, dim: int, strides: Sequence[Grid]) -> nn.Sequential:
+def conv_stem(in_channels: int, dim: int, strides: Sequence[Sequence[int]]) -> nn.Sequential:
     """Patches by 3-wide convolutions, one for each stride, the width doubling up to `dim` (Xiao et al., NeurIPS 2021).
 
     "Early convolutions help Transformers see better", with one group of normalisation in the place of batches (our
@@ -226,7 +226,7 @@ class MultiscaleEncoder(nn.Module):
         class_token: bool,
         absolute_positions: bool,
         drop_path: float,
-        stem: Sequence[Grid] = (),
+        stem: Sequence[Sequence[int]] = (),
         recompute: bool = False,
     ):
         super().__init__()
@@ -308,19 +308,12 @@ class MultiscaleEncoder(nn.Module):
         return tokens[:, 0] if self.num_prefix else tokens.mean(1)
 
 
-class MultiscaleClassifier(OneModality):
+class MultiscaleClassifier(StreamClassifier):
     """MAT and MViTv2: a multiscale encoder with a linear head, (B, C, *size) -> logits (B, K)."""
 
     def __init__(self, encoder: MultiscaleEncoder, num_classes: int, dropout: float):
-        super().__init__()
-        self.reads = {1: "audio", 3: "video"}[encoder.in_channels]
-        self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.dim, num_classes)
+        super().__init__({1: "audio", 3: "video"}[encoder.in_channels], encoder, num_classes, dropout)
         _init_weights(self.head)
-
-    def features(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
-        return self.encoder.features(self.encoder(x)[0])
 
 
 def sum_over_grid(tables: list[Tensor]) -> Float[Tensor, "tokens dim"]:

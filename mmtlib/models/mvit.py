@@ -29,36 +29,16 @@ MVIT = {
 }
 
 
-def mvit_encoder(
-    *,
-    depths: Sequence[int],
-    dim: int,
-    patch_kernel: Sequence[int],
-    class_token: bool = True,
-    absolute_positions: bool = False,
-    stem: Sequence[Sequence[int]] = (),
-    **options,
-) -> MultiscaleEncoder:
+def mvit_encoder(*, depths: Sequence[int], dim: int, patch_kernel: Sequence[int], **options) -> MultiscaleEncoder:
     """The encoder of MViTv2; width and heads double at each stage. `options` are those of MultiscaleEncoder."""
-    stages = [
-        Stage(depth, dim * 2**index, 2**index, (1, 2, 2) if index else (1, 1, 1), (3, 3, 3))
-        for index, depth in enumerate(depths)
-    ]
+    strides = [(1, 2, 2) if index else (1, 1, 1) for index in range(len(depths))]
     return MultiscaleEncoder(
         in_channels=3,
         patch_kernel=patch_kernel,
         patch_padding=tuple(k // 2 for k in patch_kernel),
-        stages=stages,
-        class_token=class_token,
-        absolute_positions=absolute_positions,
-        stem=[tuple(stride) for stride in stem],
-        **options,
+        stages=[Stage(depths[i], dim * 2**i, 2**i, stride, (3, 3, 3)) for i, stride in enumerate(strides)],
+        **dict(class_token=True, absolute_positions=False) | options,
     )
-
-
-def build_mvit(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> MultiscaleClassifier:
-    """MViTv2 by its name: forward(video (B, 3, T, H, W)) -> logits (B, K)."""
-    return MultiscaleClassifier(mvit_encoder(**MVIT[name] | overrides), num_classes, dropout)
 
 
 def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, Tensor]) -> None:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from mmtlib.models.base import AVModel, StreamClassifier
-from mmtlib.models.fusion import StreamHeads
-from mmtlib.models.mmt import ProjectionHead, TwoStreams
+from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.ops import Grid
 
 RESNET = {"resnet18_audio": {}, "resnet18_video": {"frames": 4}, "resnet18_av": {"frames": 4}}
-DIM = 512
 Tokens = tuple[Float[Tensor, "batch tokens 512"], Grid]
 
 
@@ -26,6 +24,8 @@ class ResNetStream(nn.Sequential):
     Weights are drawn anew; their names are torchvision's. The statistics of BatchNorm are those of the clips that one
     process reads at a time. Clips of zeros, whose modality is absent, are among them: acceptable, as they are few.
     """
+
+    dim = 512
 
     def __init__(self, in_channels: int):
         net = resnet18()
@@ -67,14 +67,12 @@ class FrameStream(ResNetStream):
 class ResNetAV(TwoStreams):
     """ResNet-18 on log-mel and on frames with late fusion: the average of the two streams' logits."""
 
+    projects = False
+
     def __init__(self, num_classes: int, *, frames: int, embedding_dim: int = 128, dropout: float = 0.0):
-        super().__init__()
-        self.audio_encoder, self.video_encoder = ResNetStream(1), FrameStream(frames)
-        self.audio_project, self.video_project = nn.Identity(), nn.Identity()
-        self.fusion = None
-        self.heads = StreamHeads(DIM, DIM, num_classes, dropout)
+        own = dict(dim=ResNetStream.dim, embedding_dim=embedding_dim, dropout=dropout)
+        super().__init__(ResNetStream(1), FrameStream(frames), num_classes, fusion="late", **own)
         self.heads.audio_norm, self.heads.video_norm = nn.Identity(), nn.Identity()  # ResNet has none before its head
-        self.audio_embed, self.video_embed = ProjectionHead(DIM, embedding_dim), ProjectionHead(DIM, embedding_dim)
 
 
 def build_resnet(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> AVModel:
@@ -84,4 +82,4 @@ def build_resnet(name: str, num_classes: int, *, dropout: float = 0.0, **overrid
         return ResNetAV(num_classes, dropout=dropout, **settings)
     reads = name.removeprefix("resnet18_")
     encoder = ResNetStream(1, **settings) if reads == "audio" else FrameStream(**settings)
-    return StreamClassifier(reads, encoder, nn.Identity(), nn.Linear(DIM, num_classes), dropout)
+    return StreamClassifier(reads, encoder, num_classes, dropout)

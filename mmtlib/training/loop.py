@@ -25,20 +25,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
-from mmtlib.data.dataset import (
-    Batch,
-    FeatureDataset,
-    epoch_batches,
-    epoch_generator,
-    one_view,
-    share_of,
-    views_of,
-)
+from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
 from mmtlib.distributed import from_first, gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.evaluation.scores import topk_accuracy
-from mmtlib.models import MODALITY, build_model
+from mmtlib.models import build_model
 from mmtlib.models.base import Reading
+from mmtlib.models.build import modality_of
 from mmtlib.models.hub import load_encoder, load_weights, origin, save_model
 from mmtlib.models.mmt import TwoStreams
 from mmtlib.training.experiment import key_of, parts_of, plain
@@ -304,13 +297,6 @@ class Trainer:
 def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:
     """The sizes of a data set's inputs, as `build_model` takes them: (time, mel) and (T, H, W)."""
     return {"audio_size": dataset.stats["log_mel"]["shape"][1:], "video_size": dataset.stats["frames"]["shape"][1:4]}
-
-
-def modality_of(model: str) -> str:
-    """What a model reads, "audio", "video" or "av"; ValueError for an unknown name."""
-    if model not in MODALITY:
-        raise ValueError(f"no model is called {model!r}; the names are {', '.join(MODALITY)}")
-    return MODALITY[model]
 
 
 def choose_device(wanted: str | None = None) -> torch.device:
