@@ -108,7 +108,7 @@ def test_separation_knows_tight_classes_and_copes_with_few_clips():
     labels = np.repeat([0, 1], 10)
     vectors = np.eye(2)[labels] + np.random.default_rng(0).normal(0, 0.01, (20, 2))
     columns = {"label_index": labels, "embedding": list(vectors), "logits": list(np.zeros((20, 2)))}
-    table = pd.DataFrame(columns | {"clip_id": [f"c{i}" for i in range(20)]})
+    table = pd.DataFrame(columns | {"fold": None, "clip_id": [f"c{i}" for i in range(20)]})
     measures, clips = analysis.separation(table)
     assert measures["nmi"] == measures["ari"] == pytest.approx(1)
     assert clips.mean() == measures["silhouette"] > 0.99

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mmtlib.config import ROOT
-from study.index import BEGIN, END, committed, ledger, write_index
+from study.index import BEGIN, END, POOLED, committed, ledger, measured, write_index
 
 
 @pytest.fixture
@@ -31,17 +31,24 @@ def test_what_is_committed_follows_from_the_studies_tables(root):
     write_index(root)
     assert (root / "reports/README.md").read_text() == (ROOT / "reports/README.md").read_text()
     assert (root / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert (root / "reports/studies.png").read_bytes() == (ROOT / "reports/studies.png").read_bytes()
 
 
 def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
     claims = add_study(root, "other")
     table = ledger(root / "reports").set_index("claim")
-    assert list(table) == ["paper", "freedoom", "other"]
+    assert set(table) == {"paper", "other", POOLED, *committed(root / "reports")}
     first, second = claims["claim"]
     assert table.loc[first, "other"] == "-1.2 [-3.0, -0.5] does not hold, 5 seeds"
     assert table.loc[second, "other"] == "not run"
     assert set(table["other"][2:]) == {"not asked"}
     assert "holds, 3 seeds" in table.loc[first, "freedoom"]
+    found = measured(root / "reports").query("id == 'mat_ast_operations'").set_index("study")
+    each, pooled = found.drop(POOLED), found.loc[POOLED]
+    halves = (each["ci_high"] - each["ci_low"]) / 2
+    assert pooled["measured"] == pytest.approx(each["measured"].mean())
+    assert pooled["ci_high"] - pooled["measured"] == pytest.approx((halves**2).sum() ** 0.5 / len(each))
+    assert table.loc[first, POOLED].endswith(f", {len(each)} studies")
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke"])

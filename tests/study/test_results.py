@@ -47,7 +47,7 @@ def by_name(study):
 
 def test_every_run_seed_split_and_reading_has_its_row(study):
     table = results_table(study)
-    assert list(table) == ["dataset", "model", "modality", "objective", "seed", "split", "n", "top1", "top5"]
+    assert list(table) == ["dataset", "model", "modality", "objective", "seed", "fold", "split", "n", "top1", "top5"]
     readings = sum(len(right) for right in RIGHT.values())
     assert len(table) == readings * 2 * 2 + len(CONDITIONS) * 2  # train_mmt reads corrupted clips, too
     assert not table.duplicated(["model", "modality", "objective", "seed", "split"]).any()
@@ -137,7 +137,7 @@ def test_each_clip_has_its_row_and_is_scored_once(study):
 
 def test_with_several_heads_each_is_scored_and_right_means_all():
     logits = np.array([[5.0, 0, 0, 5, 0], [5, 0, 0, 0, 5], [0, 0, 5, 0, 5]])  # heads of 3 and 2 classes
-    columns = {"clip_id": ["a", "b", "c"], "split": "test", "modality": "av", "label_index": [0, 0, 5]}
+    columns = {"clip_id": ["a", "b", "c"], "split": "test", "fold": None, "modality": "av", "label_index": [0, 0, 5]}
     predictions = pd.DataFrame(columns | {"logits": list(logits), "heads": json.dumps({"verb": 3, "noun": 2})})
     run = Run(model="mmt_t", epochs=1, lr=0.1)
     clips = clips_table([Result("train_mmt", None, "mmt_t", run, {0: predictions}, {})])

@@ -99,7 +99,7 @@ def test_the_report_tells_them(workspace, params):
         "Not the best of its tries: ast_t. At an edge of what was tried, where another rate may be better still: ast_t"
         in text
     )
-    assert "| model   | 0.0001" in text
+    assert "| model   | lr 0.0001" in text
     assert "(taken)" in text
     limits = text.split("## Limits")[1].split("## Tables")[0]
     assert "still improving at the last epoch: none." in limits  # made-up curves are best in the third of four epochs
