@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, hold_out, note_count, stem
+from mmtlib.data.sources.listing import Listing, SourceError, by_stem, hold_out, note_count
 
 PUBLISHED = {"train": 67_217, "validation": 9_668, "verb": 97, "noun": 300}
 _COLUMNS = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
@@ -23,9 +23,7 @@ def epic_kitchens(annotations: Path, media: list[str], *, class_list: str | None
     if class_list is not None:
         raise SourceError(f"download.class_list: epic-kitchens-100 has no list {class_list!r}; leave it out.")
     heads = {head: _classes(annotations, head) for head in ("verb", "noun")}
-    videos: dict[str, str] = {}
-    for file in media:
-        videos.setdefault(stem(file), file)
+    videos = by_stem(media)
     parts = []
     for split, name in (("train", "train"), ("test", "validation")):
         path = annotations / f"EPIC_100_{name}.csv"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import ManifestError
-from mmtlib.data.sources.listing import VIDEO, Listing, SourceError, in_folds, note_others, stem
+from mmtlib.data.sources.listing import VIDEO, Listing, SourceError, in_folds, named
 
 FOLDS = 5
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -20,7 +20,8 @@ WORDS = {
     "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
 }
 """Part of the sentence -> its character in a file's name -> the word."""
-HEADS = ("command", "colour", "letter", "digit")
+HEADS = ["command", "colour", "letter", "digit"]
+_SENTENCE = "".join(f"(?P<{part}>[{''.join(words)}])" for part, words in WORDS.items())
 
 
 def grid(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
@@ -35,27 +36,21 @@ def grid(annotations: Path | None, media: list[str], *, class_list: str | None, 
     if class_list is not None:
         raise SourceError(f"download.class_list: grid has no list {class_list!r}; leave it out.")
     videos = [file for file in media if file.rpartition(".")[2].lower() in VIDEO]
-    rows: dict[str, tuple] = {}
-    for file in videos:
-        talkers = re.findall(r"(?<![^/])s([0-9]{1,2})/", file)
-        if talkers and (said := sentence(stem(file))):
-            talker = int(talkers[-1])
-            words = [said[head] for head in HEADS]
-            rows.setdefault(f"s{talker}_{stem(file)}", (file, talker, " ".join(words), *words))
-    clips = pd.DataFrame(list(rows.values()), columns=["path", "talker", "label", *HEADS])
-    clips = clips.assign(clip_id=list(rows), group=list(rows))
-    note_others(videos, clips.path)
+    clips = named(videos, rf"(?:.*/)?s(?P<talker>[0-9]{{1,2}})/(?:[^/]+/)*(?P<said>{_SENTENCE})\.\w+")
+    clips["talker"] = clips.talker.astype(int)
+    clips["clip_id"] = clips["group"] = "s" + clips.talker.astype(str) + "_" + clips.said
+    clips = clips.drop_duplicates("clip_id").assign(**{head: clips[head].map(WORDS[head]) for head in HEADS})
+    clips = clips.assign(label=clips[HEADS[0]].str.cat(clips[HEADS[1:]], " "), fold=_folds(clips))
     if annotations is not None:
         _compare(annotations)
     heads = {head: list(WORDS[head].values()) for head in HEADS}
-    clips = clips.assign(fold=_folds(clips)).drop(columns="talker")
-    return in_folds(clips, name="grid", class_list="grid", heads=heads)
+    return in_folds(clips, videos, None, name="grid", class_list="grid", heads=heads)
 
 
 def sentence(name: str) -> dict[str, str] | None:
     """Part -> word of a file's name without extension; None where it is no sentence."""
-    words = [part.get(letter) for letter, part in zip(name, WORDS.values(), strict=False)]
-    return dict(zip(WORDS, words, strict=True)) if len(name) == len(WORDS) and None not in words else None
+    found = re.fullmatch(_SENTENCE, name)
+    return found and {part: WORDS[part][letter] for part, letter in found.groupdict().items()}
 
 
 def _folds(clips: pd.DataFrame) -> pd.Series:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +68,16 @@ def stem(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[0]
 
 
+def by_stem(media: list[str]) -> dict[str, str]:
+    """Each file by its name without folder and extension; of two files the first in `media`."""
+    return {stem(file): file for file in reversed(media)}
+
+
+def named(media: list[str], pattern: str) -> pd.DataFrame:
+    """A row for each file that matches `pattern` as a whole: the named groups of the match, and `path`."""
+    return pd.Series(media, dtype=str).str.extract(rf"^(?:{pattern})\Z").assign(path=media).dropna()
+
+
 def hold_out(ids: pd.Series, share: float | int, salt: str = "val") -> pd.Series:
     """Which ids fall in a share held out: those whose sha256 lies below it, so an id's fate never changes."""
     digests = (hashlib.sha256(f"{salt} {name}".encode()).digest() for name in ids)
@@ -81,27 +90,30 @@ def note_count(what: str, found: int, *published: int) -> None:
         print(f"note: {found} {what}; {' or '.join(map(str, published))} are published", flush=True)
 
 
-def note_others(media: list[str], clips: Iterable[str]) -> None:
-    """Print a note where media files are none of the set's `clips`, given by their paths."""
-    known = set(clips)
+def in_folds(clips: pd.DataFrame, media: list[str], published: int | None, **dataset: Any) -> Listing:
+    """The listing of a set of folds, of which each of the files `media` is one clip or none; `dataset`: dataset.json.
+
+    clips: clip_id, path, label, fold, group and any heads; those of other classes than the set's are left out, and
+    so are other columns. `fold` counts from 1, NA: the clip is never tested; clips of one `group` belong on one side
+    of every split. All are in the split train, since train, val and test follow from fold and group. Prints a note
+    where files are no clips, their number is not the published one, or a group lies in several folds. Raises
+    SourceError where there is no clip.
+    """
+    known, heads = set(clips.path), list(dataset.get("heads", ()))
     if others := [file for file in media if file not in known]:
         print(f"note: {len(others)} media files are not used as clips, {others[0]!r} is the first", flush=True)
-
-
-def in_folds(clips: pd.DataFrame, **dataset: Any) -> Listing:
-    """The listing of a set of folds, of which each file is one clip.
-
-    clips: clip_id, path, label, fold, group and any heads. `fold` counts from 1, NA: the clip is never tested;
-    clips of one `group` belong on one side of every split. All are in the split train, since train, val and test
-    follow from fold and group. Prints a note where a group lies in several folds. Raises SourceError where there
-    is no clip.
-    """
+    if not heads:
+        clips = clips[clips.label.isin(dataset["classes"])]
     if clips.empty:
         raise SourceError(f"download.media holds no clip of {dataset['name']}; give its folder as it was published.")
+    if published is not None:
+        note_count(f"clips of {dataset['class_list']}", len(clips), published)
     folds = clips.fold.astype("Int64")
     spread = folds.fillna(0).groupby(clips.group).nunique()
     if torn := spread.index[spread > 1].tolist():
         print(f"note: {len(torn)} groups lie in more than one fold, {torn[0]!r} is the first", flush=True)
     clips = clips.assign(start=np.nan, end=np.nan, lasts=np.nan, split="train", fold=folds)
-    clips = clips[[*clips.columns.drop(["fold", "group"]), "fold", "group"]]
-    return Listing(clips, dataset | {"folds": sorted(map(int, folds.dropna().unique()))})
+    columns = ["clip_id", "path", "label", *heads, "start", "end", "lasts", "split", "fold", "group"]
+    return Listing(
+        clips[columns].reset_index(drop=True), dataset | {"folds": sorted(map(int, folds.dropna().unique()))}
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, class_names, in_folds, note_count, note_others, stem
+from mmtlib.data.sources.listing import Listing, SourceError, class_names, in_folds, note_count, stem
 
 PUBLISHED = {"clips": 13_320, "classes": 101}
 LISTS = (1, 2, 3)
@@ -41,14 +41,13 @@ def ucf101(
                 require(path, table, alone, "clip", f"test list {other} names it, too, so keep it in one of them")
     tested = {clip: n for n in LISTS for clip in ids["test", n]}
     clips = pd.concat([lists["train", 1], lists["test", 1]], ignore_index=True)
-    note_count("clips listed", len(clips), PUBLISHED["clips"])
     there = {stem(file).lower(): file for file in reversed(media)}  # of two files the first in `media`
     place = clips.clip_id.str.lower().map(there).fillna(clips["clip"])
-    note_others(media, place)
-    clips = clips.assign(path=place, fold=clips.clip_id.map(tested)).drop(columns="clip")
-    clips = clips[clips.label.isin(chosen)].reset_index(drop=True)
-    name = f"{len(chosen)} classes" if isinstance(class_list, list) else {"sound": "ucf101-sound"}.get(class_list)
-    return in_folds(clips, name="ucf101", class_list=name or "ucf101", classes=chosen)
+    clips = clips.assign(path=place, fold=clips.clip_id.map(tested))
+    name = "ucf101-sound" if class_list == "sound" else "ucf101"
+    name = f"{len(chosen)} classes" if isinstance(class_list, list) else name
+    published = PUBLISHED["clips"] if name == "ucf101" else None
+    return in_folds(clips, media, published, name="ucf101", class_list=name, classes=chosen)
 
 
 def _classes(path: Path) -> list[str]:

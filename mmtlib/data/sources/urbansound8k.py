@@ -1,18 +1,17 @@
 """UrbanSound8K: 8,732 sounds of a city, at most 4 s each, in ten official folds."""
 
-import re
 from pathlib import Path
 
 import pandas as pd
 
 from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, in_folds, note_count, note_others
+from mmtlib.data.sources.listing import Listing, SourceError, in_folds, named
 
 PUBLISHED = 8732
 CLASSES = ["air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling"]
 CLASSES += ["engine_idling", "gun_shot", "jackhammer", "siren", "street_music"]
 _COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
-_FILE = re.compile(r"(?:.*/)?fold(10|[1-9])/(([0-9]+)-([0-9])-[0-9]+-[0-9]+)\.\w+")
+_NAME = r"(?P<clip_id>(?P<fsID>[0-9]+)-(?P<classID>[0-9])-[0-9]+-[0-9]+)"
 
 
 def urbansound8k(
@@ -27,30 +26,21 @@ def urbansound8k(
     """
     if class_list is not None:
         raise SourceError(f"download.class_list: urbansound8k has no list {class_list!r}; leave it out.")
-    rows = {}
-    for file in media:
-        if found := _FILE.fullmatch(file):
-            fold, name, source, number = found.groups()
-            rows.setdefault((int(fold), name), (name, file, int(fold), int(number), source))
-    clips = pd.DataFrame(list(rows.values()), columns=["clip_id", "path", "fold", "number", "source"])
+    clips = named(media, rf"(?:.*/)?fold(?P<fold>10|[1-9])/{_NAME}\.\w+").drop_duplicates(["fold", "clip_id"])
     if annotations is not None:
-        clips = _from_csv(annotations, {key: row[1] for key, row in rows.items()})
-    note_others(media, clips.path)
-    note_count("clips of UrbanSound8K", len(clips), PUBLISHED)
-    clips = clips.assign(label=clips.number.map(dict(enumerate(CLASSES))), group="freesound-" + clips.source)
-    clips = clips.drop(columns=["number", "source"])
-    return in_folds(clips, name="urbansound8k", class_list="urbansound8k", classes=CLASSES)
+        clips = _from_csv(annotations).merge(clips[["fold", "clip_id", "path"]], "left", ["fold", "clip_id"])
+        clips["path"] = clips.path.fillna("audio/fold" + clips.fold + "/" + clips.slice_file_name)
+    label = clips.classID.astype(int).map(dict(enumerate(CLASSES)))
+    clips = clips.assign(label=label, fold=clips.fold.astype(int), group="freesound-" + clips.fsID)
+    return in_folds(clips, media, PUBLISHED, name="urbansound8k", class_list="urbansound8k", classes=CLASSES)
 
 
-def _from_csv(path: Path, there: dict[tuple[int, str], str]) -> pd.DataFrame:
+def _from_csv(path: Path) -> pd.DataFrame:
     table = read_table(path, _COLUMNS)
     require(path, table, table.fold.isin([str(fold) for fold in range(1, 11)]), "fold", "there are ten, 1 to 10")
-    parts = table.slice_file_name.str.extract(r"^(?P<name>(?P<source>[0-9]+)-(?P<number>[0-9])-[0-9]+-[0-9]+)\.wav$")
-    good = (parts.source == table.fsID) & (parts.number == table.classID)
+    parts = table.slice_file_name.str.extract(rf"^{_NAME}\.wav$")
+    good = (parts.fsID == table.fsID) & (parts.classID == table.classID)
     require(path, table, good, "slice_file_name", "it must be fsID-classID-occurrence-slice.wav of its line")
-    folds, numbers = table.fold.astype(int), table.classID.astype(int)
-    require(path, table, table["class"] == numbers.map(dict(enumerate(CLASSES))), "class", "its classID is another's")
-    keys = zip(folds, parts.name, table.slice_file_name, strict=True)
-    place = [there.get((fold, name), f"audio/fold{fold}/{file}") for fold, name, file in keys]
-    given = {"clip_id": parts.name, "path": place, "fold": folds, "number": numbers, "source": table.fsID}
-    return pd.DataFrame(given).reset_index(drop=True)
+    good = table["class"] == table.classID.map(lambda number: CLASSES[int(number)])
+    require(path, table, good, "class", "its classID is another's")
+    return table.assign(clip_id=parts.clip_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import require
-from mmtlib.data.sources.listing import Listing, hold_out, stem
+from mmtlib.data.sources.listing import Listing, by_stem, hold_out, stem
 
 _WHOLE = re.compile(r"^([A-Za-z0-9_-]{11})$|\[([A-Za-z0-9_-]{11})\]$")
 
@@ -28,13 +28,8 @@ def located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series],
     """clip_id, path, start, end and lasts of each row; `named` are the times in a cut clip's name."""
     video = table.youtube_id
     require(path, table, video.str.fullmatch(r"[A-Za-z0-9_-]{11}"), "youtube_id", "it must be 11 of A-Z a-z 0-9 _ -")
-    cut: dict[str, str] = {}
-    whole: dict[str, str] = {}
-    for file in media:
-        name = stem(file)
-        cut.setdefault(name, file)
-        if found := _WHOLE.search(name):
-            whole.setdefault(found[1] or found[2], file)
+    cut = by_stem(media)
+    whole = {found[1] or found[2]: file for file in reversed(media) if (found := _WHOLE.search(stem(file)))}
     clip_id = video.str.cat([times.astype(int).astype(str).str.zfill(6) for times in named], sep="_")
     is_cut = clip_id.isin(cut.keys())
     uncut = ~is_cut & video.isin(whole.keys())
