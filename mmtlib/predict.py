@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmtlib.data.dataset import normalised
 from mmtlib.data.decode import Decoded, Settings, Task, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
@@ -122,17 +123,11 @@ def _answers(
     model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded
 ) -> dict[str, Float[Tensor, " classes"]]:
     """Probabilities of a window by what the model is given, averaged over the window's crops; heads side by side."""
-    device, views = next(model.parameters()).device, made.views
-    audio = video = None
-    if views[0].log_mel is not None:  # the arithmetic of FeatureDataset, step by step, for the same last digits
-        audio = torch.stack([torch.from_numpy(view.log_mel) for view in views])[:, None].float()
-        ends = torch.tensor(made.audio_frames)[:, None, None, None]  # of the audio; what follows is no signal
-        audio = audio.sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
-        audio = (audio * (torch.arange(audio.shape[2])[:, None] < ends)).to(device)
-    if views[0].frames is not None:
-        video = torch.stack([torch.from_numpy(view.frames) for view in views]).permute(0, 4, 1, 2, 3).float()
-        mean, std = (255 * torch.tensor(stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
-        video = video.sub_(mean).div_(std).to(device)
+    log_mel, frames = (
+        None if parts[0] is None else torch.from_numpy(np.stack(parts)) for parts in zip(*made.views, strict=True)
+    )
+    device = next(model.parameters()).device
+    audio, video = normalised(log_mel, frames, torch.tensor(made.audio_frames), stats, device)
     given = {"audio": (audio, None), "video": (None, video), "av": (audio, video)}
     found = {}
     for modality in given if model.reads == "av" else [model.reads]:

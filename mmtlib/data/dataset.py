@@ -168,22 +168,11 @@ class FeatureDataset:
         self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: torch.device | str
     ) -> Batch:
         has_audio, has_video = self.has_audio[picked].to(device), self.has_video[picked].to(device)
-        audio = video = None
-        if log_mel is not None:
-            audio = log_mel.to(device)[:, None].float()
-            audio.sub_(self.stats["log_mel"]["mean"]).div_(self.stats["log_mel"]["std"])
+        ends = None if self._filled is None else self._filled[picked]
+        audio, video = normalised(log_mel, frames, ends, self.stats, device)
+        if audio is not None:
             audio[~has_audio] = 0.0
-            if self._filled is not None:  # after the end of a short clip: the train mean, no signal
-                ends = self._filled[picked].to(device)
-                audio *= torch.arange(audio.shape[2], device=device)[None, None, :, None] < ends[:, None, None, None]
-        if frames is not None:
-            stored = frames.to(device).permute(0, 4, 1, 2, 3)
-            video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
-            mean, std = (
-                255 * torch.tensor(self.stats["frames"][name], device=device).view(3, 1, 1, 1)
-                for name in ("mean", "std")
-            )
-            video.sub_(mean).div_(std)
+        if video is not None:
             video[~has_video] = 0.0
         return Batch(audio, video, self.labels[picked].to(device), has_audio, has_video)
 
@@ -222,6 +211,23 @@ class FeatureDataset:
             None if modality == "video" else stored(0, "log_mel", "has_audio"),
             None if modality == "audio" else stored(1, "frames", "has_video"),
         )
+
+
+def normalised(
+    log_mel: Tensor | None, frames: Tensor | None, ends: Tensor | None, stats: dict, device: torch.device | str
+) -> tuple[Float[Tensor, "B 1 time mel"] | None, Float[Tensor, "B 3 T H W"] | None]:
+    """Values as they are stored -> audio and video as models take them; from `ends`, of short audio, the train mean."""
+    audio = video = None
+    if log_mel is not None:
+        audio = log_mel.to(device)[:, None].float().sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
+        if ends is not None:  # after them there is no signal
+            audio *= torch.arange(audio.shape[2], device=device)[:, None] < ends.to(device)[:, None, None, None]
+    if frames is not None:
+        stored = frames.to(device).permute(0, 4, 1, 2, 3)
+        video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
+        mean, std = (255 * torch.tensor(stats["frames"][name], device=device) for name in ("mean", "std"))
+        video.sub_(mean.view(3, 1, 1, 1)).div_(std.view(3, 1, 1, 1))
+    return audio, video
 
 
 @functools.cache

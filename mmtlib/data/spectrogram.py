@@ -27,11 +27,7 @@ class LogMel(nn.Module):
     """
 
     def __init__(
-        self,
-        sample_rate: int = 16000,
-        mel_bins: int = 128,
-        window_ms: float | int = 25,
-        hop_ms: float | int = 10,
+        self, sample_rate: int = 16000, mel_bins: int = 128, window_ms: float | int = 25, hop_ms: float | int = 10
     ):
         super().__init__()
         self.window = round(sample_rate * window_ms / 1000)

@@ -6,9 +6,8 @@ import pytest
 from real_sets import clip_bytes, counts, csv_text, flawed, put, video_id
 
 from mmtlib.data import ManifestError, build_manifest
-from mmtlib.data.sources.kinetics_sounds import KINETICS_LISTS
 from mmtlib.data.sources.listing import SourceError, class_names
-from mmtlib.data.sources.vggsound import SECONDS
+from mmtlib.data.sources.youtube import KINETICS_LISTS, SECONDS
 
 build = partial(build_manifest, workers=1)
 TRAIN = ["good", "good", "missing", "truncated", "no index", "silent", "blind", "short", "good", "good"]

@@ -1,1 +1,1 @@
-"""A module a data set: official annotations and a folder of media become a manifest."""
+"""A module a data set, or two alike: official annotations and a folder of media become a manifest."""

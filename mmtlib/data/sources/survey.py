@@ -14,11 +14,10 @@ from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.esc50 import esc50
 from mmtlib.data.sources.folder import folder
 from mmtlib.data.sources.grid import grid
-from mmtlib.data.sources.kinetics_sounds import kinetics_sounds
 from mmtlib.data.sources.listing import SourceError, list_media
 from mmtlib.data.sources.ucf101 import ucf101
 from mmtlib.data.sources.urbansound8k import urbansound8k
-from mmtlib.data.sources.vggsound import vggsound
+from mmtlib.data.sources.youtube import kinetics_sounds, vggsound
 
 SOURCES = {
     "vggsound": vggsound,

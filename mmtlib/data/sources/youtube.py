@@ -1,4 +1,6 @@
-"""What VGGSound and Kinetics-Sounds share: clips of ten seconds out of YouTube videos, cut already or still whole.
+"""VGGSound (200,000 clips, 309 classes) and Kinetics-Sounds (those of Kinetics-400 in some 30 that can be heard).
+
+Both are clips of ten seconds out of YouTube videos, cut already or still whole.
 
 A clip is looked for under its official name, `<id>_<start>.mp4` or `<id>_<start>_<end>.mp4` (six digits each),
 else as yt-dlp leaves its video: `<id>.<ext>` or `Title [<id>].<ext>`; any folder below the media root, any
@@ -11,10 +13,56 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmtlib.data.manifest import require
-from mmtlib.data.sources.listing import Listing, by_stem, hold_out, stem
+from mmtlib.data.manifest import read_table, require
+from mmtlib.data.sources.listing import Listing, SourceError, by_stem, class_names, hold_out, note_count, stem
 
 _WHOLE = re.compile(r"^([A-Za-z0-9_-]{11})$|\[([A-Za-z0-9_-]{11})\]$")
+SECONDS = 10  # of a clip of VGGSound
+KINETICS_LISTS = ("kinetics-sounds-31", "kinetics-sounds-32")
+PUBLISHED = {"train": 246_535, "test": 19_907}  # clips of Kinetics-400, all its classes
+
+
+def vggsound(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+    """The clips of vggsound.csv, whose lines are youtube_id,start_seconds,label,split without a header.
+
+    Classes are those of the authors' stat.csv in its order, which VGGSounder numbers likewise. Raises
+    ManifestError for a line that breaks the format or names another class.
+    """
+    if class_list not in (None, "vggsound-309"):
+        raise SourceError(f"download.class_list: vggsound has no list {class_list!r}; leave it out.")
+    table = read_table(annotations, ("youtube_id", "start_seconds", "label", "split"), header=False)
+    classes = class_names("vggsound-309")
+    require(annotations, table, table.label.isin(classes), "label", "that is none of VGGSound's 309 classes")
+    require(annotations, table, table.split.isin(["train", "test"]), "split", "it must be train or test")
+    note_count(f"clips listed in {annotations.name}", len(table), 199_176, 199_467)
+    start = whole_seconds(annotations, table, "start_seconds")
+    clips = located(annotations, table, start, start + SECONDS, [start], media)
+    clips = clips.assign(label=table.label, split=table.split)
+    return held_out(clips, val_share, "vggsound", "vggsound-309", classes)
+
+
+def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+    """The clips of Kinetics-400 that fall in a list of classes; its validation split is our test split.
+
+    `annotations` is the folder of train.csv and val.csv (or validate.csv), with columns label, youtube_id,
+    time_start, time_end; a test.csv there is not used, as is usual. Raises SourceError for a class list that
+    is not named, ManifestError for a line of these classes that breaks the format.
+    """
+    if class_list not in KINETICS_LISTS:
+        raise SourceError(f"download.class_list: {class_list!r} is none of {', '.join(KINETICS_LISTS)}; name one.")
+    classes = class_names(class_list)
+    validation = "val.csv" if (annotations / "val.csv").exists() else "validate.csv"
+    parts = []
+    for split, name in (("train", "train.csv"), ("test", validation)):
+        path = annotations / name
+        table = read_table(path, ("label", "youtube_id", "time_start", "time_end"))
+        note_count(f"clips listed in {path.name}", len(table), PUBLISHED[split])
+        table = table[table.label.isin(classes)]
+        start, end = (whole_seconds(path, table, column) for column in ("time_start", "time_end"))
+        require(path, table, end > start, "time_end", "it must come after time_start")
+        parts.append(located(path, table, start, end, [start, end], media).assign(label=table.label, split=split))
+    clips = pd.concat(parts, ignore_index=True)
+    return held_out(clips, val_share, "kinetics-sounds", class_list, classes)
 
 
 def whole_seconds(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
