@@ -274,10 +274,6 @@ def _fingerprint(described: dict, folder: Path, digests: Iterable[str]) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode() + "".join(digests).encode())
     for name in ("log_mel.npy", "frames.npy", "index.csv"):
         if (folder / name).exists():
-            digest.update(bytes.fromhex(_sha256(folder / name)))
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,18 +26,18 @@ MBT_SIZES = {
 AUDIO_PATCH = (16, 16)
 
 
-def encoder_settings(part: str, *, dim: int, num_heads: int, fusion_layer: int, **sizes) -> dict:
-    """What MBT's encoder of audio or of video is, as `ViTStream` takes it: its layers before the fusion."""
-    patch = {"audio": AUDIO_PATCH, "video": sizes["patch"]}[part]
-    return dict(dim=dim, depth=fusion_layer, num_heads=num_heads, size=sizes[f"{part}_size"], patch=patch)
-
-
 # Plain ViTs (Dosovitskiy et al., ICLR 2021): the encoders of MBT, alone. They have the blocks that MBT takes over, so
 # fewer than all of MBT's (our reading); a larger `depth` gives a whole ViT.
 VIT = {
-    name.replace("mbt", f"vit_{part}"): encoder_settings(part, **settings)
+    name.replace("mbt", f"vit_{part}"): dict(
+        dim=mbt["dim"],
+        depth=mbt["fusion_layer"],
+        num_heads=mbt["num_heads"],
+        size=mbt[f"{part}_size"],
+        patch=AUDIO_PATCH if part == "audio" else mbt["patch"],
+    )
     for part in ("audio", "video")
-    for name, settings in MBT_SIZES.items()
+    for name, mbt in MBT_SIZES.items()
 }
 
 
@@ -154,7 +154,7 @@ class MBT(TwoStreams):
 
     Layers from `fusion_layer` on are fusion layers, by the same rule as MMT's; patches do not overlap, a class token
     reads each stream (as in its code). `audio_size` (time, mel) and `video_size` (T, H, W) are the input sizes the
-    positions are made for; other ones work too.
+    positions are made for; other ones work too. `options` are those of TwoStreams.
     """
 
     projects = False
@@ -170,12 +170,10 @@ class MBT(TwoStreams):
         audio_size: Sequence[int],
         video_size: Sequence[int],
         patch: Sequence[int],
-        num_bottleneck: int = 4,
-        embedding_dim: int = 128,
-        dropout: float = 0.0,
+        **options,
     ):
         width = dict(dim=dim, num_heads=num_heads, depth=fusion_layer)
         audio = ViTStream(1, size=audio_size, patch=AUDIO_PATCH, **width)
         video = ViTStream(3, size=video_size, patch=patch, **width)
-        late = dict(num_heads=num_heads, fusion_layers=depth - fusion_layer, num_bottleneck=num_bottleneck)
-        super().__init__(audio, video, num_classes, dim=dim, embedding_dim=embedding_dim, dropout=dropout, **late)
+        late = dict(num_heads=num_heads, fusion_layers=depth - fusion_layer)
+        super().__init__(audio, video, num_classes, dim=dim, **late, **options)

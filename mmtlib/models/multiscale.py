@@ -254,6 +254,7 @@ class MultiscaleEncoder(nn.Module):
         reduction = (1,) * len(grid)  # of the grid by the query strides so far
         depth = sum(stage.depth for stage in stages)
         self.blocks = nn.ModuleList()
+        shared = dict(num_prefix=self.num_prefix, recompute=recompute)
         for stage in stages:
             reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
             kv = tuple(
@@ -262,16 +263,9 @@ class MultiscaleEncoder(nn.Module):
             for index in range(stage.depth):
                 stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
-                block = MultiscaleBlock(
-                    dim,
-                    stage,
-                    grid=grid,
-                    stride_q=stride_q,
-                    stride_kv=kv,
-                    num_prefix=self.num_prefix,
-                    recompute=recompute,
-                    drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
-                )
+                strides = dict(stride_q=stride_q, stride_kv=kv)
+                drop = drop_path * len(self.blocks) / max(depth - 1, 1)
+                block = MultiscaleBlock(dim, stage, grid=grid, **strides, drop_path=drop, **shared)
                 self.blocks.append(block)
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)

@@ -79,12 +79,11 @@ _OUR_WORDS = {
     ".rel_pos_h": ".rel_pos.1",
     ".rel_pos_w": ".rel_pos.2",
     ".mlp.3.": ".mlp.2.",
+    "head.1.": "head.",
 }
 
 
 def _our_name(key: str) -> str:
-    if key.startswith("head.1."):
-        return key.replace("head.1.", "head.")
     for theirs, ours in _OUR_WORDS.items():
         key = key.replace(theirs, ours)
-    return "encoder." + key
+    return key if key.startswith("head.") else f"encoder.{key}"

@@ -69,9 +69,9 @@ class ResNetAV(TwoStreams):
 
     projects = False
 
-    def __init__(self, num_classes: int, *, frames: int, embedding_dim: int = 128, dropout: float = 0.0):
-        own = dict(dim=ResNetStream.dim, embedding_dim=embedding_dim, dropout=dropout)
-        super().__init__(ResNetStream(1), FrameStream(frames), num_classes, fusion="late", **own)
+    def __init__(self, num_classes: int, *, frames: int, **options):
+        audio, video = ResNetStream(1), FrameStream(frames)
+        super().__init__(audio, video, num_classes, dim=ResNetStream.dim, fusion="late", **options)
         self.heads.audio_norm, self.heads.video_norm = nn.Identity(), nn.Identity()  # ResNet has none before its head
 
 

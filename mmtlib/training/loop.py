@@ -118,7 +118,7 @@ class Trainer:
         The weights of the epoch with the highest validation top-1 (of equals, the lowest validation loss) stay
         in `self.model`. One line an epoch goes to `log`, from the first rank.
         """
-        log = log if rank() == 0 else nothing
+        log = log if rank() == 0 else lambda line: None
         state = self._restore()
         if state is None:
             precision = from_first(choose_precision(self.recipe.precision, self._time_step, self.device, log))
@@ -303,10 +303,6 @@ def choose_device(wanted: str | None = None) -> torch.device:
     """The device asked for, else this process's GPU, else the CPU."""
     gpu = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted or gpu)
-
-
-def nothing(_: str) -> None:
-    """The log of a rank that is not the first."""
 
 
 def _live(folder: Path):

@@ -26,7 +26,7 @@ from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, from_pretrained
 from mmtlib.models.hub import load_model, read_header
 from mmtlib.training.experiment import Kept, Parts, encoder_runs, is_kept, keep, kept, key_of, made_with, parts_for
-from mmtlib.training.loop import Trainer, choose_device, nothing
+from mmtlib.training.loop import Trainer, choose_device
 
 
 @dataclass(frozen=True)
@@ -142,26 +142,22 @@ def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> Non
         write_json(weights.with_suffix(".json"), {"key": key_of(parts), "parts": parts})
         if trained is not None:
             write_bytes(weights, trained.read_bytes())
-            write_text(weights.with_suffix(".md"), _card(weights, folders, found.predictions))
+            about = {
+                "file": weights.relative_to(folders.root).as_posix(),
+                "scores": scores(read_predictions(found.predictions)),
+            }
+            write_text(weights.with_suffix(".md"), str(from_pretrained(weights).generate_model_card(**about)))
         elif weights.is_file() and read_header(weights).get("key") != key_of(parts):
             weights.unlink()  # of another run
             weights.with_suffix(".md").unlink(missing_ok=True)
     barrier()
 
 
-def run_folder(key: str, features: FeatureDataset, folders: Folders) -> Path:
-    """Where a run has its checkpoint and is finished: runs/<key>-<features>/.
-
-    Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
-    """
-    return folders.runs / f"{key}-{features.fingerprint[:8]}"
-
-
 def finish(run: Run, params: Params, trial: Trial, folders: Folders, say: Callable[[str], None]) -> Path:
     """The weights of a run, trained where they are not there yet; beside them history.csv."""
     data = FeatureDataset(folders.features, "train")
     key = key_of(parts_for(run, params, trial, data.identity))
-    weights = run_folder(key, data, folders) / "weights.safetensors"
+    weights = folders.runs / f"{key}-{data.fingerprint[:8]}" / "weights.safetensors"  # as Trainer.checkpoint
     barrier()  # no rank looks after another has begun to write
     if weights.is_file():
         say(f"was trained already, run {key}")
@@ -202,13 +198,6 @@ def predict_run(run: Run, parts: Parts, weights: Path, features: Path) -> Kept:
     return found
 
 
-def _card(weights: Path, folders: Folders, predictions: Path) -> str:
-    """The card beside a run's weights."""
-    file = weights.relative_to(folders.root).as_posix()
-    card = from_pretrained(weights).generate_model_card(file=file, scores=scores(read_predictions(predictions)))
-    return str(card)
-
-
 def _say(name: str, trial: Trial) -> Callable[[str], None]:
     """A log that begins each line with the run, on the first rank."""
-    return (lambda line: print(f"{name} {trial} | {line}", flush=True)) if rank() == 0 else nothing
+    return lambda line: print(f"{name} {trial} | {line}", flush=True) if rank() == 0 else None

@@ -423,7 +423,7 @@ def test_fp64_is_computed_in_fp64():
 def test_a_stem_of_convolutions_has_the_grid_that_the_encoder_says(strides, length):
     axes = len(strides[0])
     stages = (Stage(1, 8, 1, (1,) * axes, (3,) * axes),)
-    model = encoder(in_channels=axes, size=(24,) * axes, stem=strides, stages=stages)
+    model = encoder(in_channels=axes, size=(24,) * axes, stem=strides, stages=stages, stride_kv=(4,) * axes)
     x = torch.randn(1, axes, *(length,) * axes)
     assert tuple(model.patch_embed(x).shape[2:]) == model.grid((length,) * axes) == model(x)[1]
 
