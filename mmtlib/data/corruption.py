@@ -6,13 +6,10 @@ split alone, so that every model meets the same corrupted clips.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mmtlib.data.dataset import Batch, epoch_generator
 from mmtlib.data.decode import Settings
@@ -29,8 +26,8 @@ def sound_noise(batch: Batch, snr: float | int, draws: torch.Generator, stats: d
     """White noise in the sound: its mel power is added to that of the clip (their cross term is left out)."""
     settings, norm = Settings(**stats["settings"]), stats["log_mel"]
     power = (batch.audio * norm["std"] + norm["mean"]).exp() - LOG_OFFSET
-    noise = _log_mel(settings)(torch.randn(len(power), settings.samples, generator=draws)).exp()[:, None].to(power)
-    share = mean_power(power.clamp(min=0)) / mean_power(noise)
+    noise = settings.log_mel()(torch.randn(len(power), settings.samples, generator=draws)).exp()[:, None].to(power)
+    share = power.clamp(min=0).mean((1, 2, 3), keepdim=True) / noise.mean((1, 2, 3), keepdim=True)  # means of a clip
     audio = ((power + share * 10 ** (-snr / 10) * noise).clamp(min=0) + LOG_OFFSET).log()
     return batch._replace(audio=(audio - norm["mean"]) / norm["std"])
 
@@ -71,11 +68,3 @@ def corrupt(batch: Batch, condition: str, number: int, stats: dict[str, Any]) ->
         audio=changed.audio * changed.has_audio.view(-1, 1, 1, 1),  # what is absent stays absent
         video=changed.video * changed.has_video.view(-1, 1, 1, 1, 1),
     )
-
-
-def mean_power(power: Float[Tensor, "B 1 time mel"]) -> Float[Tensor, "B 1 1 1"]:
-    """Of a clip, over time and mel bands."""
-    return power.mean((1, 2, 3), keepdim=True)
-
-
-_log_mel = functools.cache(Settings.log_mel)

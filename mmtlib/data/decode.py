@@ -59,6 +59,7 @@ class Settings:
         sound = (self.log_mel().num_frames(self.samples), self.mel_bins)
         return {"log_mel": sound, "frames": (self.frames, self.size, self.size, 3)}
 
+    @functools.cache  # noqa: B019 - made once in each process, for equal settings
     def log_mel(self) -> LogMel:
         return LogMel(self.sample_rate, self.mel_bins, self.window_ms, self.hop_ms)
 
@@ -101,9 +102,6 @@ def has_views(rows: pd.DataFrame) -> pd.Series:
     return rows.split.eq("test") | ("fold" in rows)
 
 
-_log_mel = functools.cache(Settings.log_mel)  # made once in each process
-
-
 def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
     """What the arrays hold of a clip, or why it cannot be used; only what `modality` needs is decoded."""
     clips, crops = (settings.clips, settings.crops) if task.all_views else (1, 1)
@@ -143,7 +141,7 @@ def _noisy(waveform: np.ndarray | None, snr: float | int, task: Task) -> np.ndar
 
 def _audio_frames(settings: Settings, waveform: np.ndarray | None) -> int:
     """Frames of the spectrogram before the audio ends; all of them where no more than a hop is missing."""
-    log_mel, length = _log_mel(settings), settings.samples if waveform is None else len(waveform)
+    log_mel, length = settings.log_mel(), settings.samples if waveform is None else len(waveform)
     return log_mel.num_frames(length if length < settings.samples - log_mel.hop else settings.samples)
 
 
@@ -153,4 +151,4 @@ def _spectrogram(settings: Settings, waveform: np.ndarray | None) -> np.ndarray 
     padded = np.zeros(settings.samples, np.float32)
     padded[: len(waveform)] = waveform[: len(padded)]
     with torch.inference_mode():
-        return _log_mel(settings)(torch.from_numpy(padded)).to(torch.float16).numpy()
+        return settings.log_mel()(torch.from_numpy(padded)).to(torch.float16).numpy()

@@ -27,7 +27,6 @@ from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, Vi
 from mmtlib.data.manifest import SPLITS, media_root, read_manifest
 
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
-_NO_ROW = "the manifest has no row of it"
 
 
 def extract_features(
@@ -65,8 +64,8 @@ def extract_features(
         facts = _decode_all(manifest, root, checked, cache, workers, new)
         coverage, used = _coverage(manifest, facts), facts[facts.status == "used"]
         if not coverage["train"]["used"]:
-            reason = facts.reason[facts.status != "used"].head(1).item() if len(facts) > len(used) else _NO_ROW
-            raise FeatureError(f"No usable train clip below {root}; the first problem: {reason}")
+            first = next(iter(facts.reason[facts.status != "used"]), "the manifest has no row of it")
+            raise FeatureError(f"No usable train clip below {root}; the first problem: {first}")
         index = _write_tables(manifest, facts, checked, new)
         train = np.flatnonzero(index.split == "train")
         filled = index.get("audio_frames", pd.Series(checked.shapes["log_mel"][0], index.index))
