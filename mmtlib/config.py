@@ -163,10 +163,7 @@ class Recipe(Section):
     mixup: float = Field(ge=0, le=10, description="alpha of the beta distribution; 0 = off")
     gain: float = Field(ge=0, le=10, description="largest change of loudness, standard deviations of the log-mel")
     noise: float = Field(ge=0, le=10, description="loudest added white noise, in the same unit; 0 = off")
-    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto = bf16 where it is fast")
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is kept; 0 = off"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto = bf16 on a GPU that has it")
 
 
 class Objective(Section):

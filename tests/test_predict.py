@@ -99,12 +99,7 @@ def probabilities(table, modality, heads):
 
 @pytest.mark.parametrize(
     ("name", "several", "settings"),
-    [
-        ("mmt_t", False, {}),
-        ("mmt_t", True, {"crops": 3}),
-        ("mat_t", False, {}),
-        ("mvitv2_t", False, {"crops": 3}),
-    ],
+    [("mmt_t", False, {}), ("mmt_t", True, {"crops": 3}), ("mat_t", False, {}), ("mvitv2_t", False, {"crops": 3})],
 )
 def test_a_test_clip_gets_the_probabilities_that_the_pipeline_stored(clips, trained, name, several, settings):
     weights, stored, heads = trained(name, several, **settings)

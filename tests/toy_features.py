@@ -23,12 +23,7 @@ OVERRIDES = {"mat_t": MAT, "mvitv2_t": MVIT, "mmt_t": MMT}
 
 
 def write_features(
-    folder: Path,
-    *,
-    silent: tuple[int, ...] = (),
-    blind: tuple[int, ...] = (),
-    seed: int = 0,
-    noise: float = 1.0,
+    folder: Path, *, silent: tuple[int, ...] = (), blind: tuple[int, ...] = (), seed: int = 0, noise: float = 1.0
 ) -> Path:
     """Write what the features stage writes; `silent` and `blind` are the rows without sound or picture."""
     rng = np.random.default_rng(seed)

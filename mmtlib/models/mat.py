@@ -20,13 +20,7 @@ MAT = {
 
 
 def mat_encoder(
-    *,
-    depths: Sequence[int],
-    dim: int,
-    pooling: Sequence[str],
-    patch_stride: int = 10,
-    stem: int = 0,
-    **options,
+    *, depths: Sequence[int], dim: int, pooling: Sequence[str], patch_stride: int = 10, stem: int = 0, **options
 ) -> MultiscaleEncoder:
     """The encoder of MAT; width and heads double at each stage. `options` are those of MultiscaleEncoder.
 

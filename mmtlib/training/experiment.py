@@ -43,7 +43,7 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
     parts = {
         "run": plain(run),
         "model": resolved(run.model, run.overrides),
-        "recipe": recipe.model_dump(exclude={"nproc", "kept"} | ({"ema"} if not recipe.ema else set())),  # came later
+        "recipe": recipe.model_dump(exclude={"nproc", "kept"}),
         "seed": trial.seed,
         "fold": trial.fold,
         "data": data,

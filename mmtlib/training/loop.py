@@ -14,19 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
-from mmtlib.distributed import from_first, gather_objects, rank, ranks
+from mmtlib.distributed import gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.evaluation.scores import topk_accuracy
 from mmtlib.models import build_model
@@ -90,9 +88,6 @@ class Trainer:
         for part, path in init.items():
             load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
         self.model.to(self.device)
-        self.average = None
-        if recipe.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.parallel: nn.Module = Reading(self.model)
         if ranks() > 1:
             contrast = max(run.objective.avc, run.objective.imc) > 0
@@ -121,7 +116,7 @@ class Trainer:
         log = log if rank() == 0 else lambda line: None
         state = self._restore()
         if state is None:
-            precision = from_first(choose_precision(self.recipe.precision, self._time_step, self.device, log))
+            precision = choose_precision(self.recipe.precision, self.device)
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
             log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.key}")
         elif state["epoch"] < self.run.epochs:
@@ -129,33 +124,24 @@ class Trainer:
         else:
             log(f"was trained already, run {self.key}")
         bf16 = state["precision"] == "bf16"
-        with _live(self.checkpoint.parent / "live") if rank() == 0 else nullcontext() as live:
-            for row in state["history"]:
-                _log_live(live, row)
-            for epoch in range(state["epoch"], self.run.epochs):
-                started = time.perf_counter()
-                row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
-                row |= self._train_epoch(epoch, bf16) | self._validate()
-                row["seconds"] = time.perf_counter() - started
-                key = (row["val_top1"], -row["val_loss"])
-                if state["best_key"] is None or key > tuple(state["best_key"]):
-                    state["best_key"] = list(key)
-                    state["best"] = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
-                state["history"].append(row)
-                state["epoch"] = epoch + 1
-                self._save(state)
-                _log_live(live, row)
-                log(
-                    f"epoch {epoch + 1:3d}/{self.run.epochs}  loss {row['loss']:.3f}  "
-                    f"val loss {row['val_loss']:.3f}  val top-1 {row['val_top1']:.1f}  {row['seconds']:.1f} s"
-                )
+        for epoch in range(state["epoch"], self.run.epochs):
+            started = time.perf_counter()
+            row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
+            row |= self._train_epoch(epoch, bf16) | self._validate()
+            row["seconds"] = time.perf_counter() - started
+            key = (row["val_top1"], -row["val_loss"])
+            if state["best_key"] is None or key > tuple(state["best_key"]):
+                state["best_key"] = list(key)
+                state["best"] = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            state["history"].append(row)
+            state["epoch"] = epoch + 1
+            self._save(state)
+            log(
+                f"epoch {epoch + 1:3d}/{self.run.epochs}  loss {row['loss']:.3f}  "
+                f"val loss {row['val_loss']:.3f}  val top-1 {row['val_top1']:.1f}  {row['seconds']:.1f} s"
+            )
         self.model.load_state_dict(state["best"])
         return pd.DataFrame(state["history"])
-
-    @property
-    def kept(self) -> nn.Module:
-        """The model whose weights count: the average, where there is one."""
-        return self.model if self.average is None else self.average.module
 
     def _divide(self, batch_size: int) -> int:
         """Clips in an optimiser step: `batch_size`, or as many as there are, in equal parts for all ranks."""
@@ -217,36 +203,18 @@ class Trainer:
             if self.recipe.clip_norm > 0:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
             self.optimizer.zero_grad(set_to_none=True)
             self.schedule.step()
         return parts
 
     def _validate(self) -> dict[str, float]:
         indices = usable(self.val, self.modality)
-        logits, _ = outputs(self.kept, self.val, indices, self.modality)
+        logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]
         return {
             "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
             "val_top1": topk_accuracy(logits, labels, 1, self.sizes),
         }
-
-    def _time_step(self, bf16: bool) -> float:
-        """Seconds of a forward and backward pass on one batch, for the choice of precision; changes no weight."""
-        batch = self.train.batch(next(self._plan(0)), self.modality, self.device)
-        times = []
-        for _ in range(3):
-            self._wait()
-            started = time.perf_counter()
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                out = self.model.read(batch.audio, batch.video, batch.has_audio, batch.has_video)
-            targets = one_hot(batch.labels, self.sizes)
-            training_loss(out, batch, targets, self.run.objective, 0.0, self.sizes)[0].backward()
-            self._wait()
-            times.append(time.perf_counter() - started)
-        self.model.zero_grad(set_to_none=True)
-        return min(times)
 
     def save(self, path: Path) -> None:
         """Write the weights, with all that their use needs."""
@@ -266,18 +234,13 @@ class Trainer:
             encoders=self.origins,
         )
 
-    def _wait(self) -> None:
-        """Until the device has done what it was asked: a GPU works on after the call has returned."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def _save(self, state: dict) -> None:
         """Write the checkpoint, whole or not at all; it is the same on all ranks."""
         if rank() > 0:
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".tmp")
-        parts = self._stateful()
+        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, temporary)
         os.replace(temporary, self.checkpoint)
 
@@ -285,13 +248,9 @@ class Trainer:
         if not self.checkpoint.is_file():
             return None
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        for name, part in self._stateful().items():
-            part.load_state_dict(state.pop(name))
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state.pop(name))
         return state
-
-    def _stateful(self) -> dict[str, Any]:
-        parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
-        return parts | ({} if self.average is None else {"average": self.average})
 
 
 def input_sizes(dataset: FeatureDataset) -> dict[str, list[int]]:
@@ -303,19 +262,3 @@ def choose_device(wanted: str | None = None) -> torch.device:
     """The device asked for, else this process's GPU, else the CPU."""
     gpu = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted or gpu)
-
-
-def _live(folder: Path):
-    from dvclive import Live  # slow to import
-
-    return Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False)
-
-
-def _log_live(live, row: dict) -> None:
-    if live is None:  # on a rank that is not the first
-        return
-    live.step = int(row["epoch"])
-    for name, value in row.items():
-        if name not in ("epoch", "seconds"):
-            live.log_metric(name, float(value))
-    live.make_summary()

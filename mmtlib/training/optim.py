@@ -89,13 +89,8 @@ def warmup_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def choose_precision(
-    wanted: str, time_step: Callable[[bool], float], device: torch.device, log: Callable[[str], None]
-) -> str:
-    """fp32 or bf16: as wanted, or for "auto" whichever a quick measurement on this machine finds faster."""
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """fp32 or bf16: as wanted, or for "auto" bf16 on a GPU that has it."""
     if wanted != "auto":
         return wanted
-    fp32, bf16 = time_step(False), time_step(True)
-    chosen = "bf16" if bf16 < fp32 else "fp32"
-    log(f"precision auto: a step takes {fp32:.3f} s in fp32, {bf16:.3f} s in bf16 on {device.type}; takes {chosen}")
-    return chosen
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

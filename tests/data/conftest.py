@@ -49,15 +49,7 @@ def make_manifest(tmp_path):
     def make(rows: list[tuple[str, str, str]], **extra) -> Path:
         paths, labels, splits = zip(*rows, strict=True)
         ids = [f"c{index}" for index in range(len(rows))]
-        table = {
-            "clip_id": ids,
-            "path": paths,
-            "start": "",
-            "end": "",
-            "label": labels,
-            "split": splits,
-            **extra,
-        }
+        table = {"clip_id": ids, "path": paths, "start": "", "end": "", "label": labels, "split": splits, **extra}
         write_manifest(pd.DataFrame(table), tmp_path / "manifest.csv")
         return tmp_path / "manifest.csv"
 

@@ -87,14 +87,7 @@ def test_every_kind_of_clip_is_counted_exactly(mixed, tmp_path):
     described = json.loads((tmp_path / "out" / "features.json").read_text())
     assert described["coverage"] == coverage
     index = pd.read_csv(tmp_path / "out" / "index.csv")
-    assert index.path.tolist() == [
-        "good.mp4",
-        "silent.mp4",
-        "blind.mp4",
-        "short.mp4",
-        "good2.mp4",
-        "silent.mp4",
-    ]
+    assert index.path.tolist() == ["good.mp4", "silent.mp4", "blind.mp4", "short.mp4", "good2.mp4", "silent.mp4"]
     assert index.has_audio.tolist() == [True, False, True, True, True, False]
     assert index.has_video.tolist() == [True, True, False, True, True, True]
     assert index.scene.tolist() == ["s0", "s1", "s4", "s5", "s7", "s9"]
@@ -121,9 +114,7 @@ def test_arrays_hold_what_the_clips_hold(mixed, tmp_path, frame_numbers):
     assert np.unique(log_mel[3, 101:]).tolist() == pytest.approx([FLOOR], abs=5e-3)
     np.testing.assert_allclose(log_mel[1], described["log_mel"]["mean"], rtol=1e-3)
     np.testing.assert_allclose(
-        frames[2].astype(float) / 255,
-        np.broadcast_to(described["frames"]["mean"], (4, 16, 16, 3)),
-        atol=1 / 255,
+        frames[2].astype(float) / 255, np.broadcast_to(described["frames"]["mean"], (4, 16, 16, 3)), atol=1 / 255
     )
 
 

@@ -13,10 +13,7 @@ from mmtlib.data.sources.survey import survey
 
 PAGE = (ROOT / "docs/fetch.md").read_text()
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1]
-KINETICS = {
-    "STUDY=vggsound": "STUDY=kinetics-sounds",
-    ".%(ext)s'": "_%(section_end)06d.%(ext)s'",
-}
+KINETICS = {"STUDY=vggsound": "STUDY=kinetics-sounds", ".%(ext)s'": "_%(section_end)06d.%(ext)s'"}
 URL = "https://www.youtube.com/watch?v="
 
 

@@ -165,10 +165,7 @@ def test_the_figure_lays_colour_where_the_weight_is():
     ear, strip, eye, bars = (panels[name] for name in ("sound", "strip", "frame", "bars"))
     assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.1, -0.2, 0, 0])
     assert strip.images[0].get_array().shape == (16, 4 * 16, 3)
-    for ax, part, modality, strength in (
-        (ear, sound.T.numpy(), "audio", 1),
-        (eye, picture.numpy(), "video", 0.5),
-    ):
+    for ax, part, modality, strength in ((ear, sound.T.numpy(), "audio", 1), (eye, picture.numpy(), "video", 0.5)):
         over = np.asarray(ax.images[1].get_array())
         assert over.shape == (*part.shape, 4)
         place = np.unravel_index(part.argmax(), part.shape)

@@ -53,15 +53,7 @@ def test_a_model_of_one_modality_gives_a_row_for_each_clip_it_can_read(val, name
     model = make(name)
     table = predict(model, val)
     rows = usable(val, modality)
-    assert list(table.columns) == [
-        "clip_id",
-        "split",
-        "label",
-        "label_index",
-        "modality",
-        "logits",
-        "embedding",
-    ]
+    assert list(table.columns) == ["clip_id", "split", "label", "label_index", "modality", "logits", "embedding"]
     assert table["clip_id"].tolist() == [f"c{TRAIN + int(i)}" for i in rows]
     assert set(table["modality"]) == {modality}
     assert set(table["split"]) == {"val"}

@@ -14,12 +14,7 @@ VIDEO = {"depths": (1, 1), "dim": 16, "size": (8, 32, 32)}
 MODELS = {
     "mat_t": AUDIO,
     "mvitv2_t": VIDEO | {"class_token": True, "recompute": True},  # what mvitv2_s and _b have
-    "mmt_t": {
-        "audio": AUDIO,
-        "video": VIDEO | {"depths": (1,)},
-        "dim": 32,
-        "fusion_layers": 1,
-    },
+    "mmt_t": {"audio": AUDIO, "video": VIDEO | {"depths": (1,)}, "dim": 32, "fusion_layers": 1},
 }
 
 

@@ -10,12 +10,7 @@ from mmtlib.models import MODALITY, AVOutput, build_model, from_pretrained
 from mmtlib.models.hub import WeightsError, export, load_model, load_weights, save_model
 from mmtlib.models.ops import fit_tables
 
-OVERRIDES = {
-    "depths": [1, 1, 1, 1],
-    "dim": 8,
-    "audio_size": [64, 48],
-    "pooling": ["time", "none", "both", "both"],
-}
+OVERRIDES = {"depths": [1, 1, 1, 1], "dim": 8, "audio_size": [64, 48], "pooling": ["time", "none", "both", "both"]}
 
 
 REMOVED = object()

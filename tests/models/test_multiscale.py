@@ -93,41 +93,11 @@ def reference_attention(attention, x, grid, heads, stride_q, stride_kv, prefix):
 
 CASES = {
     "2d": {"grid": (5, 7), "kernel": (3, 3), "stride_q": (1, 1), "stride_kv": (2, 2), "num_prefix": 0},
-    "2d-time-only": {
-        "grid": (7, 4),
-        "kernel": (3, 1),
-        "stride_q": (2, 1),
-        "stride_kv": (4, 1),
-        "num_prefix": 1,
-    },
-    "2d-unpooled": {
-        "grid": (3, 5),
-        "kernel": (1, 1),
-        "stride_q": (1, 1),
-        "stride_kv": (1, 1),
-        "num_prefix": 1,
-    },
-    "2d-kv-per-axis": {
-        "grid": (9, 4),
-        "kernel": (3, 3),
-        "stride_q": (1, 2),
-        "stride_kv": (4, 1),
-        "num_prefix": 0,
-    },
-    "2d-odd-steps": {
-        "grid": (16, 3),
-        "kernel": (3, 3),
-        "stride_q": (1, 1),
-        "stride_kv": (3, 1),
-        "num_prefix": 0,
-    },
-    "3d": {
-        "grid": (2, 5, 3),
-        "kernel": (3, 3, 3),
-        "stride_q": (1, 2, 2),
-        "stride_kv": (1, 2, 1),
-        "num_prefix": 1,
-    },
+    "2d-time-only": {"grid": (7, 4), "kernel": (3, 1), "stride_q": (2, 1), "stride_kv": (4, 1), "num_prefix": 1},
+    "2d-unpooled": {"grid": (3, 5), "kernel": (1, 1), "stride_q": (1, 1), "stride_kv": (1, 1), "num_prefix": 1},
+    "2d-kv-per-axis": {"grid": (9, 4), "kernel": (3, 3), "stride_q": (1, 2), "stride_kv": (4, 1), "num_prefix": 0},
+    "2d-odd-steps": {"grid": (16, 3), "kernel": (3, 3), "stride_q": (1, 1), "stride_kv": (3, 1), "num_prefix": 0},
+    "3d": {"grid": (2, 5, 3), "kernel": (3, 3, 3), "stride_q": (1, 2, 2), "stride_kv": (1, 2, 1), "num_prefix": 1},
     "3d-kv-per-axis": {
         "grid": (3, 4, 6),
         "kernel": (3, 3, 3),
@@ -288,11 +258,7 @@ def encoder(**changes) -> MultiscaleEncoder:
         "patch_kernel": (4, 4),
         "patch_stride": (4, 4),
         "patch_padding": (0, 0),
-        "stages": (
-            Stage(1, 8, 1, (1, 1), (3, 1)),
-            Stage(2, 16, 2, (2, 1), (3, 1)),
-            Stage(1, 32, 4, (2, 2), (3, 3)),
-        ),
+        "stages": (Stage(1, 8, 1, (1, 1), (3, 1)), Stage(2, 16, 2, (2, 1), (3, 1)), Stage(1, 32, 4, (2, 2), (3, 3))),
         "stride_kv": (4, 4),
         "class_token": False,
         "absolute_positions": False,
@@ -310,13 +276,7 @@ def test_key_strides_shrink_by_the_query_strides_of_each_axis():
 
 def test_the_shortcut_is_max_pooled_on_the_grid():
     block = MultiscaleBlock(
-        4,
-        Stage(1, 4, 1, (2, 1), (3, 1)),
-        grid=(5, 2),
-        stride_q=(2, 1),
-        stride_kv=(1, 1),
-        num_prefix=1,
-        drop_path=0.0,
+        4, Stage(1, 4, 1, (2, 1), (3, 1)), grid=(5, 2), stride_q=(2, 1), stride_kv=(1, 1), num_prefix=1, drop_path=0.0
     )
     x = torch.randn(1, 11, 4)
     grid = x[0, 1:].view(5, 2, 4)

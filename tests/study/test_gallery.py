@@ -119,13 +119,7 @@ VIDEO = FOUR | {"stride_kv": (1, 2, 2), "patch_kernel": (3, 9, 9), "patch_stride
     ("name", "settings", "size", "grids", "keys"),
     [
         ("mat_t", SOUND, (198, 128), ["19 x 12", "19 x 12", "10 x 12", "5 x 6", "5 x 6", "3 x 3"], 60),
-        (
-            "mvitv2_t",
-            VIDEO,
-            (8, 64, 64),
-            ["4 x 8 x 8", "4 x 8 x 8", "4 x 4 x 4", *["4 x 2 x 2"] * 2, "4 x 1 x 1"],
-            64,
-        ),
+        ("mvitv2_t", VIDEO, (8, 64, 64), ["4 x 8 x 8", "4 x 8 x 8", "4 x 4 x 4", *["4 x 2 x 2"] * 2, "4 x 1 x 1"], 64),
     ],
 )
 def test_token_grids_are_those_of_a_forward_pass(name, settings, size, grids, keys):
@@ -185,12 +179,7 @@ def test_claims_print_what_is_stable_and_say_what_is_wrong():
 
 def test_changes_lists_each_field_that_differs_and_no_other():
     default = {"model": "mmt_t", "lr": 1.0, "objective": {"avc": 0.1, "imc": 0.1}, "overrides": {}}
-    row = {
-        "model": "mmt_t",
-        "lr": 1.0,
-        "objective": {"avc": 0.0, "imc": 0.1},
-        "overrides": {"fusion": "late"},
-    }
+    row = {"model": "mmt_t", "lr": 1.0, "objective": {"avc": 0.0, "imc": 0.1}, "overrides": {"fusion": "late"}}
     table = gallery.changes(row, default)
     assert table.to_dict("list") == {
         "field": ["objective.avc", "overrides.fusion"],

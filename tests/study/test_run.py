@@ -280,10 +280,7 @@ def test_scrub_joins_what_a_stream_was_cut_into():
     ]
     cell = new_code_cell("x", outputs=pieces, metadata={"execution": {"iopub.status.busy": "2020"}})
     clean = run.scrub(new_notebook(cells=[cell], metadata={"papermill": {"duration": 1}}))
-    assert [(output.name, output.text) for output in clean.cells[0].outputs] == [
-        ("stdout", "ab"),
-        ("stderr", "c"),
-    ]
+    assert [(output.name, output.text) for output in clean.cells[0].outputs] == [("stdout", "ab"), ("stderr", "c")]
     assert (clean.cells[0].metadata, "papermill" in clean.metadata) == ({}, False)
 
 

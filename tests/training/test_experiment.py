@@ -6,17 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from toy_features import (
-    AUDIO,
-    CLASSES,
-    OVERRIDES,
-    SETTINGS,
-    VIDEO,
-    make_params,
-    make_recipe,
-    make_run,
-    write_features,
-)
+from toy_features import AUDIO, CLASSES, OVERRIDES, SETTINGS, VIDEO, make_params, make_recipe, make_run, write_features
 
 from mmtlib.config import ROOT, Ablation, Run, Trial, load
 from mmtlib.data.corruption import CONDITIONS

@@ -51,30 +51,6 @@ def kill_in(patch, where, number):
     patch.setattr(Trainer, where, killed)
 
 
-class NoLive:
-    """In the place of the live log, a side show that is slow to import."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def log_metric(self, *_):
-        pass
-
-    def make_summary(self):
-        pass
-
-
-LIVE = trainer_module._live
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setattr(trainer_module, "_live", lambda folder: NoLive())
-
-
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     return write_features(tmp_path_factory.mktemp("toy") / "data/features")
@@ -151,10 +127,8 @@ def test_the_reported_validation_figures_are_those_of_the_model_kept(features, t
 def uninterrupted(features, tmp_path_factory):
     """An audio-video run with everything random switched on, and what it gave."""
     run, recipe = make_run("mmt_t", objective=CONTRAST), make_recipe(**ROUGH)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "_live", lambda folder: NoLive())
-        trainer = make_trainer(features, tmp_path_factory.mktemp("runs"), run, recipe)
-        history = fit(trainer)
+    trainer = make_trainer(features, tmp_path_factory.mktemp("runs"), run, recipe)
+    history = fit(trainer)
     return run, recipe, weights(trainer), history.drop(columns="seconds"), trainer.optimizer.state_dict()
 
 
@@ -213,19 +187,6 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(features, tmp
     trainer = make_trainer(features, tmp_path, run, recipe)
     assert fit(trainer)["epoch"].tolist() == [1, 2, 3]
     assert equal(weights(trainer), want)
-
-
-def test_the_live_log_of_a_resumed_run_has_every_epoch_once(features, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_live", LIVE)
-    kill_in(monkeypatch, "step", 5)
-    with pytest.raises(KilledError):
-        fit(make_trainer(features, tmp_path))
-    trainer = make_trainer(features, tmp_path)
-    history = fit(trainer)
-    (table,) = trainer.checkpoint.parent.glob("live/**/val_loss.tsv")
-    logged = pd.read_csv(table, sep="\t")
-    assert logged["step"].tolist() == [1, 2, 3]
-    assert logged["val_loss"].tolist() == pytest.approx(history["val_loss"].tolist())
 
 
 def test_another_seed_gives_another_result(features, tmp_path, uninterrupted):
@@ -352,34 +313,6 @@ def test_the_weights_of_the_best_epoch_on_validation_are_kept(features, tmp_path
     assert not equal(seen[best - 1], seen[best % 3])
 
 
-def test_a_moving_average_of_the_weights_is_what_counts(features, tmp_path, monkeypatch):
-    recipe, run = make_recipe(ema=0.5), make_run(epochs=2)
-    trainer, seen = make_trainer(features, tmp_path / "a", run, recipe), []
-    step = trainer.optimizer.step
-    monkeypatch.setattr(trainer.optimizer, "step", lambda: (step(), seen.append(weights(trainer))))
-    trainer._train_epoch(0, bf16=False)
-    want = seen[0]
-    for later in seen[1:]:
-        want = {name: 0.5 * value + 0.5 * later[name] for name, value in want.items()}
-    for name, value in trainer.kept.state_dict().items():
-        torch.testing.assert_close(value, want[name])
-    whole, part = (
-        make_trainer(features, tmp_path / "b", run, recipe),
-        make_trainer(features, tmp_path / "c", run, recipe),
-    )
-    fit(whole)
-    monkeypatch.setattr(part, "_save", lambda state: (Trainer._save(part, state), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        fit(part)
-    again = make_trainer(features, tmp_path / "c", run, recipe)
-    fit(again)
-    assert equal(weights(again), weights(whole))
-    plain = make_trainer(features, tmp_path / "d", run)
-    fit(plain)
-    assert plain.key != whole.key
-    assert not equal(weights(plain), weights(whole))
-
-
 def test_the_best_epoch_survives_a_kill(features, tmp_path, monkeypatch):
     """Best is epoch 1; the run dies in epoch 3."""
     tops, seen = iter([90.0, 50.0, 50.0]), []
@@ -454,47 +387,14 @@ def test_gradients_are_clipped_by_their_norm(features, tmp_path, clip_norm, clip
     assert (norm <= 0.01 * 1.001) == clipped
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(1.0, 0.4, "bf16"), (0.4, 1.0, "fp32"), (0.5, 0.5, "fp32")])
-def test_auto_takes_the_precision_that_was_measured_faster(fp32, bf16, chosen):
-    lines = []
-    got = choose_precision("auto", lambda half: bf16 if half else fp32, torch.device("cpu"), lines.append)
-    assert got == chosen
-    assert f"{fp32:.3f} s in fp32" in lines[0]
-    assert chosen in lines[0].rsplit("takes", 1)[1]
-
-
-@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
-def test_a_precision_that_is_asked_for_is_not_measured(wanted):
-    assert choose_precision(wanted, pytest.fail, torch.device("cpu"), pytest.fail) == wanted
-
-
-def test_measuring_leaves_weights_and_gradients_alone(features, tmp_path):
-    trainer = make_trainer(features, tmp_path)
-    before = weights(trainer)
-    assert trainer._time_step(False) > 0
-    assert trainer._time_step(True) > 0
-    assert equal(weights(trainer), before)
-    assert all(p.grad is None for p in trainer.model.parameters())
-
-
-def test_a_run_keeps_its_precision_when_it_goes_on(features, tmp_path, monkeypatch):
-    """A second measurement could come out the other way and would mix two precisions in one result."""
-    used, original, count = [], Trainer.step, itertools.count()
-
-    def step(self, batch, targets, bf16, last):
-        used.append(bf16)
-        if next(count) == 5:
-            raise KilledError
-        return original(self, batch, targets, bf16, last)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Trainer, "_time_step", lambda self, bf16: 0.1 if bf16 else 0.9)
-    recipe = make_recipe(precision="auto")
-    with pytest.raises(KilledError):
-        fit(make_trainer(features, tmp_path, recipe=recipe))
-    monkeypatch.setattr(Trainer, "_time_step", lambda self, bf16: 0.9 if bf16 else 0.1)
-    fit(make_trainer(features, tmp_path, recipe=recipe))
-    assert set(used) == {True}
+@pytest.mark.parametrize(
+    ("wanted", "device", "has", "taken"),
+    [("auto", "cuda", True, "bf16"), ("auto", "cuda", False, "fp32"), ("auto", "cpu", True, "fp32")]
+    + [(wanted, device, True, wanted) for wanted in ("fp32", "bf16") for device in ("cpu", "cuda")],
+)
+def test_auto_is_bf16_on_a_gpu_that_has_it(monkeypatch, wanted, device, has, taken):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has)
+    assert choose_precision(wanted, torch.device(device)) == taken
 
 
 def test_bf16_learns_too(features, tmp_path):
@@ -599,11 +499,7 @@ def test_parts_of_no_weight_are_left_out():
     loss, parts = loss_of(output, batch, Objective(), 0.0)
     assert set(parts) == {"loss", "ce"}
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, batch.labels).item())
-    assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {
-        "loss",
-        "ce",
-        "avc",
-    }
+    assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce", "avc"}
     alone = output._replace(video_logits=None, video_embedding=None)  # of a model of one modality
     assert set(loss_of(alone, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce"}
 
