@@ -50,7 +50,7 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
             axes.plot([left, right], [top, top], color="#222222", linewidth=1)
             axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
     axes.axhline(chance, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set_xticks(x, table["model"] + "\n" + table["modality"].map(READS), fontsize=10)
+    axes.set_xticks(x, table["model"] + "\n" + table["modality"].map(READS), fontsize=10 if len(x) < 7 else 9)
     axes.set(ylim=(0, 107), yticks=range(0, 101, 20), ylabel="test top-1 (%)")
     handles = [Patch(color="#555555", label="ours"), Patch(color=lighter("#555555"), label="baseline")]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
@@ -97,7 +97,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
-    figure.legend(loc="outside lower center", ncols=5)
+    figure.legend(loc="outside lower center", ncols=5 if len(labelled) <= 5 else 4)
     return figure
 
 
