@@ -18,9 +18,9 @@ from study.notebook import NEEDS
 PIPELINE, BENCH = (YAML(typ="safe", pure=True).load(ROOT / name)["stages"] for name in ("dvc.yaml", "bench/dvc.yaml"))
 FOLDERS = [f"{kind}/${{study}}" for kind in ("build", "data", "models", "predictions", "reports")]
 
-# What the values of a stage come from, beside its own section: seeds and recipe of training, what a run starts from,
-# what a row of the table inherits.
-TRAINED = {"seeds", "training"}
+# What the values of a stage come from, beside its own section: seeds, folds and recipe of training, what a run starts
+# from, what a row of the table inherits.
+TRAINED = {"seeds", "folds", "training"}
 SECTIONS = {stage: {stage} for stage in run.STAGES} | {
     "pretrain_mat": {"pretrain_mat"} | TRAINED,
     "pretrain_mvit": {"pretrain_mvit"} | TRAINED,
