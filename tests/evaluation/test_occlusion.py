@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from toy_features import AUDIO, OVERRIDES, VIDEO, write_features
 
+from mmtlib.data.dataset import FeatureDataset
 from mmtlib.evaluation.occlusion import Attribution, AttributionError, _spans, occlusion
 from mmtlib.models import MODALITY, build_model
 from study import gallery
@@ -185,7 +186,7 @@ def test_the_figure_says_what_a_clip_lacks():
 
 
 def test_the_sheet_shows_clips_of_a_split(tmp_path):
-    test = gallery.open_split(write_features(tmp_path), "test")
+    test = FeatureDataset(write_features(tmp_path), "test")
     batch = test.batch([5])
     found = occlusion(Toy(), "av", batch.audio, batch.video, 1)
     picture = gallery.decision_sheet(test, {5: "one", 0: "other"}, [found, found])

@@ -63,8 +63,8 @@ def test_classes_are_sorted_by_what_both_senses_reach():
 
 
 def test_learning_curves_mark_the_kept_epoch():
-    rows = {"run": "mat_t", "modality": "audio", "ours": True, "seed": 0, "epoch": [1, 2], "ce": [2.0, 1.0]}
-    curve = pd.DataFrame(rows | {"val_top1": [40.0, 30.0], "kept": [True, False]})
+    rows = {"run": "mat_t", "modality": "audio", "ours": True, "seed": 0, "fold": None, "epoch": [1, 2]}
+    curve = pd.DataFrame(rows | {"ce": [2.0, 1.0], "val_top1": [40.0, 30.0], "kept": [True, False]})
     dots = [line for line in figures.learning_curves(curve).axes[1].lines if line.get_marker() == "o"]
     assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in dots] == [([1], [40.0])]
 
