@@ -20,8 +20,8 @@ from study.tables.ledger import claims
 NOT_COMMITTED = ("quick", "smoke")
 """Studies whose reports Git ignores: everyone runs them, and none is like another."""
 
-POOLED = "pooled"
-"""The column of the mean over the studies."""
+POOLED, GENERATED = "pooled", "freedoom"
+"""The column of the mean over the studies of public sets, and the study that is none of them."""
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
@@ -36,8 +36,8 @@ def committed(reports: Path) -> list[str]:
 def measured(reports: Path) -> pd.DataFrame:
     """The claims.csv of all committed studies, one below the other, with the claim's `id`; then the pooled ones.
 
-    Of a claim in points of top-1, the pooled difference is the mean over the studies that measured it, each counting
-    the same; its interval takes them for independent and near to normal, and knows these studies alone.
+    Of a claim in points of top-1, the pooled difference is the mean over the public sets that measured it, all counting
+    the same; its interval takes them for independent and near to normal, and knows these sets alone.
     """
     parts = []
     for study in committed(reports):
@@ -45,7 +45,8 @@ def measured(reports: Path) -> pd.DataFrame:
         parts.append(table.assign(study=study, id=list(claims())[: len(table)]))
     table = pd.concat(parts, ignore_index=True)
     pooled = []
-    for name, part in table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0)].groupby("id"):
+    real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & (table["study"] != GENERATED)]
+    for name, part in real.groupby("id"):
         if len(part) > 1:
             mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)
             row = {"id": name, "study": POOLED, "measured": mean, "ci_low": mean - half, "ci_high": mean + half}
