@@ -87,11 +87,10 @@ def write_index(root: Path = ROOT) -> None:
     templates.filters["one"] = "{:+.1f}".format
     table = ledger(reports).to_markdown(index=False, disable_numparse=True)
     write_text(reports / "README.md", templates.get_template("index.md.j2").render(studies=studies, table=table))
-    found = measured(reports)
-    write_bytes(reports / "studies.png", png(over_studies(found)))
+    write_bytes(reports / "studies.png", png(over_studies(measured(reports))))
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END):
-        section = templates.get_template("results.md.j2").render(claims=found, studies=studies)
+        section = templates.get_template("results.md.j2").render(claims=measured(reports), studies=studies)
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
         write_text(readme, f"{before}\n{section.strip()}\n{after}")
 
