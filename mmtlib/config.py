@@ -124,6 +124,9 @@ class Features(Section):
     clips: int = Field(default=1, ge=1, le=100, description="windows of a test clip, evenly spaced")
     crops: Literal[1, 3] = Field(default=1, description="crops of each window of a test clip")
     snr: float | None = Field(default=None, description="dB of the audio over white noise added to it; null = none")
+    region: list[float] | None = Field(
+        default=None, min_length=4, max_length=4, description="left, top, right, bottom, as shares; null = all"
+    )
     cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
     workers: Workers
 
@@ -131,6 +134,9 @@ class Features(Section):
     def _overlap(self) -> "Features":
         if self.hop_ms > self.window_ms:
             raise ValueError(f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms")
+        left, top, right, bottom = self.region or (0, 0, 1, 1)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"region {self.region} must be [left, top, right, bottom] from 0 to 1; correct it")
         return self
 
 

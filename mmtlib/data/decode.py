@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,10 +40,13 @@ class Settings:
     clips: int = 1  # windows of a test clip
     crops: int = 1  # of each of its windows, 1 or 3
     snr: float | int | None = None  # dB, of a clip's audio over white noise that is added to it; None: none is
+    region: Sequence[float | int] | None = None  # of the picture that is read, as media.read_views takes it; None: all
 
     def __post_init__(self):
+        if self.region is not None:  # hashable, whatever JSON or YAML had
+            object.__setattr__(self, "region", tuple(self.region))
         for name, value in asdict(self).items():
-            if name != "snr" and (not value > 0 or not math.isfinite(value)):
+            if name not in ("snr", "region") and (not value > 0 or not math.isfinite(value)):
                 raise FeatureError(f"features.{name} is {value}; give a number above 0.")
         if self.crops not in (1, 3):
             raise FeatureError(f"features.crops is {self.crops}; give 1 (the centre) or 3.")
@@ -118,6 +122,7 @@ def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
             seconds=settings.seconds,
             clips=clips,
             crops=crops,
+            region=settings.region,
             modality=modality,
         )
     except (MediaError, OSError) as error:

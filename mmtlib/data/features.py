@@ -26,6 +26,8 @@ from mmtlib.cluster import run_all
 from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
 from mmtlib.data.manifest import SPLITS, media_root, read_manifest
 
+# A setting that has its default is left out where an older folder did not have it: the same fingerprint.
+_LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
 
 
@@ -90,10 +92,7 @@ def extract_features(
         shapes = {name: [len(used), *shape] for name, shape in checked.shapes.items()}
         described = {
             **dataset,
-            # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
-            "settings": {
-                k: v for k, v in asdict(checked).items() if (k, v) not in (("clips", 1), ("crops", 1), ("snr", None))
-            },
+            "settings": {k: v for k, v in asdict(checked).items() if (k, v) not in _LEFT_OUT},
             "log_mel": {"shape": shapes["log_mel"]} | log_mel,
             "frames": {"shape": shapes["frames"]} | frames,
             "coverage": coverage,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -37,9 +38,9 @@ def read_clip(
     path: str | os.PathLike,
     start: float | int | None = None,
     end: float | int | None = None,
-    **view: float | int | None,
+    **view: Any,
 ) -> Clip:
-    """Read one view of a window of a file; `view` are num_frames, size, sample_rate and seconds of `read_views`."""
+    """Read one view of a window of a file; `view` are the settings of `read_views` that say what is read."""
     return read_views(path, start, end, **view)[0]
 
 
@@ -54,6 +55,7 @@ def read_views(
     seconds: float | int | None,
     clips: int = 1,
     crops: int = 1,
+    region: Sequence[float | int] | None = None,
     modality: str = "av",
 ) -> list[Clip]:
     """Read the audio and `num_frames` frames of a window of a file in `clips` x `crops` views, decoding it once.
@@ -61,7 +63,8 @@ def read_views(
     The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the
     file. A view has `seconds` of it (None: all) where it is longer: `clips` of them, spaced evenly from its
     beginning to its end (one: in its centre). Frames are those on screen at the centres of `num_frames` equal
-    parts of the view, their short side scaled to `size`; `crops` 1 is the centre, 3 are, one after the other,
+    parts of the view, or of the `region` of it that is read, as shares of the picture (left, top, right, bottom), the
+    short side scaled to `size`; `crops` 1 is the centre, 3 are, one after the other,
     left, centre and right, or top, centre and bottom, as in SlowFast and MViT. A rotation tag is not applied.
     Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and starts with
     zeros where that starts late. Of `modality` "audio" or "video" the other stream is not decoded, and None.
@@ -72,12 +75,13 @@ def read_views(
     path = Path(path)
     try:
         with open_media(path) as container:
-            return _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality)
+            picture = (num_frames, size, crops, region or (0.0, 0.0, 1.0, 1.0))
+            return _read(path, container, start, end, picture, sample_rate, seconds, clips, modality)
     except av.error.FFmpegError as error:
         raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
 
 
-def _read(path, container, start, end, num_frames, size, sample_rate, seconds, clips, crops, modality) -> list[Clip]:
+def _read(path, container, start, end, picture, sample_rate, seconds, clips, modality) -> list[Clip]:
     video, audio, ends, origin, last = describe(path, container)
     found = _windows(path, start, end, last - origin, seconds, clips)
     windows = [(origin + low, origin + high) for low, high in found]
@@ -86,7 +90,7 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds, c
     # A stream that is over before the window begins has nothing to show in it.
     sinks: dict[av.stream.Stream, _FramePicker | _AudioCollector] = {}
     if video is not None and ends[video] > low and modality != "audio":
-        sinks[video] = _FramePicker(windows, ends[video], num_frames, size, crops)
+        sinks[video] = _FramePicker(windows, ends[video], *picture)
     if audio is not None and ends[audio] > low and modality != "video":
         sinks[audio] = _AudioCollector(windows, ends[audio], sample_rate)
     for stream in sinks:
@@ -123,7 +127,7 @@ def _read(path, container, start, end, num_frames, size, sample_rate, seconds, c
     if modality == "av" and min(ends.values()) == math.inf and reached < min(high, last) - CUT_OFF_S:
         raise MediaError(f"{path} is cut off: its content ends early; fetch it again or drop its row.")
     waveforms = sinks[audio].waveforms() if audio in sinks else [None] * clips
-    frames = sinks[video].frames() if video in sinks else [[None] * crops] * clips
+    frames = sinks[video].frames() if video in sinks else [[None] * picture[2]] * clips
     return [
         Clip(waveform, images, high - low)
         for waveform, cropped, (low, high) in zip(waveforms, frames, windows, strict=True)
@@ -168,13 +172,21 @@ def _windows(
 class _FramePicker:
     """Keeps, of the frames that pass in order, those on screen at the centres of equal parts of each window."""
 
-    def __init__(self, windows: list[tuple[float, float]], end: float, num_frames: int, size: int, crops: int):
+    def __init__(
+        self,
+        windows: list[tuple[float, float]],
+        end: float,
+        num_frames: int,
+        size: int,
+        crops: int,
+        region: Sequence[float | int],
+    ):
         parts = np.arange(num_frames) + 0.5
         times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])
         self._seen = [end > low for low, _ in windows]  # a window after the stream's end has no video
         self._places = times.argsort(axis=None).argsort().reshape(times.shape)  # windows may overlap
         self.times = sorted(times.ravel().tolist())
-        self._size = size
+        self._size, self._region = size, region
         self._shares = (0.5,) if crops == 1 else (0.0, 0.5, 1.0)  # of what the long side has too much
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
         self._newest: av.VideoFrame | None = None  # on screen until the next one comes
@@ -212,9 +224,13 @@ class _FramePicker:
         if missing <= 0:
             return
         frame, size = self._newest, self._size
-        scale = size / min(frame.width, frame.height)
+        left, top, right, bottom = self._region
+        across, down = right - left, bottom - top
+        scale = size / min(frame.width * across, frame.height * down)
         width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
         image = self._scale(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+        image = image[int(top * height) :, int(left * width) :]
+        height, width = max(size, round(down * height)), max(size, round(across * width))
         corners = [(int((height - size) * share), int((width - size) * share)) for share in self._shares]
         self._images += [[image[top : top + size, left : left + size] for top, left in corners]] * missing
 

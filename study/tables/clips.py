@@ -71,10 +71,11 @@ class Study:
     def rights(self, result: Result, modality: str | None = None) -> pd.DataFrame:
         """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed.
 
-        Of a set of folds the rows are named by fold and clip.
+        Of a set of folds the rows are named by fold, group and clip.
         """
         clips = self.on_test(result, modality).astype({"right": float})
-        index = "clip" if self.params.folds is None else ["fold", "clip"]
+        clips["group"] = clips["clip"].map(self.features.get("groups", {})).fillna(clips["clip"])
+        index = "clip" if self.params.folds is None else ["fold", "group", "clip"]
         return 100 * clips.pivot(index=index, columns="seed", values="right").dropna()
 
     def mean(self, values: pd.DataFrame) -> stats.Interval:

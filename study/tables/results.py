@@ -131,13 +131,18 @@ def read_features(folders: Folders) -> dict[str, Any]:
     """features.json; ReportError if the stage has not run.
 
     `heads` is always there; with several of them `classes` are those of the first, by which the report tells classes.
+    `groups` of a set of folds: clip_id -> the recording or person that it shares with others.
     """
     path = folders.features / "features.json"
     try:
         features = json.loads(path.read_text(encoding="utf-8"))
         heads = features.get("heads") or {"label": features["classes"]}
-        return features | {"heads": heads, "classes": next(iter(heads.values()))}
-    except FileNotFoundError:
-        raise ReportError(f"{path} does not exist; run stage features.") from None
+        index = (
+            pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False) if "folds" in features else None
+        )
+        groups = {} if index is None else dict(zip(index["clip_id"], index["group"], strict=True))
+        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": groups}
+    except FileNotFoundError as error:
+        raise ReportError(f"{error.filename} does not exist; run stage features.") from None
     except ValueError as error:
         raise ReportError(f"{path} is damaged ({error}); run stage features again.") from error

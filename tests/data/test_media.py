@@ -3,10 +3,13 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from freedoom_sounds.files import write_clip
 from mmtlib.data.container import MediaError
-from mmtlib.data.media import read_clip, read_views
+from mmtlib.data.media import _FramePicker, read_clip, read_views
 
 SETTINGS = {"num_frames": 8, "size": 32, "sample_rate": 16000, "seconds": 2.0}
 
@@ -101,6 +104,39 @@ def test_three_crops_are_the_two_ends_and_the_centre(tmp_path, tall):
         seen = view.frames[0, 4:-4, 4:-4].reshape(-1, 3).mean(axis=0)
         assert seen.argmax() == channel
         assert seen.max() > 4 * np.sort(seen)[1]
+
+
+@pytest.mark.parametrize(
+    ("region", "channel"), [((0, 0, 1 / 3, 1), 0), ((0.4, 0.1, 0.6, 0.9), 1), ((2 / 3, 0, 1, 1), 2)]
+)
+def test_of_a_region_nothing_else_is_seen(tmp_path, region, channel):
+    frames = np.zeros((4, 64, 192, 3), np.uint8)
+    frames[:, :, :64, 0], frames[:, :, 64:128, 1], frames[:, :, 128:, 2] = 255, 255, 255
+    write_clip(tmp_path / "a.mp4", frames, 8, None, 16000)
+    view = read_clip(tmp_path / "a.mp4", **SETTINGS, region=region).frames
+    size = SETTINGS["size"]
+    assert view.shape[1:3] == (size, size)
+    edge = size // 8  # where colours bleed
+    seen = view[0, edge:-edge, edge:-edge].reshape(-1, 3).astype(int)
+    assert (seen.argmax(axis=1) == channel).all()
+
+
+def test_the_whole_picture_as_a_region_is_no_region(make_clip):
+    path = make_clip("a.mp4")
+    whole = read_clip(path, **SETTINGS, region=(0, 0, 1, 1))
+    np.testing.assert_array_equal(whole.frames, read_clip(path, **SETTINGS).frames)
+
+
+@given(st.tuples(*[st.floats(0, 0.9)] * 2), st.tuples(*[st.floats(0.05, 1)] * 2), st.sampled_from([1, 3]))
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_any_region_gives_pictures_of_the_size(corner, sides, crops):
+    left, top = corner
+    region = (left, top, min(left + sides[0], 1), min(top + sides[1], 1))
+    picker = _FramePicker([(0.0, 1.0)], 1.0, 1, 24, crops, region)
+    frame = av.VideoFrame.from_ndarray(np.zeros((36, 50, 3), np.uint8), format="rgb24")
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    picker.add(frame)
+    assert [view.shape for view in picker.frames()[0]] == [(1, 24, 24, 3)] * crops
 
 
 def test_windows_go_from_the_beginning_to_the_end_and_each_equals_itself_read_alone(make_clip, frame_numbers):

@@ -37,6 +37,34 @@ def test_bootstrap_agrees_with_a_loop_that_draws_clips_and_seeds():
     assert bootstrap(values, *MANY)[1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.6)
 
 
+def test_clips_of_a_group_are_drawn_together_and_groups_within_their_fold():
+    rng, rows = np.random.default_rng(3), []
+    for fold in range(3):
+        for group in range(12):
+            shared = rng.normal(5 * fold, 30)
+            rows += [(fold, f"{fold}-{group}", clip, shared + rng.normal(0, 5)) for clip in range(1 + group % 4)]
+    values = pd.DataFrame(rows, columns=["fold", "group", "clip", 0]).set_index(["fold", "group", "clip"])
+    means = []
+    for _ in range(4000):
+        picked = []
+        for fold in rng.integers(0, 3, 3):
+            groups = [part for _, part in values.loc[fold].groupby(level=0)]
+            picked += [groups[number] for number in rng.integers(0, len(groups), len(groups))]
+        means.append(pd.concat(picked)[0].mean())
+    mean, low, high = bootstrap(values, *MANY)
+    assert mean == pytest.approx(values[0].mean())
+    assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1.2)
+    ungrouped = bootstrap(values.droplevel("group"), *MANY)
+    assert high - low > 1.2 * (ungrouped[2] - ungrouped[1])
+
+
+def test_groups_of_one_clip_are_clips():
+    values = made_up_scores(60, 2)
+    values.index = pd.MultiIndex.from_product([[1, 2, 3], range(20)], names=["fold", "clip"])
+    grouped = values.set_index(values.index.get_level_values("clip").rename("group"), append=True).swaplevel()
+    assert bootstrap(grouped, *MANY) == pytest.approx(bootstrap(values, *MANY))
+
+
 @pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (5, 0.0), (5, 2.0), (3, 2.0)])
 def test_intervals_cover_the_truth_as_often_as_they_promise(seeds, effect):
     found = [bootstrap(made_up_scores(300, seeds, effect, 5.0, number), 400, 0.95) for number in range(200)]
