@@ -74,7 +74,8 @@ class Study:
         Of a set of folds the rows are named by fold, group and clip.
         """
         clips = self.on_test(result, modality).astype({"right": float})
-        clips["group"] = clips["clip"].map(self.features.get("groups", {})).fillna(clips["clip"])
+        groups = self.features.get("groups", {})
+        clips["group"] = [groups.get(clip, clip) for clip in clips["clip"]]
         index = "clip" if self.params.folds is None else ["fold", "group", "clip"]
         return 100 * clips.pivot(index=index, columns="seed", values="right").dropna()
 
