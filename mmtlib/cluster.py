@@ -31,8 +31,9 @@ class ClusterError(RuntimeError):
 
 def cores() -> int:
     """Cores for this process, one of those that torchrun started on this machine or the only one."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    from dask.system import cpu_count  # knows its affinity and a container's quota; slow to import
+
+    return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextmanager

@@ -26,18 +26,15 @@ from mmtlib.data.dataset import Batch, FeatureDataset, epoch_generator
 from mmtlib.data.media import read_clip
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.evaluation.occlusion import Attribution
-from mmtlib.models import MODALITY, build_model
-from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
 from study.figures.predict import Weighed, decisions
 from study.figures.results import learning_curves
 from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, sheet, show_log_mel
 from study.figures.style import COLOURS
+from study.tables.results import STAGES as DEFAULT_STAGE  # noqa: F401 (for the notebooks)
+from study.tables.scores import cost
 
 FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
-
-# Modality -> the stage that trains our model of it, beside which an ablation row is shown.
-DEFAULT_STAGE = {"audio": "pretrain_mat", "video": "pretrain_mvit", "av": "train_mmt"}
 
 _preview_clip = partial(read_clip, size=SIZE, sample_rate=HZ, seconds=None)
 
@@ -158,15 +155,9 @@ def costs(
 
     audio: (time, mel); video: (frames, height, width). `overrides`: of a model by its name.
     """
-    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
-    sizes = {"audio_size": tuple(audio), "video_size": tuple(video)}
-    rows = []
-    for name in names:
-        model = build_model(name, num_classes, **sizes | overrides.get(name, {}))
-        reads = MODALITY[name]
-        macs = count_macs(model, *(inputs.values() if reads == "av" else [inputs[reads]]))
-        rows.append((name, reads, f"{count_parameters(model) / 1e6:.3f}", f"{macs / 1e6:.1f}"))
-    return pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
+    rows = [(name, *cost(name, num_classes, audio, video, overrides.get(name, {}))) for name in names]
+    table = pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
+    return table.assign(params_m=table["params_m"].map("{:.3f}".format), mmacs=table["mmacs"].map("{:.1f}".format))
 
 
 def curve_figure(name: str, histories: Mapping[Trial, pd.DataFrame], modality: str) -> Picture:

@@ -8,7 +8,6 @@
 
 import argparse
 import json
-import math
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 import nbformat
 from ruamel.yaml import YAML
 
+from mmtlib.cluster import cores
 from mmtlib.config import ROOT, ParamsError, compose, load
 from mmtlib.config import STAGES as TRAINED
 from mmtlib.files import write_text
@@ -140,7 +140,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
     # The kernel starts in notebooks/: without this it would import whichever checkout pip installed last.
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(root))]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *others])
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning
     # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
     config = Config({"KernelManager": {"transport_encryption": "auto"}})
@@ -188,16 +188,6 @@ def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, index)
     return notebook
-
-
-def usable_cores() -> int:
-    """Return the cores this process may use: its affinity, and a container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def _unfinished(draft: Path) -> str:

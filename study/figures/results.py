@@ -25,7 +25,6 @@ from study.figures.style import (
     shade,
     whiskers,
 )
-from study.figures.style import png as png
 
 MANY = 40  # more classes than this are not all named in a figure
 MAPPED = 10  # classes told apart in a map of that many: those that have a colour of their own

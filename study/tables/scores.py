@@ -1,6 +1,8 @@
 """The tables of scores: headline, ablations, classes, and what belongs beside them."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from mmtlib.evaluation.scores import head_sizes
 from mmtlib.evaluation.stats import verdict
 from mmtlib.folders import Folders
-from mmtlib.models import build_model
+from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from study.tables.clips import Study, scores_table
 from study.tables.results import GROUPS, ReportError, Result
@@ -34,16 +36,24 @@ def results_table(study: Study) -> pd.DataFrame:
 def costs_table(study: Study) -> pd.DataFrame:
     """model, modality, params_m (millions), mmacs (million multiply-accumulates for a clip of the features)."""
     features = study.features
-    audio, video = features["log_mel"]["shape"][1:], features["frames"]["shape"][1:4]
-    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
-    rows = []
-    for label, result in {result.label: result for result in study.reported}.items():
-        overrides = {"audio_size": audio, "video_size": video} | result.trained.overrides
-        num_classes = sum(len(classes) for classes in features["heads"].values())
-        model = build_model(result.trained.model, num_classes, **overrides)
-        given = [inputs[name] for name in inputs if result.modality in ("av", name)]
-        rows.append((label, result.modality, count_parameters(model) / 1e6, count_macs(model, *given) / 1e6))
+    sizes = features["log_mel"]["shape"][1:], features["frames"]["shape"][1:4]
+    num_classes = sum(len(classes) for classes in features["heads"].values())
+    runs = {result.label: result.trained for result in study.reported}
+    rows = [(label, *cost(run.model, num_classes, *sizes, run.overrides)) for label, run in runs.items()]
     return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
+
+
+def cost(
+    name: str, num_classes: int, audio: Sequence[int], video: Sequence[int], overrides: Mapping[str, Any]
+) -> tuple[str, float, float]:
+    """What a model reads, its parameters and its multiply-accumulates for a clip, both in millions.
+
+    audio: (time, mel); video: (frames, height, width).
+    """
+    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
+    model = build_model(name, num_classes, **{"audio_size": audio, "video_size": video} | overrides)
+    given = [inputs[part] for part in inputs if MODALITY[name] in ("av", part)]
+    return MODALITY[name], count_parameters(model) / 1e6, count_macs(model, *given) / 1e6
 
 
 def headline_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:

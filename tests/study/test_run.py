@@ -282,7 +282,3 @@ def test_scrub_joins_what_a_stream_was_cut_into():
     clean = run.scrub(new_notebook(cells=[cell], metadata={"papermill": {"duration": 1}}))
     assert [(output.name, output.text) for output in clean.cells[0].outputs] == [("stdout", "ab"), ("stderr", "c")]
     assert (clean.cells[0].metadata, "papermill" in clean.metadata) == ({}, False)
-
-
-def test_usable_cores_are_within_what_the_machine_has():
-    assert 1 <= run.usable_cores() <= (os.cpu_count() or 1)
