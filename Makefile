@@ -3,16 +3,19 @@
 PYTHON ?= python3
 STUDY ?=
 
-# The active conda environment (but not its base), else a virtual environment in .venv.
+# The active conda environment (but not its base), else a virtual environment in .venv. Targets are relative: the path
+# of the repository may have a space, of which make knows nothing.
 ifneq ($(and $(CONDA_PREFIX),$(filter-out base,$(CONDA_DEFAULT_ENV))),)
 ENV := $(CONDA_PREFIX)
+BIN := $(ENV)/bin
 else
-ENV := $(CURDIR)/.venv
+ENV := .venv
+BIN := $(CURDIR)/.venv/bin
 endif
 STAMP := $(ENV)/.mmtlib-installed
 
 # Stages call `python` and `pytest` by name: they must be this environment's.
-export PATH := $(ENV)/bin:$(PATH)
+export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help

@@ -1,7 +1,10 @@
 """The shape of the project: how big it is, and that what is said twice agrees. Who imports whom: `make lint`."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 
@@ -110,3 +113,20 @@ def test_make_lists_each_of_its_targets():
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
     assert set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE)) == set(phony)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_installs_and_runs_in_a_folder_whose_name_has_a_space(tmp_path):
+    folder = tmp_path / "my clone"
+    programs = folder / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "ruff", "lint-imports"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
+        (programs / name).chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CONDA") and name != "MAKEFLAGS"}
+    done = subprocess.run(["make", "lint"], cwd=folder, env=plain, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert "python -m pip install -e .[test]" in said
+    assert "ruff format --check" in said
