@@ -25,6 +25,7 @@ from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
 from mmtlib.config import Curve, Pair
+from mmtlib.data.spectrogram import LogMel
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model, cost, resolved
 from mmtlib.models.multiscale import pooled_grid
@@ -34,7 +35,7 @@ from study.figures.style import png
 from study.tables.ledger import efficiency_claims
 
 CLASSES = 400  # of every head: Kinetics has as many, and it hardly matters
-MEL_BINS = 128
+RATE, MEL_BINS = 16_000, 128  # Hz; of AST and MBT
 GIB = 2**30
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,11 +50,6 @@ Pairs = Collection[tuple[str, Pair]]  # our model's name, and what it is measure
 
 class BenchmarkError(RuntimeError):
     """A comparison failed; the text is one sentence that names it and says what to do."""
-
-
-def log_mel_frames(seconds: float) -> int:
-    """Frames of the log-mel of a sound: windows of 25 ms every 10 ms."""
-    return 1 + int((round(1000 * seconds) - 25) // 10)
 
 
 def build_pair(name: str, pair: Pair, device: torch.device) -> tuple[nn.Module, nn.Module]:
@@ -80,7 +76,7 @@ def clips(pair: Pair, batch: int, device: torch.device) -> list[Tensor]:
 
 def _sizes(pair: Pair) -> dict[str, tuple[int, ...]]:
     """What a model of the pair reads, as `build_model` takes it."""
-    sound = {"audio_size": (log_mel_frames(pair.seconds), MEL_BINS)} if pair.seconds else {}
+    sound = {"audio_size": (LogMel().num_frames(round(RATE * pair.seconds)), MEL_BINS)} if pair.seconds else {}
     return sound | ({"video_size": tuple(pair.video)} if pair.video else {})
 
 

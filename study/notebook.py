@@ -78,14 +78,10 @@ def outputs(stage: str, params: Params, folders: Folders) -> list[Path]:
         return [folders.features / "features.json"]
     return [
         path
-        for name in _runs(stage, params)
+        for name in ([stage] if stage in STAGES else params.ablations)
         for trial in params.trials(name)
         for path in (folders.weights(name, *trial).with_suffix(".json"), folders.predictions(name, *trial))
     ]
-
-
-def _runs(stage: str, params: Params) -> list[str]:
-    return [stage] if stage in STAGES else list(params.ablations)
 
 
 def _run(stage: str, params: Params, folders: Folders) -> None:
@@ -95,7 +91,7 @@ def _run(stage: str, params: Params, folders: Folders) -> None:
     elif stage == "features":
         extract_features(folders.clips / "manifest.csv", folders.features, **params.features.model_dump())
     else:
-        for name in _runs(stage, params):
+        for name in [stage] if stage in STAGES else params.ablations:
             train_runs(name, params, folders)
 
 

@@ -113,7 +113,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     return {
         "claims": figures.claims(tables["claims"]),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
-        "learning_curves": figures.learning_curves(scores.curves_table(study)),
+        "learning_curves": figures.learning_curves(scores.curves_table(study, tables["costs"])),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(tables["per_class"].dropna()),
         "tsne": figures.tsne(
@@ -143,7 +143,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     # the models of all rows read the same clips, so one line of chance is enough
     chance = tables["retrieval"].drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
-    curves = scores.curves_table(study)
+    curves = scores.curves_table(study, tables["costs"])
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
     text = templates.get_template("report.md.j2").render(
         study=study,
@@ -159,7 +159,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
         gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum() if "av" in known else 0,
         unfinished=curves[last & curves["kept"]]["run"].unique(),
         few=[result.name for result in study.reported if len(result.predictions) < 3],
-        changed=_changed(study),
+        changed=[r.name for r in study.reported if plain(r.trained) != plain(study.params.runs[r.name])],
         parameters=params_yaml(study.params).strip(),
         versions=pd.DataFrame(about_versions().items(), columns=["what", "version"]),
         retrieval=pd.concat([tables["retrieval"], chance]),
@@ -192,12 +192,6 @@ def _test_ceilings(table: pd.DataFrame) -> dict[str, float]:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.4g}"  # a learning rate is small
-
-
-def _changed(study: Study) -> list[str]:
-    """Runs whose weights were trained with other settings than the parameters have."""
-    wanted = study.params.runs
-    return [r.name for r in study.reported if plain(r.trained) != plain(wanted[r.name])]
 
 
 def params_yaml(params: Params) -> str:

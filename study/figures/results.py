@@ -77,8 +77,12 @@ def over_studies(claims: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Training cross-entropy and validation top-1 by epoch; a dot marks the epoch whose weights are kept."""
-    figure, axes = row_of_panels(2, 4.2)
+    """Training cross-entropy and validation top-1 by epoch and, with `gmacs`, by what was spent on a training clip.
+
+    A dot marks the epoch whose weights are kept.
+    """
+    shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
+    figure, axes = row_of_panels(len(shown), 4.2)
     labelled = set()
     for (run, modality, ours, _, _), part in curves.groupby(
         ["run", "modality", "ours", "seed", "fold"], sort=False, dropna=False
@@ -87,15 +91,18 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
         labelled.add(run)
         style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
         style["marker"] = "." if len(part) == 1 else None  # a line of one point shows nothing
-        axes[0].plot(part["epoch"], part["ce"], label=label, **style)
-        axes[1].plot(part["epoch"], part["val_top1"], **style)
         kept = part[part["kept"]]
-        axes[1].plot(kept["epoch"], kept["val_top1"], "o", color=COLOURS[modality], markersize=6)
+        for ax, (x, y) in zip(axes, shown, strict=True):
+            ax.plot(part[x], part[y], label=label if y == "ce" else None, **style)
+            if y == "val_top1":
+                ax.plot(kept[x], kept[y], "o", color=COLOURS[modality], markersize=6)
     axes[0].set(title="training cross-entropy", ylim=(0, None))
-    axes[1].set(title="validation top-1 (%)", ylim=(0, 100))
-    for ax in axes:
+    for ax in axes[1:]:
+        ax.set(title="validation top-1 (%)", ylim=(0, 100))
+    for ax in axes[:2]:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes[-1].set(**{"xlabel": "GMACs on a training clip", "xscale": "log"} if "gmacs" in curves else {})
     figure.legend(loc="outside lower center", ncols=5 if len(labelled) <= 5 else 4)
     return figure
 

@@ -137,10 +137,10 @@ def read_features(folders: Folders) -> dict[str, Any]:
     try:
         features = json.loads(path.read_text(encoding="utf-8"))
         heads = features.get("heads") or {"label": features["classes"]}
-        index = (
-            pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False) if "folds" in features else None
-        )
-        groups = {} if index is None else dict(zip(index["clip_id"], index["group"], strict=True))
+        groups = {}
+        if "folds" in features:
+            index = pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False)
+            groups = index.set_index("clip_id")["group"].to_dict()
         return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": groups}
     except FileNotFoundError as error:
         raise ReportError(f"{error.filename} does not exist; run stage features.") from None

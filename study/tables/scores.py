@@ -17,6 +17,7 @@ from mmtlib.evaluation.stats import verdict
 from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
+from mmtlib.training.experiment import encoder_runs
 from study.tables.clips import Study, scores_table
 from study.tables.results import GROUPS, ReportError, Result
 
@@ -126,14 +127,23 @@ def ceilings_table(folders: Folders) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
 
 
-def curves_table(study: Study) -> pd.DataFrame:
-    """Learning curves of ours and the baselines: run, modality, ours, seed, fold, epoch, ce, val_top1, kept."""
-    parts = []
+def curves_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
+    """Learning curves of ours and the baselines: run, modality, ours, seed, fold, epoch, gmacs, ce, val_top1, kept.
+
+    `gmacs`: spent on a training clip so far, encoders' training included; a step counts as three forward passes.
+    """
+    mmacs, parts = costs.set_index("model")["mmacs"], []
+    spent = {r.name: 3e-3 * mmacs[r.label] for r in study.reported}  # GMACs on a clip in an epoch
     for result in (r for r in study.reported if r.group in (None, "baseline")):
         about = {"run": result.label, "modality": result.modality, "ours": result.group is None}
+        before = sum(
+            spent[name] * run.epochs
+            for name, run in encoder_runs(study.params.runs[result.name], study.params).values()
+        )
         for (seed, fold), curve in result.curves.items():
             kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
             part = curve[["epoch", "ce", "val_top1"]]
+            about["gmacs"] = before + spent[result.name] * part["epoch"]
             parts.append(part.assign(**about, seed=seed, fold=fold, kept=part.index == kept))
     return pd.concat(parts, ignore_index=True)
 

@@ -14,7 +14,7 @@ from torchvision.models.video import MViT, mvit_v2_s
 from mmtlib import config as params
 from mmtlib.config import ROOT, Curve, Pair, ParamsError
 from study import bench as benchmark
-from study.bench import BenchmarkError, build_pair, claims_table, costs_table, log_mel_frames, pairs_table
+from study.bench import BenchmarkError, build_pair, claims_table, costs_table, pairs_table
 from study.figures.style import png
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -58,11 +58,6 @@ def test_the_peers_cost_what_is_published():
     assert list(table["peer_gmacs"]) == pytest.approx([64.2, 130.5], abs=0.05)
     assert table["peer_gmacs_no_attention"][1] == pytest.approx(103.3, abs=0.1)
     assert list(table["peer_params_m"]) == pytest.approx([34.5, 86.5], abs=0.05)
-
-
-@pytest.mark.parametrize(("seconds", "frames"), [(2.0, 198), (10.0, 998), (10.26, 1024)])
-def test_frames_of_a_sound(seconds, frames):
-    assert log_mel_frames(seconds) == frames
 
 
 @pytest.mark.parametrize(

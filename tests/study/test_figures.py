@@ -7,6 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from study.figures import results as figures
+from study.figures.style import png
 
 
 def headline(**more):
@@ -45,9 +46,9 @@ def test_bars_have_their_heights_and_the_colour_of_what_they_read():
 
 
 def test_png_is_the_same_each_time_and_changes_with_the_numbers():
-    first = figures.png(headline())
-    assert first == figures.png(headline())
-    assert first != figures.png(headline(top1=[91.0, 60.0, 50.0]))
+    first = png(headline())
+    assert first == png(headline())
+    assert first != png(headline(top1=[91.0, 60.0, 50.0]))
     assert first.startswith(b"\x89PNG")
 
 
@@ -86,7 +87,7 @@ def test_more_classes_than_colours_are_told_apart():
 @pytest.mark.parametrize("figure", [headline, ablations])
 def test_text_is_readable(figure):
     made = figure()
-    figures.png(made)
+    png(made)
     assert min(text.get_fontsize() for text in made.findobj(Text) if text.get_text()) >= 9
 
 
@@ -121,7 +122,7 @@ def test_legends_of_many_classes_with_long_names_stay_inside_the_picture():
     names = [f"{index} opening or closing car electric windows" for index in range(309)]
     points = pd.DataFrame({"x": range(309), "y": 0, "label": names})
     figure = figures.tsne(dict.fromkeys("abc", points), names)
-    figures.png(figure)
+    png(figure)
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1

@@ -16,6 +16,7 @@ from study.tables.results import ReportError, Result, load_results, model_label,
 from study.tables.scores import (
     ablations_table,
     ceilings_table,
+    costs_table,
     curves_table,
     headline_table,
     per_class_table,
@@ -163,9 +164,20 @@ def test_a_run_without_test_clips_names_its_stage(study):
 
 
 def test_curves_mark_the_best_epoch_on_validation(study):
-    table = curves_table(study)
+    costs = costs_table(study)
+    table = curves_table(study, costs)
     assert set(table["run"]) == {"mat_t", "mvitv2_t", "mmt_t", "ast_t", "mbt_t"}  # no row of other groups
     assert table[table["kept"]]["epoch"].tolist() == [3] * 10
+    mmacs, epochs = costs.set_index("model")["mmacs"], {name: run.epochs for name, run in study.params.runs.items()}
+    spent = {
+        row.run: row.gmacs for row in table[table["epoch"] == 1].itertuples()
+    }  # after one epoch, three passes each
+    for model in ("mat_t", "ast_t", "mbt_t"):
+        assert spent[model] == pytest.approx(3 * mmacs[model] / 1000)
+    encoders = sum(
+        mmacs[model] * epochs[name] for name, model in (("pretrain_mat", "mat_t"), ("pretrain_mvit", "mvitv2_t"))
+    )
+    assert spent["mmt_t"] == pytest.approx(3 * (mmacs["mmt_t"] + encoders) / 1000)
 
 
 def test_tsne_repeats_and_copes_with_few_clips(study):
