@@ -24,7 +24,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from mmtlib.cluster import run_all
 from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
-from mmtlib.data.manifest import SPLITS, media_root, read_manifest
+from mmtlib.data.manifest import SHORT_S, SPLITS, media_root, read_manifest
 
 # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
 _LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
@@ -45,7 +45,7 @@ def extract_features(
     `sample_rate` as a log-mel of `mel_bins` bands, and `frames` frames of `size` x `size`. A test clip has
     `clips` x `crops` views (media.read_views), each a row. Coverage counts the clips that are listed, used,
     missing or broken, and of the used ones those that are silent (no audio, or digital silence), blind (no
-    video) or too_short: audio shorter by more than a hop, whose rest is digital silence. `workers` decode, as
+    video) or too_short: audio shorter by more than SHORT_S, whose rest is digital silence. `workers` decode, as
     cluster.connect takes them; the bytes do not depend on them. The folder appears in one step, over an older one:
 
     log_mel.npy float16 (N, time, mel), frames.npy uint8 (N, T, size, size, 3), index.csv (the manifest's rows
@@ -191,7 +191,8 @@ def _decode_all(
         _write_headers(arrays, shapes, used)
     columns = ["row", "view", "status", "reason", "has_audio", "has_video", "audio_frames", "digest"]
     facts = pd.DataFrame(facts, columns=columns)
-    return facts.assign(too_short=facts.audio_frames < settings.shapes["log_mel"][0])
+    missing = settings.shapes["log_mel"][0] - facts.audio_frames
+    return facts.assign(padded=missing > 0, too_short=missing * settings.hop_ms > 1000 * SHORT_S)
 
 
 def _write_headers(arrays: dict[str, BinaryIO], shapes: dict[str, tuple[int, ...]], rows: int) -> None:
@@ -207,7 +208,7 @@ def _write_tables(manifest: pd.DataFrame, facts: pd.DataFrame, settings: Setting
     used, skipped = facts[facts.status == "used"], facts[facts.status != "used"]
     columns = ["view"] if settings.clips * settings.crops > 1 else []
     columns += ["has_audio", "has_video"]
-    columns += ["audio_frames"] if used.too_short.any() else []
+    columns += ["audio_frames"] if used.padded.any() else []
     index = manifest.iloc[used.row].assign(**{name: used[name].to_numpy() for name in columns})
     index.to_csv(folder / "index.csv", index=False, lineterminator="\n")
     reasons = {name: skipped[name].to_numpy() for name in ("status", "reason")}

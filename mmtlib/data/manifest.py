@@ -19,6 +19,7 @@ from mmtlib import config, files
 
 COLUMNS = ("clip_id", "path", "start", "end", "label", "split")
 SPLITS = ("train", "val", "test")
+SHORT_S = 0.5  # a clip that lacks less than this is whole: cutting at key frames is no more exact
 
 
 class ManifestError(ValueError):

@@ -97,6 +97,17 @@ def test_every_kind_of_clip_is_counted_exactly(mixed, tmp_path):
     assert skipped.reason[2].endswith("is empty (0 bytes); fetch it again or drop its row.")
 
 
+def test_a_clip_that_lacks_a_little_is_padded_and_not_called_too_short(make_clip, make_manifest, tmp_path):
+    make_clip("whole.mp4")
+    make_clip("nearly.mp4", seconds=1.75)
+    manifest = make_manifest([("whole.mp4", "a", "train"), ("nearly.mp4", "b", "train")])
+    coverage = extract_features(manifest, tmp_path / "out", **SETTINGS)
+    assert coverage["train"]["too_short"] == 0
+    whole, nearly = pd.read_csv(tmp_path / "out" / "index.csv").audio_frames
+    assert whole == 198
+    assert nearly == pytest.approx(198 - 25, abs=3)
+
+
 def test_arrays_hold_what_the_clips_hold(mixed, tmp_path, frame_numbers):
     extract_features(mixed, tmp_path / "out", **SETTINGS)
     described = json.loads((tmp_path / "out" / "features.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mmtlib import config
-from mmtlib.data.manifest import COLUMNS, SPLITS, ManifestError, stays_below
+from mmtlib.data.manifest import COLUMNS, SHORT_S, SPLITS, ManifestError, stays_below
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.esc50 import esc50
@@ -35,7 +35,6 @@ _BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # the names of files and
 
 _STATUS = ("missing", "broken", "silent", "blind", "too_short")
 _CUT_S = 1.0  # a file at most this much longer than its clip is taken to be the clip
-_SHORT_S = 0.5  # a clip that lacks less than this is whole: cutting at key frames is no more exact
 
 
 class Survey(NamedTuple):
@@ -125,7 +124,7 @@ def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
         ("broken", outside, "the file lasts " + length + ", which is before the clip begins"),
         ("silent", usable & ~facts.has_audio, "the file has no audio"),
         ("blind", usable & ~facts.has_video, "the file has no video"),
-        ("too_short", usable & (there < wanted - _SHORT_S), "the file lasts " + length + ", the clip should be longer"),
+        ("too_short", usable & (there < wanted - SHORT_S), "the file lasts " + length + ", the clip should be longer"),
     ]
     parts = [clips.assign(status=status, reason=reason)[which] for status, which, reason in found]
     return clips, pd.concat(parts).sort_index(kind="stable")
