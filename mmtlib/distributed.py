@@ -60,14 +60,9 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def from_first(value: Any) -> Any:
-    """The value that rank 0 gave."""
-    return gather_objects(value)[0]
-
-
 def barrier() -> None:
     """Wait until all ranks have come here: what the first has written is there then."""
-    from_first(None)
+    gather_objects(None)
 
 
 def torchrun(nproc: int, *arguments: str) -> list[str]:

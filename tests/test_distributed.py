@@ -9,7 +9,7 @@ from toy_features import MMT, make_params, make_recipe, make_run, write_features
 
 from mmtlib import distributed
 from mmtlib.config import ROOT, ParamsError, Trial, load
-from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.distributed import gather, gather_objects, rank, ranks
 from mmtlib.folders import Folders
 from mmtlib.models.hub import load_weights
 from mmtlib.training import __main__ as command
@@ -34,7 +34,6 @@ def test_alone_there_is_one_rank_and_nothing_is_exchanged():
     assert (rank(), ranks()) == (0, 1)
     assert gather(x) is x
     assert gather_objects("a") == ["a"]
-    assert from_first("a") == "a"
 
 
 class KilledError(Exception):
