@@ -71,15 +71,7 @@ class Trainer:
                 raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
         self.sizes = [len(classes) for classes in self.train.heads.values()]  # of the heads, side by side in the logits
         self.batch_size = self._divide(recipe.batch_size)
-        self.augment = Augmenter(
-            self.train.classes,
-            **recipe.spec_augment.model_dump(),
-            crop_scale=recipe.crop_scale,
-            flip=recipe.flip,
-            flip_except=recipe.flip_except,
-            gain=recipe.gain,
-            noise=recipe.noise,
-        )
+        self.augment = Augmenter(self.train.classes, recipe)
         torch.manual_seed(seed)
         self.overrides = input_sizes(self.train) | run.overrides
         self.model = build_model(run.model, self.train.num_logits, **self.overrides)
