@@ -269,17 +269,10 @@ def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(drawn, "big") >> 1)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Tensor]:
-    """Positions 0..n-1 in an order set by (seed, epoch), `batch_size` at a time.
-
-    `drop_last` leaves out the last batch if it is not full, but never the only one.
-    Raises DatasetError for a batch size below 1.
-    """
-    if batch_size < 1:
-        raise DatasetError(f"batch_size is {batch_size}; give 1 or more.")
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+    """Positions 0..n-1 in an order set by (seed, epoch), `batch_size` at a time; the rest is left out."""
     order = torch.randperm(n, generator=epoch_generator(seed, epoch, "order"))
-    batches = order.split(batch_size)
-    yield from batches[:-1] if drop_last and n > batch_size and n % batch_size else batches
+    return order[: n // batch_size * batch_size].split(batch_size)
 
 
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:

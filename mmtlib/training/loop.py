@@ -152,7 +152,7 @@ class Trainer:
         """This rank's clips in each part of a batch, in order."""
         for number in range(epoch * self.passes, (epoch + 1) * self.passes):
             indices = one_view(self.views, epoch_generator(self.seed, number, "views"))
-            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number, drop_last=True):
+            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number):
                 for part in picks.split(self.batch_size // self.recipe.accumulate):
                     yield indices[part.chunk(ranks())[rank()]]
 
