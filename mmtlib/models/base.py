@@ -70,7 +70,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
     def _save_pretrained(self, save_directory: Path) -> None:
         from mmtlib.models.hub import save_model
 
-        save_model(save_directory / HUB_FILE, self, **self.about)
+        save_model(save_directory / HUB_FILE, self)
         write_json(save_directory / "config.json", self.about)
 
     def generate_model_card(self, **given) -> ModelCard:

@@ -23,13 +23,13 @@ class WeightsError(ValueError):
     """Weights are missing, damaged or of another model; the message says what to do."""
 
 
-def save_model(path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, **about: Any) -> None:
+def save_model(path: Path, model: AVModel, **about: Any) -> None:
     """Write `model` to `path`, atomically.
 
-    `name`, `num_classes` and `overrides` are what `build_model` was called with; `about` is kept beside them
-    as JSON (classes, normalisation statistics, settings of the run).
+    What the model says of itself, and `about` (classes, normalisation statistics, settings of the run), is kept beside
+    the weights as JSON.
     """
-    _write(path, model.state_dict(), about | dict(name=name, num_classes=num_classes, overrides=overrides))
+    _write(path, model.state_dict(), model.about | about)
 
 
 def export(source: Path, target: Path) -> None:

@@ -73,8 +73,7 @@ class Trainer:
         self.batch_size = self._divide(recipe.batch_size)
         self.augment = Augmenter(self.train.classes, recipe)
         torch.manual_seed(seed)
-        self.overrides = input_sizes(self.train) | run.overrides
-        self.model = build_model(run.model, self.train.num_logits, **self.overrides)
+        self.model = build_model(run.model, self.train.num_logits, **input_sizes(self.train) | run.overrides)
         if init and not isinstance(self.model, TwoStreams):
             raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
         for part, path in init.items():
@@ -213,9 +212,6 @@ class Trainer:
         save_model(
             path,
             self.model,
-            name=self.run.model,
-            num_classes=self.train.num_logits,
-            overrides=self.overrides,
             heads=self.train.heads,
             stats=self.train.stats,
             run=plain(self.run),
