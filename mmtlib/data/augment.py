@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from mmtlib.config import ParamsError, Recipe, SpecAugment
 from mmtlib.data.dataset import Batch
 
+Audio = Float[Tensor, "B 1 time mel"]
+Video = Float[Tensor, "B C T H W"]
+
 
 class Draws(NamedTuple):
     """Random numbers for the clips of a batch; of one that ranks share equally, each draws all and keeps its own."""
@@ -37,9 +40,7 @@ class Draws(NamedTuple):
         return self.own(torch.randn(clips * self.ranks, *shape, generator=self.generator))
 
 
-def spec_augment(
-    audio: Float[Tensor, "B 1 time mel"], draws: Draws, masks: SpecAugment
-) -> Float[Tensor, "B 1 time mel"]:
+def spec_augment(audio: Audio, draws: Draws, masks: SpecAugment) -> Audio:
     """SpecAugment (Park et al. 2019), each clip with masks of its own: 0 (the train mean) in frames or bands.
 
     A mask is uniformly 0 to its width wide (frames, bands; a longer width than the axis counts as the axis)
@@ -59,23 +60,19 @@ def _masks(batch: int, length: int, count: int, width: int, draws: Draws) -> Boo
     return ((position >= starts) & (position < starts + widths)).any(dim=1)
 
 
-def random_gain(audio: Float[Tensor, "B 1 time mel"], draws: Draws, gain: float | int) -> Float[Tensor, "B 1 time mel"]:
+def random_gain(audio: Audio, draws: Draws, gain: float | int) -> Audio:
     """Loudness: adds to each clip a constant from -gain to +gain (standard deviations of the log-mel)."""
     shift = gain * (2 * draws.uniform(len(audio), 1, 1, 1) - 1)
     return audio + shift.to(audio.device)
 
 
-def random_noise(
-    audio: Float[Tensor, "B 1 time mel"], draws: Draws, noise: float | int
-) -> Float[Tensor, "B 1 time mel"]:
+def random_noise(audio: Audio, draws: Draws, noise: float | int) -> Audio:
     """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
     level = noise * draws.uniform(len(audio), 1, 1, 1)
     return audio + (level * draws.normal(*audio.shape)).to(audio.device)
 
 
-def random_crop(
-    video: Float[Tensor, "B C T H W"], draws: Draws, scale: tuple[float | int, float | int]
-) -> Float[Tensor, "B C T H W"]:
+def random_crop(video: Video, draws: Draws, scale: tuple[float | int, float | int]) -> Video:
     """Cuts from each clip one window, the same in all its frames, and resizes it back bilinearly.
 
     The window keeps the picture's shape; `scale` is the range of its area as a share of the picture (0 < low
@@ -96,9 +93,7 @@ def random_crop(
     return sampled.view(video.shape)
 
 
-def random_flip(
-    video: Float[Tensor, "B C T H W"], labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]
-) -> Float[Tensor, "B C T H W"]:
+def random_flip(video: Video, labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]) -> Video:
     """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
     chosen = draws.uniform(len(video)).to(video.device) < 0.5
     chosen &= allowed.to(video.device)[labels.to(video.device)]

@@ -7,8 +7,10 @@ the encoders or inside them) this is our reading: a few layers after the encoder
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from mmtlib.models.base import Flags
 
 
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
@@ -80,10 +82,7 @@ class ConcatFusion(nn.Module):
 
 
 def audio_shares(
-    audio: Tensor | None,
-    video: Tensor | None,
-    has_audio: Bool[Tensor, " batch"] | None,
-    has_video: Bool[Tensor, " batch"] | None,
+    audio: Tensor | None, video: Tensor | None, has_audio: Flags | None, has_video: Flags | None
 ) -> Float[Tensor, " batch"]:
     """How much of an average of the two modalities is audio's, for each clip: 0.5, or 1 or 0 if it has only one.
 
