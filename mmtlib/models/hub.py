@@ -1,7 +1,7 @@
 """Weights: safetensors that carry how to build the model and all that its use needs. Nothing is unpickled."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
 from mmtlib.models.baselines import resize_positions
-from mmtlib.models.build import build_model
+from mmtlib.models.build import Size, build_model
 from mmtlib.models.ops import fit_tables
 
 
@@ -73,9 +73,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict]]:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
 
-def load_model(
-    path: Path, *, audio_size: Sequence[int] | None = None, video_size: Sequence[int] | None = None
-) -> tuple[AVModel, dict]:
+def load_model(path: Path, *, audio_size: Size = None, video_size: Size = None) -> tuple[AVModel, dict]:
     """Build the model that `path` describes, in evaluation mode with its weights, and return it with the header.
 
     `audio_size` (time, mel) and `video_size` (T, H, W) build it for inputs of another size, with its position tables
@@ -104,11 +102,7 @@ def load_model(
 
 
 def from_pretrained(
-    source: str | Path,
-    *,
-    audio_size: Sequence[int] | None = None,
-    video_size: Sequence[int] | None = None,
-    **download: Any,
+    source: str | Path, *, audio_size: Size = None, video_size: Size = None, **download: Any
 ) -> AVModel:
     """A trained model, in evaluation mode; what its weights say of it is in its `about`.
 

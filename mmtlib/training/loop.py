@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,6 +33,7 @@ from mmtlib.models.hub import load_encoder, load_weights, origin, save_model
 from mmtlib.models.mmt import TwoStreams
 from mmtlib.training.experiment import key_of, parts_of, plain
 from mmtlib.training.optim import (
+    Logits,
     choose_precision,
     cross_entropy,
     one_hot,
@@ -172,9 +172,7 @@ class Trainer:
         everyone = gather_objects(totals)
         return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
 
-    def step(
-        self, batch: Batch, targets: Float[Tensor, "batch logits"], bf16: bool, last: bool = True
-    ) -> dict[str, float]:
+    def step(self, batch: Batch, targets: Logits, bf16: bool, last: bool = True) -> dict[str, float]:
         """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
 
         Returns the parts of the loss.
