@@ -1,7 +1,6 @@
 """Several processes that train one model: who is who, and what they exchange. Without torchrun there is one."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,8 +62,3 @@ def gather_objects(value: Any) -> list[Any]:
 def barrier() -> None:
     """Wait until all ranks have come here: what the first has written is there then."""
     gather_objects(None)
-
-
-def torchrun(nproc: int, *arguments: str) -> list[str]:
-    """The command line that runs `python ARGUMENTS` in so many processes on this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *arguments]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from toy_features import MMT, make_params, make_recipe, make_run, write_features
 
-from mmtlib import distributed
 from mmtlib.config import ROOT, ParamsError, Trial, load
 from mmtlib.distributed import gather, gather_objects, rank, ranks
 from mmtlib.folders import Folders
@@ -126,9 +125,3 @@ def test_the_command_line_takes_a_run_of_a_parameter_file(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("training failed: there is no run mbt; use one of pretrain_mat")
     assert second.startswith("training failed: params/none.yaml: no such file")
-
-
-def test_torchrun_is_called_without_a_shell():
-    command = distributed.torchrun(2, "-m", "mmtlib.training", "--spec", "{}")
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    assert command[-2:] == ["--spec", "{}"]

@@ -8,6 +8,7 @@ instead of training. `training.nproc` starts processes on this machine, `torchru
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pandas as pd
 from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.distributed import barrier, rank, ranks, torchrun
+from mmtlib.distributed import barrier, rank, ranks
 from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions
 from mmtlib.evaluation.scores import scores
 from mmtlib.files import write_bytes, write_json, write_text
@@ -77,8 +78,9 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
     write_json(file, params.model_dump(mode="json"))  # JSON is YAML, too
     threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
     failures = []  # the first is the cause: other processes then miss that one
-    given = ["--params", str(file.absolute()), "--root", str(folders.root), "--trials", json.dumps(trials)]
-    command = torchrun(nproc, "-m", "mmtlib.training", name, *given)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command += ["-m", "mmtlib.training", name, "--params", str(file.absolute())]
+    command += ["--root", str(folders.root), "--trials", json.dumps(trials)]
     with subprocess.Popen(
         command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
