@@ -90,7 +90,7 @@ def predict(
 @app.command()
 def runs(params: File = "params.yaml") -> None:
     """List the runs that are kept, and of one that is not what sets it apart."""
-    from mmtlib.training.runs import list_runs
+    from mmtlib.training.study import list_runs
 
     raise typer.Exit(list_runs(*study(params)))
 

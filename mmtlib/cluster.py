@@ -10,8 +10,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -78,18 +78,23 @@ def connect(workers: int | str) -> Iterator[Client]:
 
 
 def run_all(function: Callable[[T], R], items: Sequence[T], workers: int | str, *, what: str) -> Iterator[R]:
-    """function(item) of each item, in order, by `workers` as `connect` takes them; says now and then how far it is.
+    """function(item) of each item, in order, by `workers` as `connect` takes them; prints every ten seconds how far.
 
     The work of a worker that is lost is done again by others. One worker, or a handful of items, needs no second
     process. Raises ClusterError as `connect` does, and where some items end every worker that tries them.
     """
     if isinstance(workers, int):
         workers = min(workers or cores(), -(-len(items) // _CHUNK))
-    if workers == 1 or not items:
-        yield from _reported(map(function, items), len(items), what)
-        return
-    with connect(workers) as client:
-        yield from _reported(spread(client, function, items), len(items), what)
+    alone = workers == 1 or not items
+    with nullcontext() if alone else connect(workers) as client:
+        results = map(function, items) if alone else spread(client, function, items)
+        begin = last = time.monotonic()
+        for count, result in enumerate(results, start=1):
+            now = time.monotonic()
+            if now - last >= _REPORT_S or count == len(items):
+                last = now
+                print(f"{count}/{len(items)} {what}, {count / max(now - begin, 1e-9):.0f} a second", flush=True)
+            yield result
 
 
 def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk: int = _CHUNK) -> Iterator[R]:
@@ -121,14 +126,3 @@ def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk
 
 def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return [function(item) for item in items]
-
-
-def _reported(results: Iterable[R], total: int, what: str) -> Iterator[R]:
-    """Passes the results on and prints a line of progress every ten seconds, and at the end."""
-    begin = last = time.monotonic()
-    for count, result in enumerate(results, start=1):
-        now = time.monotonic()
-        if now - last >= _REPORT_S or count == total:
-            last = now
-            print(f"{count}/{total} {what}, {count / max(now - begin, 1e-9):.0f} a second", flush=True)
-        yield result

@@ -1,7 +1,6 @@
 """Several processes that train one model: who is who, and what they exchange. Without torchrun there is one."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,16 +59,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def from_first(value: Any) -> Any:
-    """The value that rank 0 gave."""
-    return gather_objects(value)[0]
-
-
 def barrier() -> None:
     """Wait until all ranks have come here: what the first has written is there then."""
-    from_first(None)
-
-
-def torchrun(nproc: int, *arguments: str) -> list[str]:
-    """The command line that runs `python ARGUMENTS` in so many processes on this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *arguments]
+    gather_objects(None)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Embeddings = Float[Tensor, "batch dim"]
+Labels = Int[Tensor, " batch"]
+
 
 def audio_video_contrastive(
-    audio_z: Float[Tensor, "batch dim"],
-    video_z: Float[Tensor, "batch dim"],
-    labels: Int[Tensor, " batch"],
-    temperature: float = 0.1,
+    audio_z: Embeddings, video_z: Embeddings, labels: Labels, temperature: float = 0.1
 ) -> Float[Tensor, ""]:
     """AVC: anchors in one modality, candidates in the other, positives of the same label (the own clip is one).
 
@@ -27,9 +27,7 @@ def audio_video_contrastive(
     return (supervised_contrast(logits, positive, everyone) + supervised_contrast(logits.T, positive, everyone)) / 2
 
 
-def intra_modal_contrastive(
-    z: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"], temperature: float = 0.1
-) -> Float[Tensor, ""]:
+def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 0.1) -> Float[Tensor, ""]:
     """IMC of one modality: anchors and candidates in the same modality, the anchor itself left out.
 
     An anchor without another clip of its label does not count; a batch without any positive gives 0.

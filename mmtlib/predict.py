@@ -1,7 +1,4 @@
-"""What a trained model makes of any media file, whole and window by window.
-
-`mmt predict FILE...` on the command line.
-"""
+"""What a trained model makes of any media file, whole and window by window: `mmt predict FILE...`."""
 
 import json
 import re

@@ -7,9 +7,8 @@ import pytest
 import torch
 from toy_features import MMT, make_params, make_recipe, make_run, write_features
 
-from mmtlib import distributed
 from mmtlib.config import ROOT, ParamsError, Trial, load
-from mmtlib.distributed import from_first, gather, gather_objects, rank, ranks
+from mmtlib.distributed import gather, gather_objects, rank, ranks
 from mmtlib.folders import Folders
 from mmtlib.models.hub import load_weights
 from mmtlib.training import __main__ as command
@@ -34,7 +33,6 @@ def test_alone_there_is_one_rank_and_nothing_is_exchanged():
     assert (rank(), ranks()) == (0, 1)
     assert gather(x) is x
     assert gather_objects("a") == ["a"]
-    assert from_first("a") == "a"
 
 
 class KilledError(Exception):
@@ -118,18 +116,12 @@ def test_the_command_line_takes_a_run_of_a_parameter_file(monkeypatch, capsys):
         patch.setattr(command, "train_runs", lambda *given: seen.append(given))
         assert command.main(["mbt_t"]) == 0
         assert command.main(["train_mmt", "--params", "params/smoke.yaml"]) == 0
-    assert [(name, params, folders) for name, params, folders in seen] == [
-        ("mbt_t", load(), Folders(ROOT, "quick")),
-        ("train_mmt", load("params/smoke.yaml"), Folders(ROOT, "smoke")),
+    assert seen == [
+        ("mbt_t", load(), Folders(ROOT, "quick"), None),
+        ("train_mmt", load("params/smoke.yaml"), Folders(ROOT, "smoke"), None),
     ]
     assert command.main(["mbt"]) == 1
     assert command.main(["mbt_t", "--params", "params/none.yaml"]) == 1
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("training failed: there is no run mbt; use one of pretrain_mat")
     assert second.startswith("training failed: params/none.yaml: no such file")
-
-
-def test_torchrun_is_called_without_a_shell():
-    command = distributed.torchrun(2, "-m", "mmtlib.training", "--spec", "{}")
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    assert command[-2:] == ["--spec", "{}"]

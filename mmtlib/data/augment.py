@@ -5,7 +5,7 @@ Every function leaves its input as it is and returns a new tensor. Random number
 whatever the device and however many processes share a batch, so that one seed means the same augmentation everywhere.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmtlib.config import ParamsError, Recipe, SpecAugment
 from mmtlib.data.dataset import Batch
 
-
-class AugmentationError(ValueError):
-    """An augmentation setting out of range; the text is one sentence that names it."""
+Audio = Float[Tensor, "B 1 time mel"]
+Video = Float[Tensor, "B C T H W"]
 
 
 class Draws(NamedTuple):
@@ -40,22 +40,15 @@ class Draws(NamedTuple):
         return self.own(torch.randn(clips * self.ranks, *shape, generator=self.generator))
 
 
-def spec_augment(
-    audio: Float[Tensor, "B 1 time mel"],
-    draws: Draws,
-    time_masks: int,
-    time_width: int,
-    freq_masks: int,
-    freq_width: int,
-) -> Float[Tensor, "B 1 time mel"]:
+def spec_augment(audio: Audio, draws: Draws, masks: SpecAugment) -> Audio:
     """SpecAugment (Park et al. 2019), each clip with masks of its own: 0 (the train mean) in frames or bands.
 
     A mask is uniformly 0 to its width wide (frames, bands; a longer width than the axis counts as the axis)
     and lies wholly inside the spectrogram.
     """
     batch, _, time, mel = audio.shape
-    over_time = _masks(batch, time, time_masks, time_width, draws)[:, None, :, None]
-    over_mel = _masks(batch, mel, freq_masks, freq_width, draws)[:, None, None, :]
+    over_time = _masks(batch, time, masks.time_masks, masks.time_width, draws)[:, None, :, None]
+    over_mel = _masks(batch, mel, masks.freq_masks, masks.freq_width, draws)[:, None, None, :]
     return audio.masked_fill((over_time | over_mel).to(audio.device), 0.0)
 
 
@@ -67,23 +60,19 @@ def _masks(batch: int, length: int, count: int, width: int, draws: Draws) -> Boo
     return ((position >= starts) & (position < starts + widths)).any(dim=1)
 
 
-def random_gain(audio: Float[Tensor, "B 1 time mel"], draws: Draws, gain: float | int) -> Float[Tensor, "B 1 time mel"]:
+def random_gain(audio: Audio, draws: Draws, gain: float | int) -> Audio:
     """Loudness: adds to each clip a constant from -gain to +gain (standard deviations of the log-mel)."""
     shift = gain * (2 * draws.uniform(len(audio), 1, 1, 1) - 1)
     return audio + shift.to(audio.device)
 
 
-def random_noise(
-    audio: Float[Tensor, "B 1 time mel"], draws: Draws, noise: float | int
-) -> Float[Tensor, "B 1 time mel"]:
+def random_noise(audio: Audio, draws: Draws, noise: float | int) -> Audio:
     """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
     level = noise * draws.uniform(len(audio), 1, 1, 1)
     return audio + (level * draws.normal(*audio.shape)).to(audio.device)
 
 
-def random_crop(
-    video: Float[Tensor, "B C T H W"], draws: Draws, scale: tuple[float | int, float | int]
-) -> Float[Tensor, "B C T H W"]:
+def random_crop(video: Video, draws: Draws, scale: tuple[float | int, float | int]) -> Video:
     """Cuts from each clip one window, the same in all its frames, and resizes it back bilinearly.
 
     The window keeps the picture's shape; `scale` is the range of its area as a share of the picture (0 < low
@@ -104,9 +93,7 @@ def random_crop(
     return sampled.view(video.shape)
 
 
-def random_flip(
-    video: Float[Tensor, "B C T H W"], labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]
-) -> Float[Tensor, "B C T H W"]:
+def random_flip(video: Video, labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]) -> Video:
     """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
     chosen = draws.uniform(len(video)).to(video.device) < 0.5
     chosen &= allowed.to(video.device)[labels.to(video.device)]
@@ -161,56 +148,33 @@ def modality_dropout(batch: Batch, probability: float | int, draws: Draws) -> Ba
 class Augmenter:
     """The training recipe's augmentation of one batch: gain, noise, SpecAugment; crop, flip.
 
-    `classes` are the class names in label order, `flip_except` those that a mirror image would turn into
-    another class. crop_scale is the smallest share of the picture's area kept (1: no crop); the other
-    settings are those of the functions above (0: off). Raises AugmentationError for a value out of range or
-    an unknown class name.
+    `classes` are the class names in label order. Raises ParamsError where the recipe's `flip_except` names another.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        time_masks: int = 0,
-        time_width: int = 0,
-        freq_masks: int = 0,
-        freq_width: int = 0,
-        gain: float | int = 0.0,
-        noise: float | int = 0.0,
-        crop_scale: float | int = 1.0,
-        flip: bool = False,
-        flip_except: Iterable[str] = (),
-    ):
-        self.masks = dict(time_masks=time_masks, time_width=time_width, freq_masks=freq_masks, freq_width=freq_width)
-        self.gain, self.noise, self.crop_scale, self.flip = gain, noise, crop_scale, flip
-        for name, value in {**self.masks, "gain": gain, "noise": noise}.items():
-            if not value >= 0:
-                raise AugmentationError(f"{name} is {value}; give 0 (off) or more.")
-        if not 0 < crop_scale <= 1:
-            raise AugmentationError(f"crop_scale is {crop_scale}; give a share above 0 and up to 1 (off).")
-        flip_except = set(flip_except)
-        unknown = sorted(flip_except - set(classes))
+    def __init__(self, classes: Sequence[str], recipe: Recipe):
+        unknown = sorted(set(recipe.flip_except) - set(classes))
         if unknown:
-            raise AugmentationError(
+            raise ParamsError(
                 f"flip_except names {unknown[0]!r}, which is no class here; use names of {', '.join(classes)}."
             )
-        self.allowed = torch.tensor([name not in flip_except for name in classes], dtype=torch.bool)
+        self.recipe = recipe
+        self.allowed = torch.tensor([name not in recipe.flip_except for name in classes], dtype=torch.bool)
 
     def __call__(self, batch: Batch, draws: Draws) -> Batch:
-        audio, video = batch.audio, batch.video
+        audio, video, recipe = batch.audio, batch.video, self.recipe
         if audio is not None:
-            if self.gain:
-                audio = random_gain(audio, draws, self.gain)
-            if self.noise:
-                audio = random_noise(audio, draws, self.noise)
-            if self.masks["time_masks"] or self.masks["freq_masks"]:
-                audio = spec_augment(audio, draws, **self.masks)
+            if recipe.gain:
+                audio = random_gain(audio, draws, recipe.gain)
+            if recipe.noise:
+                audio = random_noise(audio, draws, recipe.noise)
+            if recipe.spec_augment.time_masks or recipe.spec_augment.freq_masks:
+                audio = spec_augment(audio, draws, recipe.spec_augment)
             # A clip without audio stays at exactly 0: augmentation must not give it a content.
             if audio is not batch.audio:
                 audio = audio * batch.has_audio.view(-1, 1, 1, 1)
         if video is not None:
-            if self.crop_scale < 1:
-                video = random_crop(video, draws, (self.crop_scale, 1.0))
-            if self.flip:
+            if recipe.crop_scale < 1:
+                video = random_crop(video, draws, (recipe.crop_scale, 1.0))
+            if recipe.flip:
                 video = random_flip(video, batch.labels, draws, self.allowed)
         return batch._replace(audio=audio, video=video)

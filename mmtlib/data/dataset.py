@@ -30,6 +30,7 @@ from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode
 from mmtlib.data.manifest import media_root
 from mmtlib.files import digest
 
+Device = torch.device | str
 MODALITIES = ("audio", "video", "av")
 _STARTING = Lock()  # of the processes that decode, by one of the threads that read
 _AHEAD = 2  # batches that are read or decoded while the caller computes
@@ -127,7 +128,7 @@ class FeatureDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batch(self, indices: Sequence[int] | Tensor, modality: str = "av", device: torch.device | str = "cpu") -> Batch:
+    def batch(self, indices: Sequence[int] | Tensor, modality: str = "av", device: Device = "cpu") -> Batch:
         """The clips at these positions of the split, in this order; only what `modality` needs is read.
 
         `modality` is "audio", "video" or "av". The stored 8- and 16-bit values go to `device` and become
@@ -136,9 +137,7 @@ class FeatureDataset:
         picked = torch.as_tensor(indices, dtype=torch.int64).cpu()
         return self._normalised(picked, *self._stored(picked, modality), device)
 
-    def stream(
-        self, orders: Iterable[Tensor], modality: str = "av", device: torch.device | str = "cpu"
-    ) -> Iterator[Batch]:
+    def stream(self, orders: Iterable[Tensor], modality: str = "av", device: Device = "cpu") -> Iterator[Batch]:
         """`batch` of each tensor of positions in turn; the next two are read or decoded meanwhile."""
         with ThreadPoolExecutor(_AHEAD) as readers:
             ahead = deque()
@@ -164,9 +163,7 @@ class FeatureDataset:
             None if modality == "audio" else self._read(self._frames, picked),
         )
 
-    def _normalised(
-        self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: torch.device | str
-    ) -> Batch:
+    def _normalised(self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: Device) -> Batch:
         has_audio, has_video = self.has_audio[picked].to(device), self.has_video[picked].to(device)
         ends = None if self._filled is None else self._filled[picked]
         audio, video = normalised(log_mel, frames, ends, self.stats, device)
@@ -214,7 +211,7 @@ class FeatureDataset:
 
 
 def normalised(
-    log_mel: Tensor | None, frames: Tensor | None, ends: Tensor | None, stats: dict, device: torch.device | str
+    log_mel: Tensor | None, frames: Tensor | None, ends: Tensor | None, stats: dict, device: Device
 ) -> tuple[Float[Tensor, "B 1 time mel"] | None, Float[Tensor, "B 3 T H W"] | None]:
     """Values as they are stored -> audio and video as models take them; from `ends`, of short audio, the train mean."""
     audio = video = None
@@ -269,17 +266,10 @@ def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(drawn, "big") >> 1)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Tensor]:
-    """Positions 0..n-1 in an order set by (seed, epoch), `batch_size` at a time.
-
-    `drop_last` leaves out the last batch if it is not full, but never the only one.
-    Raises DatasetError for a batch size below 1.
-    """
-    if batch_size < 1:
-        raise DatasetError(f"batch_size is {batch_size}; give 1 or more.")
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+    """Positions 0..n-1 in an order set by (seed, epoch), `batch_size` at a time; the rest is left out."""
     order = torch.randperm(n, generator=epoch_generator(seed, epoch, "order"))
-    batches = order.split(batch_size)
-    yield from batches[:-1] if drop_last and n > batch_size and n % batch_size else batches
+    return order[: n // batch_size * batch_size].split(batch_size)
 
 
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:

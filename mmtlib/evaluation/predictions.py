@@ -1,13 +1,10 @@
 """Predictions of a trained model: forward passes over a split, and the table that they are kept in."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -106,12 +103,9 @@ def _mean_by(
 
 def predictions_bytes(predictions: pd.DataFrame) -> bytes:
     """A table of predictions as a parquet file."""
-    table = pa.Table.from_pandas(predictions, preserve_index=False)
-    buffer = io.BytesIO()
     text = [name for name in predictions if name not in ("logits", "embedding")]
     floats = [f"{name}.list.element" for name in ("logits", "embedding") if name in predictions]
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
-    return buffer.getvalue()
+    return predictions.to_parquet(index=False, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

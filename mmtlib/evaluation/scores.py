@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Logits = Float[Tensor | np.ndarray, "clips logits"]
+Labels = Int[Tensor | np.ndarray, " clips"]
 
-def hits(
-    logits: Float[Tensor | np.ndarray, "clips logits"],
-    labels: Int[Tensor | np.ndarray, " clips"],
-    k: int,
-    sizes: Sequence[int] | None = None,
-) -> Bool[Tensor, "clips heads"]:
+
+def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> Bool[Tensor, "clips heads"]:
     """Whether the label is among the k largest logits of each head.
 
     `sizes` are the numbers of classes of the heads (one head: not needed), whose logits lie side by side; a label of
@@ -29,12 +27,7 @@ def hits(
     return torch.stack(found, dim=1)
 
 
-def topk_accuracy(
-    logits: Float[Tensor | np.ndarray, "clips logits"],
-    labels: Int[Tensor | np.ndarray, " clips"],
-    k: int,
-    sizes: Sequence[int] | None = None,
-) -> float:
+def topk_accuracy(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> float:
     """Share of clips whose label is among the k largest logits, in percent; with several heads, in each of them."""
     return _percent(hits(logits, labels, k, sizes).all(1))
 

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 from mmtlib.files import write_json
 
 HUB_FILE = "model.safetensors"  # the name of a model's weights in a folder or repository of its own
+Audio = Float[Tensor, "batch 1 time mel"]
+Video = Float[Tensor, "batch 3 frames height width"]
+Flags = Bool[Tensor, " batch"]  # which clips have a modality
 
 
 class AVOutput(NamedTuple):
@@ -47,11 +50,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
     about: dict[str, Any]
 
     def read(
-        self,
-        audio: Float[Tensor, "batch 1 time mel"] | None,
-        video: Float[Tensor, "batch 3 frames height width"] | None,
-        has_audio: Bool[Tensor, " batch"] | None = None,
-        has_video: Bool[Tensor, " batch"] | None = None,
+        self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
     ) -> AVOutput:
         """Logits and embeddings; a model ignores what it does not read. The flags say which clips have it."""
         raise NotImplementedError
@@ -70,7 +69,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
     def _save_pretrained(self, save_directory: Path) -> None:
         from mmtlib.models.hub import save_model
 
-        save_model(save_directory / HUB_FILE, self, **self.about)
+        save_model(save_directory / HUB_FILE, self)
         write_json(save_directory / "config.json", self.about)
 
     def generate_model_card(self, **given) -> ModelCard:

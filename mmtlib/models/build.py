@@ -13,6 +13,7 @@ from mmtlib.models.multiscale import MultiscaleClassifier
 from mmtlib.models.mvit import MVIT, mvit_encoder
 from mmtlib.models.resnet import RESNET, build_resnet
 
+Size = Sequence[int] | None  # of an input: (time, mel) or (T, H, W)
 MODALITY = dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
 MODALITY |= {name: name.split("_")[1] for name in VIT | RESNET}
 
@@ -35,12 +36,7 @@ def resolved(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_model(
-    name: str,
-    num_classes: int,
-    *,
-    audio_size: Sequence[int] | None = None,
-    video_size: Sequence[int] | None = None,
-    **overrides,
+    name: str, num_classes: int, *, audio_size: Size = None, video_size: Size = None, **overrides
 ) -> AVModel:
     """A model by its name (a key of `MODALITY`), with freshly drawn weights.
 

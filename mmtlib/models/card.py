@@ -28,8 +28,7 @@ def model_card(
     model's number of them, `file` the path that a reader has the weights by, `scores` evaluation.scores of its
     predictions, of which val and test are shown.
     """
-    stats, told = about.get("stats"), about.get("run", {}) | about.get("recipe", {})
-    data = _data(stats) if stats else ""
+    told = about.get("run", {}) | about.get("recipe", {})
     if scores is not None:
         scores = scores[scores["split"].isin(["val", "test"])].rename(columns={"modality": "given", "n": "clips"})
         scores = scores.round(1).to_markdown(index=False, disable_numparse=True)
@@ -39,23 +38,8 @@ def model_card(
         about=about,
         parameters=parameters,
         kind=MODALITY[about["name"]],
-        stats=stats,
-        trained_on=data,
-        origins=[_origin(part, source, data) for part, source in about.get("encoders", {}).items()],
         told={name: x if isinstance(x, str) else json.dumps(x) for name, x in told.items() if name not in UNTOLD},
         scores=scores,
         file=file,
         generated=GENERATED,
     )
-
-
-def _data(stats: Mapping[str, Any]) -> str:
-    return f"{stats['name']}, fingerprint {stats['fingerprint'][:16]}"
-
-
-def _origin(part: str, source: Mapping[str, Any], own: str) -> str:
-    """Where an encoder comes from; data other than the run's own are named."""
-    stats = source.get("stats") or {}
-    data = _data(stats) if stats.get("fingerprint") else "data that its file does not state"
-    run = f", run {source['key']}" if "key" in source else ""
-    return f"{part}: {source['name']}{run}, trained on {'the same data' if data == own else data}"

@@ -7,8 +7,13 @@ the encoders or inside them) this is our reading: a few layers after the encoder
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from mmtlib.models.base import Flags
+
+Tokens = Float[Tensor, "batch _ dim"] | None  # of a modality; None: it was not given
+Share = Float[Tensor, " batch"]  # of audio in an average: 0.5 where both are there, else 1 or 0
 
 
 def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
@@ -29,13 +34,8 @@ class BottleneckFusion(nn.Module):
         self.audio_blocks = nn.ModuleList(transformer_block(dim, num_heads) for _ in range(num_layers))
         self.video_blocks = nn.ModuleList(transformer_block(dim, num_heads) for _ in range(num_layers))
 
-    def forward(
-        self,
-        audio: Float[Tensor, "batch n_audio dim"] | None,
-        video: Float[Tensor, "batch n_video dim"] | None,
-        audio_share: Float[Tensor, " batch"],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """`audio_share`: the weight of the audio update in the average, 0.5 where both are there, else 1 or 0."""
+    def forward(self, audio: Tokens, video: Tokens, audio_share: Share) -> tuple[Tokens, Tokens]:
+        """The tokens of both after the exchange; the audio's update of the bottleneck has the weight `audio_share`."""
         bottleneck = self.bottleneck.expand(audio_share.shape[0], -1, -1)
         share = audio_share[:, None, None]
         for audio_block, video_block in zip(self.audio_blocks, self.video_blocks, strict=True):
@@ -64,9 +64,7 @@ class ConcatFusion(nn.Module):
         self.blocks = nn.ModuleList(transformer_block(dim, num_heads) for _ in range(num_layers))
         self.modality = nn.Parameter(torch.randn(2, 1, 1, dim) * 0.02)
 
-    def forward(
-        self, audio: Tensor | None, video: Tensor | None, audio_share: Float[Tensor, " batch"]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, audio: Tokens, video: Tokens, audio_share: Share) -> tuple[Tokens, Tokens]:
         given = zip((audio, video), self.modality, (audio_share == 0, audio_share == 1), strict=True)
         parts = [(tokens + marker, absent) for tokens, marker, absent in given if tokens is not None]
         joint = torch.cat([tokens for tokens, _ in parts], dim=1)
@@ -79,16 +77,8 @@ class ConcatFusion(nn.Module):
         return joint[:, : audio.shape[1]], joint[:, audio.shape[1] :]
 
 
-def audio_shares(
-    audio: Tensor | None,
-    video: Tensor | None,
-    has_audio: Bool[Tensor, " batch"] | None,
-    has_video: Bool[Tensor, " batch"] | None,
-) -> Float[Tensor, " batch"]:
-    """How much of an average of the two modalities is audio's, for each clip: 0.5, or 1 or 0 if it has only one.
-
-    Raises ValueError for a clip that has neither.
-    """
+def audio_shares(audio: Tensor | None, video: Tensor | None, has_audio: Flags | None, has_video: Flags | None) -> Share:
+    """How much of an average of the two modalities is audio's, for each clip; ValueError for one that has neither."""
     given = audio if audio is not None else video
     if given is None:
         raise ValueError("give audio, video or both; both are None")

@@ -1,7 +1,7 @@
 """Weights: safetensors that carry how to build the model and all that its use needs. Nothing is unpickled."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
 from mmtlib.models.baselines import resize_positions
-from mmtlib.models.build import build_model
+from mmtlib.models.build import Size, build_model
 from mmtlib.models.ops import fit_tables
 
 
@@ -23,13 +23,13 @@ class WeightsError(ValueError):
     """Weights are missing, damaged or of another model; the message says what to do."""
 
 
-def save_model(path: Path, model: nn.Module, *, name: str, num_classes: int, overrides: dict, **about: Any) -> None:
+def save_model(path: Path, model: AVModel, **about: Any) -> None:
     """Write `model` to `path`, atomically.
 
-    `name`, `num_classes` and `overrides` are what `build_model` was called with; `about` is kept beside them
-    as JSON (classes, normalisation statistics, settings of the run).
+    What the model says of itself, and `about` (classes, normalisation statistics, settings of the run), is kept beside
+    the weights as JSON.
     """
-    _write(path, model.state_dict(), about | dict(name=name, num_classes=num_classes, overrides=overrides))
+    _write(path, model.state_dict(), model.about | about)
 
 
 def export(source: Path, target: Path) -> None:
@@ -73,9 +73,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict]]:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
 
-def load_model(
-    path: Path, *, audio_size: Sequence[int] | None = None, video_size: Sequence[int] | None = None
-) -> tuple[AVModel, dict]:
+def load_model(path: Path, *, audio_size: Size = None, video_size: Size = None) -> tuple[AVModel, dict]:
     """Build the model that `path` describes, in evaluation mode with its weights, and return it with the header.
 
     `audio_size` (time, mel) and `video_size` (T, H, W) build it for inputs of another size, with its position tables
@@ -104,11 +102,7 @@ def load_model(
 
 
 def from_pretrained(
-    source: str | Path,
-    *,
-    audio_size: Sequence[int] | None = None,
-    video_size: Sequence[int] | None = None,
-    **download: Any,
+    source: str | Path, *, audio_size: Size = None, video_size: Size = None, **download: Any
 ) -> AVModel:
     """A trained model, in evaluation mode; what its weights say of it is in its `about`.
 

@@ -25,7 +25,6 @@ def mat_encoder(
     """The encoder of MAT; width and heads double at each stage. `options` are those of MultiscaleEncoder.
 
     `stem`: convolutions of stride 2 that make the patches; 0: one of 16 x 16.
-
     Raises ValueError for a `pooling` that is not one of none, time, both for every stage.
     """
     if len(pooling) != len(depths) or any(name not in POOLED_AXES for name in pooling):

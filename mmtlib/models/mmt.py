@@ -1,10 +1,10 @@
 """MMT: a multiscale audio Transformer, a multiscale video Transformer and audio-video bottleneck fusion."""
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmtlib.models.base import AVModel, AVOutput
+from mmtlib.models.base import Audio, AVModel, AVOutput, Flags, Video
 from mmtlib.models.fusion import BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
 from mmtlib.models.mat import MAT, mat_encoder
 from mmtlib.models.mvit import MVIT, mvit_encoder
@@ -75,11 +75,7 @@ class TwoStreams(AVModel):
         return self(audio, video, has_audio, has_video)
 
     def forward(
-        self,
-        audio: Float[Tensor, "batch 1 time mel"] | None,
-        video: Float[Tensor, "batch 3 frames height width"] | None,
-        has_audio: Bool[Tensor, " batch"] | None = None,
-        has_video: Bool[Tensor, " batch"] | None = None,
+        self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
     ) -> AVOutput:
         share = audio_shares(audio, video, has_audio, has_video)
         audio_embedding = video_embedding = None

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,15 +31,8 @@ from mmtlib.models.base import Reading
 from mmtlib.models.build import modality_of
 from mmtlib.models.hub import load_encoder, load_weights, origin, save_model
 from mmtlib.models.mmt import TwoStreams
+from mmtlib.training import optim
 from mmtlib.training.experiment import key_of, parts_of, plain
-from mmtlib.training.optim import (
-    choose_precision,
-    cross_entropy,
-    one_hot,
-    parameter_groups,
-    training_loss,
-    warmup_cosine,
-)
 
 
 class Trainer:
@@ -71,18 +63,9 @@ class Trainer:
                 raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
         self.sizes = [len(classes) for classes in self.train.heads.values()]  # of the heads, side by side in the logits
         self.batch_size = self._divide(recipe.batch_size)
-        self.augment = Augmenter(
-            self.train.classes,
-            **recipe.spec_augment.model_dump(),
-            crop_scale=recipe.crop_scale,
-            flip=recipe.flip,
-            flip_except=recipe.flip_except,
-            gain=recipe.gain,
-            noise=recipe.noise,
-        )
+        self.augment = Augmenter(self.train.classes, recipe)
         torch.manual_seed(seed)
-        self.overrides = input_sizes(self.train) | run.overrides
-        self.model = build_model(run.model, self.train.num_logits, **self.overrides)
+        self.model = build_model(run.model, self.train.num_logits, **input_sizes(self.train) | run.overrides)
         if init and not isinstance(self.model, TwoStreams):
             raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
         for part, path in init.items():
@@ -101,10 +84,10 @@ class Trainer:
         # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
         self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
         steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
-        groups = parameter_groups(self.model, recipe.weight_decay)
+        groups = optim.parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)  # one call for all: 4 times faster on a CPU
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, warmup_cosine(round(recipe.warmup_epochs * steps), run.epochs * steps)
+            self.optimizer, optim.warmup_cosine(round(recipe.warmup_epochs * steps), run.epochs * steps)
         )
 
     def fit(self, log: Callable[[str], None] = print) -> pd.DataFrame:
@@ -116,7 +99,7 @@ class Trainer:
         log = log if rank() == 0 else lambda line: None
         state = self._restore()
         if state is None:
-            precision = choose_precision(self.recipe.precision, self.device)
+            precision = optim.choose_precision(self.recipe.precision, self.device)
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
             log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.key}")
         elif state["epoch"] < self.run.epochs:
@@ -160,7 +143,7 @@ class Trainer:
         """This rank's clips in each part of a batch, in order."""
         for number in range(epoch * self.passes, (epoch + 1) * self.passes):
             indices = one_view(self.views, epoch_generator(self.seed, number, "views"))
-            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number, drop_last=True):
+            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number):
                 for part in picks.split(self.batch_size // self.recipe.accumulate):
                     yield indices[part.chunk(ranks())[rank()]]
 
@@ -172,7 +155,7 @@ class Trainer:
         totals: dict[str, float] = {}
         for number, batch in enumerate(self.train.stream(self._plan(epoch), self.modality, self.device), start=1):
             batch, targets = mixup(
-                self.augment(batch, draws), one_hot(batch.labels, self.sizes), self.recipe.mixup, draws
+                self.augment(batch, draws), optim.one_hot(batch.labels, self.sizes), self.recipe.mixup, draws
             )
             batch = modality_dropout(batch, self.run.modality_dropout, draws)
             last = number % self.recipe.accumulate == 0
@@ -181,9 +164,7 @@ class Trainer:
         everyone = gather_objects(totals)
         return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
 
-    def step(
-        self, batch: Batch, targets: Float[Tensor, "batch logits"], bf16: bool, last: bool = True
-    ) -> dict[str, float]:
+    def step(self, batch: Batch, targets: optim.Logits, bf16: bool, last: bool = True) -> dict[str, float]:
         """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
 
         Returns the parts of the loss.
@@ -191,7 +172,7 @@ class Trainer:
         with nullcontext() if last or ranks() == 1 else self.parallel.no_sync():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 out = self.parallel(batch.audio, batch.video, batch.has_audio, batch.has_video)
-            loss, parts = training_loss(
+            loss, parts = optim.training_loss(
                 out, batch, targets, self.run.objective, self.recipe.label_smoothing, self.sizes
             )
             if not math.isfinite(parts["loss"]):
@@ -212,7 +193,7 @@ class Trainer:
         logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]
         return {
-            "val_loss": cross_entropy(logits, one_hot(labels, self.sizes), self.sizes).item(),
+            "val_loss": optim.cross_entropy(logits, optim.one_hot(labels, self.sizes), self.sizes).item(),
             "val_top1": topk_accuracy(logits, labels, 1, self.sizes),
         }
 
@@ -221,9 +202,6 @@ class Trainer:
         save_model(
             path,
             self.model,
-            name=self.run.model,
-            num_classes=self.train.num_logits,
-            overrides=self.overrides,
             heads=self.train.heads,
             stats=self.train.stats,
             run=plain(self.run),

@@ -14,14 +14,11 @@ from mmtlib.distributed import gather, ranks
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
 from mmtlib.models import AVOutput
 
+Logits = Float[Tensor, "batch logits"]
+
 
 def training_loss(
-    out: AVOutput,
-    batch: Batch,
-    targets: Float[Tensor, "batch logits"],
-    objective: Objective,
-    label_smoothing: float,
-    sizes: Sequence[int],
+    out: AVOutput, batch: Batch, targets: Logits, objective: Objective, label_smoothing: float, sizes: Sequence[int]
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
 
@@ -51,17 +48,14 @@ def training_loss(
     return loss, parts
 
 
-def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Float[Tensor, "batch logits"]:
+def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Logits:
     """Targets of labels, side by side for the heads (see evaluation.scores.hits)."""
     parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
     return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
 
 
 def cross_entropy(
-    logits: Float[Tensor, "batch logits"],
-    targets: Float[Tensor, "batch logits"],
-    sizes: Sequence[int],
-    label_smoothing: float = 0.0,
+    logits: Logits, targets: Logits, sizes: Sequence[int], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
     """Cross-entropy, averaged over the heads (our reading) and the batch."""
     pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)

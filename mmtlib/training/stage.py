@@ -8,7 +8,7 @@ instead of training. `training.nproc` starts processes on this machine, `torchru
 import json
 import os
 import subprocess
-import traceback
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.distributed import barrier, process_group, rank, ranks, torchrun
+from mmtlib.distributed import barrier, rank, ranks
 from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions
 from mmtlib.evaluation.scores import scores
 from mmtlib.files import write_bytes, write_json, write_text
@@ -74,11 +74,13 @@ def train_runs(name: str, params: Params, folders: Folders, trials: list[Trial] 
 
 def _in_processes(name: str, params: Params, folders: Folders, trials: list[Trial]) -> None:
     """`train_runs` in processes of their own, whose lines are printed here."""
-    nproc, spec = params.training.nproc, folders.runs / f"{name}-{os.getpid()}.json"
-    write_json(spec, {"params": params.model_dump(mode="json"), "root": str(folders.root), "trials": trials})
+    nproc, file = params.training.nproc, folders.runs / f"{name}-{os.getpid()}.json"
+    write_json(file, params.model_dump(mode="json"))  # JSON is YAML, too
     threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
     failures = []  # the first is the cause: other processes then miss that one
-    command = torchrun(nproc, "-m", "mmtlib.training", name, "--spec", str(spec))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command += ["-m", "mmtlib.training", name, "--params", str(file.absolute())]
+    command += ["--root", str(folders.root), "--trials", json.dumps(trials)]
     with subprocess.Popen(
         command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -90,27 +92,10 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
                     failures.append(line.removeprefix(FAILED).strip())
         finally:
             process.terminate()  # of no effect where it has ended
-            spec.unlink()
+            file.unlink()
     if process.returncode:
         cause = failures[0] if failures else f"one ended with status {process.returncode}; is there memory enough?"
         raise TrainingError(f"{nproc} processes of {name}: {cause}")
-
-
-def run_from_spec(name: str, spec: Path) -> int:
-    """One of the processes that `_in_processes` starts; returns the exit status, a failure is said in one line."""
-    try:
-        given = json.loads(spec.read_text(encoding="utf-8"))
-        params = Params.model_validate_json(json.dumps(given["params"]))
-        with process_group():
-            for trial in given["trials"]:
-                _train_one(name, params, Folders(Path(given["root"]), params.study), Trial(*trial))
-    except Exception as error:
-        # Bare words where we wrote them for the user, else with the trace for whoever mends it.
-        if not isinstance(error, ValueError | OSError | ArithmeticError):
-            traceback.print_exc()
-        print(f"{FAILED}{error}", flush=True)
-        return 1
-    return 0
 
 
 def _trained(name: str, folders: Folders, trial: Trial) -> Trained:

@@ -1,4 +1,4 @@
-"""All runs of a study at once: those that do not depend on each other train side by side.
+"""All runs of a study at once: which are kept (`mmt runs`), and training those that are not, side by side.
 
 Each is finished in its folder below runs/, where the stages then find it. A run that is interrupted, with its worker
 or with everything, goes on at its last epoch.
@@ -9,10 +9,10 @@ import time
 import torch
 
 from mmtlib.cluster import connect, cores
-from mmtlib.config import Params, Run, Trial
-from mmtlib.data.dataset import FeatureDataset
+from mmtlib.config import Params, ParamsError, Run, Trial
+from mmtlib.data.dataset import DatasetError, FeatureDataset
 from mmtlib.folders import Folders
-from mmtlib.training.experiment import encoder_runs, is_kept, kept, key_of, parts_for, planned
+from mmtlib.training.experiment import encoder_runs, is_kept, kept, kept_runs, key_of, parts_for, planned, why_not
 from mmtlib.training.stage import finish, predict_run
 
 
@@ -42,7 +42,7 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
     if not jobs:
         print("every run is kept", flush=True)
         return
-    begun, values = time.monotonic(), params.model_dump_json()
+    begun = time.monotonic()
     started = {start for *_, starts in jobs.values() for start in starts}
     # First what others wait for, then the longest.
     order = sorted(jobs, key=lambda key: (key not in started, -jobs[key][1].epochs))
@@ -56,8 +56,7 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
         for key in order:
             name, run, trial, starts = jobs[key]
             waits = [futures[start] for start in starts]
-            own = run.model_dump_json(exclude={"group", "seeds", "folds"})
-            task = (values, folders, name, own, trial, threads, waits)
+            task = (params, folders, name, run, trial, threads, waits)
             futures[key] = client.submit(_train, *task, key=f"train-{key}", pure=False)
         for count, future in enumerate(as_completed(futures.values()), start=1):
             minutes = (time.monotonic() - begun) / 60
@@ -65,18 +64,44 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
 
 
 def _train(
-    values: str, folders: Folders, name: str, run: str, trial: Trial, threads: int | None, waits: list[str]
+    params: Params, folders: Folders, name: str, run: Run, trial: Trial, threads: int | None, waits: list[str]
 ) -> str:
     """A worker's task: one run from its settings to its predictions; `waits` are the tasks before it."""
     from distributed import get_worker
 
-    params, own = Params.model_validate_json(values), Run.model_validate_json(run)
     if threads:
         torch.set_num_threads(threads)
     if torch.cuda.is_available() and str(get_worker().name).isdigit():  # of processes of one machine: a GPU each
         torch.cuda.set_device(int(get_worker().name) % torch.cuda.device_count())
     begun = time.monotonic()
-    weights = finish(own, params, trial, folders, lambda line: print(f"{name} {trial} | {line}", flush=True))
+    weights = finish(run, params, trial, folders, lambda line: print(f"{name} {trial} | {line}", flush=True))
     data = FeatureDataset(folders.features, "train").identity
-    predict_run(own, parts_for(own, params, trial, data), weights, folders.features)
+    predict_run(run, parts_for(run, params, trial, data), weights, folders.features)
     return f"{name} {trial}, trained in {time.monotonic() - begun:.0f} s"
+
+
+def list_runs(params: Params, folders: Folders) -> int:
+    """Print a line for each run; returns 1 where one is not kept, and would so be trained, else 0.
+
+    Of such a run the line says what sets it apart from the kept run nearest to it. Raises ParamsError where
+    `training.kept` is null, DatasetError where neither the features nor a kept run say what the data is.
+    """
+    if params.training.kept is None:
+        raise ParamsError("training.kept is null, so no run is kept; name a folder there, or another parameter file.")
+    folder = folders.root / params.training.kept
+    known = kept_runs(folder)
+    try:
+        data = FeatureDataset(folders.features, "train").identity
+    except DatasetError:  # not made on this machine: the kept runs say what they were trained on
+        if not known:
+            raise
+        data = known[0].about["parts"]["data"]
+    runs, absent = list(planned(params, data)), 0
+    for name, trial, parts in runs:
+        found = kept(folder, parts)
+        absent += not is_kept(found)
+        say = found.predictions.name if is_kept(found) else f"not kept: {why_not(folder, parts)}"
+        print(f"{name} {trial} | {say}")
+    wanted = {kept(folder, parts) for _, _, parts in runs}
+    print(f"{len(runs) - absent} of {len(runs)} runs are kept; {len(set(known) - wanted)} files are of other runs.")
+    return int(absent > 0)

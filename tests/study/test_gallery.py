@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from toy_features import make_recipe
 
 from freedoom_sounds.files import write_clip
 from mmtlib.config import Trial
@@ -103,7 +104,8 @@ def test_sound_and_patch_figures_show_what_they_are_given():
 
 def test_sheets_of_features_show_stored_and_augmented_clips(split):
     assert repr(gallery.feature_sheet(split, [0, 1])) == "Picture: 2 clips as they are stored"
-    plain, strong = Augmenter(split.classes), Augmenter(split.classes, time_masks=2, time_width=90)
+    masks = {"time_masks": 2, "time_width": 90, "freq_masks": 0, "freq_width": 0}
+    plain, strong = (Augmenter(split.classes, make_recipe(**more)) for more in ({}, {"spec_augment": masks}))
     sheets = [gallery.augmentation_sheet(split, augment, [0]).png for augment in (plain, strong, strong)]
     assert sheets[0] != sheets[1]
     assert sheets[1] == sheets[2]

@@ -57,7 +57,7 @@ def interval(difference):
 
 
 def test_each_run_of_the_profile_is_kept_under_todays_key_and_nothing_else():
-    """A miss would train for hours; `python -m mmtlib.training.runs params/freedoom.yaml` says what differs."""
+    """A miss would train for hours; `mmt runs --params params/freedoom.yaml` says what differs."""
     wanted = [(name, kept_at(KEPT, parts)) for name, _, parts in planned(PARAMS, DATA)]
     assert [name for name, run in wanted if not is_kept(run)] == []
     assert {run for _, run in wanted} == set(kept_runs(KEPT))

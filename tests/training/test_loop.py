@@ -230,7 +230,7 @@ def test_every_epoch_takes_each_clip_once_in_another_order(features, tmp_path, b
 
 
 def test_every_epoch_draws_other_augmentation(features, tmp_path, batches_seen, monkeypatch):
-    monkeypatch.setattr(trainer_module, "epoch_batches", lambda n, size, *_, **__: torch.arange(n).split(size))
+    monkeypatch.setattr(trainer_module, "epoch_batches", lambda n, size, *_: torch.arange(n).split(size))
     fit(make_trainer(features, tmp_path, make_run(epochs=2), make_recipe(noise=0.3)))
     assert torch.equal(batches_seen[0].labels, batches_seen[4].labels)
     assert not torch.equal(batches_seen[0].audio, batches_seen[4].audio)

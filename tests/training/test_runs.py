@@ -9,7 +9,7 @@ from mmtlib.config import ParamsError
 from mmtlib.data.dataset import DatasetError, FeatureDataset
 from mmtlib.folders import Folders
 from mmtlib.training.experiment import keep, kept, made_with, planned
-from mmtlib.training.runs import list_runs
+from mmtlib.training.study import list_runs
 
 KEPT = make_recipe(kept="kept")
 
