@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     main, classes, head = study.defaults, study.features["classes"], tables["headline"]
     audio_peers = [r for r in study.reported if r.group == "baseline" and r.modality == "audio"]
     mapped = [main[name] for name in ("av", "audio") if name in main] + audio_peers[:1]
-    matrices = {}
+    matrices, chance = {}, 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
     for name, result in main.items():
         clips = study.on_test(result)  # of all seeds
         matrix = confusion_matrix(clips["label"], clips["guess"], labels=range(len(classes)))
@@ -112,7 +113,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     clips = analysis.certainties(study).values()
     return {
         "claims": figures.claims(tables["claims"]),
-        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), 100 / len(classes)),
+        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
         "learning_curves": figures.learning_curves(scores.curves_table(study, tables["costs"])),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(tables["per_class"].dropna()),

@@ -139,9 +139,8 @@ def read_features(folders: Folders) -> dict[str, Any]:
         heads = features.get("heads") or {"label": features["classes"]}
         groups = {}
         if "folds" in features:
-            index = pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False)
-            groups = index.set_index("clip_id")["group"].to_dict()
-        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": groups}
+            groups = pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False).set_index("clip_id").group
+        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups)}
     except FileNotFoundError as error:
         raise ReportError(f"{error.filename} does not exist; run stage features.") from None
     except ValueError as error:
