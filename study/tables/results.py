@@ -139,7 +139,7 @@ def read_features(folders: Folders) -> dict[str, Any]:
         heads = features.get("heads") or {"label": features["classes"]}
         groups = {}
         if "folds" in features:
-            groups = pd.read_csv(path.with_name("index.csv"), dtype=str, keep_default_na=False).set_index("clip_id").group
+            groups = pd.read_csv(path.with_name("index.csv"), dtype=str, na_filter=False).set_index("clip_id").group
         return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups)}
     except FileNotFoundError as error:
         raise ReportError(f"{error.filename} does not exist; run stage features.") from None
