@@ -140,7 +140,7 @@ def read_features(folders: Folders) -> dict[str, Any]:
         groups = {}
         if "folds" in features:
             groups = pd.read_csv(path.with_name("index.csv"), dtype=str, na_filter=False).set_index("clip_id").group
-        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups)}
+        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups.items())}
     except FileNotFoundError as error:
         raise ReportError(f"{error.filename} does not exist; run stage features.") from None
     except ValueError as error:
