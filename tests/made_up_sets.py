@@ -54,7 +54,7 @@ def put_clips(media: Path, files: dict[str, str], kinds: dict[str, int]) -> None
             "": good,
             "broken": good[: len(good) // 4],
             "silent": clip(media, kinds[name], 10, sound=False) if flaw == "silent" else b"",
-            "too_short": clip(media, kinds[name], 0.6) if flaw == "too_short" else b"",
+            "too_short": clip(media, kinds[name], 0.4) if flaw == "too_short" else b"",
         }
         if flaw != "missing":
             put(media / name, made[flaw])
@@ -138,7 +138,7 @@ def epic_kitchens(root: Path, given: Download) -> dict[str, str]:
                 put(folder / video[:3] / f"{video}.MP4", data[: len(data) // 20] if flaw == "broken" else data)
             for number in range(5):
                 late = video == test[3] and number == 4
-                start, length = (19.5, 2.5) if late else (4 * number + 0.25, 1.1 + 0.5 * number)  # to 19.35 s at most
+                start, length = (19.6, 2.4) if late else (4 * number + 0.25, 1.1 + 0.5 * number)  # to 19.35 s at most
                 times = [f"00:00:{seconds:05.2f}" for seconds in (start, start, start + length)]
                 verb, noun = (place + number) % 3, 7 * ((place + number) % 4)
                 found[f"{video}_{number}"] = "too_short" if late else flaw
