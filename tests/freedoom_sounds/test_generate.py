@@ -142,14 +142,18 @@ def test_an_interrupted_set_leaves_no_process_and_ends_up_the_same(whole, tmp_pa
     command += ["--train", "0", "--val", "0", "--test", "1"]
     records, kept = tmp_path / RECORDS, []
     for how in (signal.SIGINT, signal.SIGKILL):  # one call goes on from the other
-        started, least = subprocess.Popen(command, stderr=subprocess.PIPE, text=True), len(kept) + 3
+        started, least, children = subprocess.Popen(command, stderr=subprocess.PIPE, text=True), len(kept) + 3, []
+
+        def at_work(parent=started.pid, found=children):
+            found[:] = psutil.Process(parent).children(recursive=True)
+            return len(found) >= 4  # two processes and their engines
+
+        assert wait_for(at_work, 60)  # before the first clip, so that the signal does not come after the last
         assert wait_for(lambda n=least: records.exists() and len(records.read_text().splitlines()) >= n, 60)
-        children = psutil.Process(started.pid).children(recursive=True)
         started.send_signal(how)
         _, said = started.communicate(timeout=30)
         assert started.returncode != 0
         assert ("goes on from here" in said) == (how == signal.SIGINT)
-        assert len(children) >= 4  # two processes and their engines
         assert wait_for(lambda gone=children: not any(alive(child.pid) for child in gone))
         kept = [json.loads(line)["path"] for line in records.read_text().splitlines()]
         assert least <= len(kept) < len(CLASSES)
