@@ -25,6 +25,7 @@ from study.figures.style import (
     shade,
     whiskers,
 )
+from study.figures.style import png as png  # for the notebooks
 
 MANY = 40  # more classes than this are not all named in a figure
 MAPPED = 10  # classes told apart in a map of that many: those that have a colour of their own
@@ -77,10 +78,7 @@ def over_studies(claims: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Training cross-entropy and validation top-1 by epoch and, with `gmacs`, by what was spent on a training clip.
-
-    A dot marks the epoch whose weights are kept.
-    """
+    """Training cross-entropy and validation top-1 by epoch and by `gmacs`, if given; a dot marks the epoch kept."""
     shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
     figure, axes = row_of_panels(len(shown), 4.2)
     labelled = set()
