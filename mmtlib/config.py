@@ -84,6 +84,7 @@ class Download(Section):
     media: str | None = Field(default=None, description="folder of a real set's files; relative: to the repository")
     class_list: Names | None = Field(default=None, description="kinetics-sounds-31 or -32, esc-10, UCF101's classes")
     val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
+    follow_links: bool = Field(default=False, description="take what links lead to out of `media`, too")
     workers: Workers
 
     @model_validator(mode="after")
@@ -97,12 +98,12 @@ class Download(Section):
         own = self.source == "ucf101"  # whose classes may be listed by name
         known = {"kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"], "esc50": ["esc-10"]}
         lists = ["all", "sound"] if own else known.get(self.source, [])
-        more = ["annotations", *(["class_list"] if lists else []), *([] if of_folds else ["val_share"])]
+        more = ["annotations", "follow_links", *(["class_list"] if lists else []), *([] if of_folds else ["val_share"])]
         may = needed if self.source == "freedoom-sounds" else [*needed, *more]
         for name in needed:
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is missing, which {self.source} needs; add it")
-        for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share"):
+        for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share", "follow_links"):
             if name not in may and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} means nothing to {self.source}; remove it")
         if self.class_list not in (None, *lists) and not (own and isinstance(self.class_list, list)):

@@ -17,9 +17,21 @@ from typing import NamedTuple
 
 import av
 
+# A declared length and the one decoded differ by a frame or a codec's padding in audio files; by more than this many
+# seconds only where the file is cut off, or the length a guess.
+CUT_OFF_S = 0.25
+# Formats of bare packets, whose length no header says: FFmpeg guesses it from the size and the bit rate.
+_BARE = ("aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd")
+
 
 class MediaError(ValueError):
     """A file that cannot be used as a clip; the text is one sentence that names the file and the remedy."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong with a file, in a few words on one line."""
+    text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
+    return " ".join(text.split())[:200]
 
 
 class Place(NamedTuple):
@@ -105,8 +117,8 @@ class Description(NamedTuple):
 def describe(path: str | os.PathLike, container: av.container.InputContainer) -> Description:
     """Read a file's header; raises MediaError for one that has neither video nor audio."""
     cover = av.stream.Disposition.attached_pic  # the cover picture of an audio file is not video
-    video = next((s for s in container.streams.video if not s.disposition & cover), None)
-    audio = next(iter(container.streams.audio), None)
+    video = max((s for s in container.streams.video if not s.disposition & cover), key=_rank, default=None)
+    audio = max(container.streams.audio, key=_rank, default=None)
     ends = {}
     for stream in (video, audio):
         if stream is not None:
@@ -114,7 +126,29 @@ def describe(path: str | os.PathLike, container: av.container.InputContainer) ->
             ends[stream] = float(((stream.start_time or 0) + length) * stream.time_base)
     if not ends:
         raise MediaError(f"{path} has neither video nor audio; fetch it again or drop its row.")
+    if container.format.name in _BARE:
+        ends[audio] = _end_of_packets(Path(path), audio, ends[audio])
     origin = (container.start_time or 0) / av.time_base
     whole = origin + (container.duration or 0) / av.time_base
     last = max((end for end in ends.values() if end < math.inf), default=whole)
     return Description(video, audio, ends, origin, last)
+
+
+def _rank(stream: av.stream.Stream) -> tuple[bool, bool]:
+    """Highest for the track that a player plays: of a known format, and the default one."""
+    return stream.codec_context is not None, bool(stream.disposition & av.stream.Disposition.default)
+
+
+def _end_of_packets(path: Path, stream: av.AudioStream, end: float) -> float:
+    """Where a stream of bare packets ends, s: at `end`, unless that is a guess (all bytes at the bit rate) and wrong.
+
+    For that all packets are read, none is decoded.
+    """
+    with open_media(path) as container:
+        packets = (packet for packet in container.demux() if packet.size)
+        first = next(packets, None)
+        size = (stream.duration or 0) * stream.time_base * (stream.codec_context.bit_rate or 0) / 8
+        if first is None or (size and abs(first.pos + size - container.size) > 1):
+            return end
+        found = max(float((packet.pts + packet.duration) * packet.time_base) for packet in (first, *packets))
+    return found if abs(found - end) > CUT_OFF_S else end

@@ -26,6 +26,7 @@ def download(
     media: str | None = None,
     class_list: str | list[str] | None = None,
     val_share: float | int = 0.05,
+    follow_links: bool = False,
     workers: int | str = 0,
     **own: Any,
 ) -> pd.DataFrame:
@@ -49,7 +50,8 @@ def download(
         wrong = ", ".join(own) or "media"
         raise SourceError(f"download.{wrong}: {source} is files that are there; give their folder as media, no more.")
     cache = out.parent / "probe"
-    found = survey(source, annotations, media, class_list=class_list, val_share=val_share, workers=workers, cache=cache)
+    options = {"class_list": class_list, "val_share": val_share, "follow_links": follow_links}
+    found = survey(source, annotations, media, **options, workers=workers, cache=cache)
     # Not sorted by key: the order of the heads counts. First of all: write_manifest looks up where paths start.
     files.write_text(out / "dataset.json", json.dumps(found.dataset, indent=1) + "\n")
     for name in ("coverage", "problems"):

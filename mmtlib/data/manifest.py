@@ -32,11 +32,16 @@ def media_root(path: str | os.PathLike) -> Path:
     `media` of dataset.json beside the manifest (relative: to the repository root), else the manifest's folder.
     Raises ManifestError for a dataset.json that is no JSON object or whose media is no text.
     """
-    path = Path(path)
+    return _media(Path(path))[0]
+
+
+def _media(path: Path) -> tuple[Path, bool]:
+    """The media root of a manifest, and whether links may lead out of it."""
     described = path.with_name("dataset.json")
     try:
-        media = json.loads(described.read_text(encoding="utf-8")).get("media") if described.exists() else None
-        return path.parent.resolve() if media is None else config.workspace(media)
+        known = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
+        media, follow_links = known.get("media"), known.get("follow_links") is True
+        return path.parent.resolve() if media is None else config.workspace(media), follow_links
     except (ValueError, AttributeError, TypeError) as error:
         raise ManifestError(f"{described} is damaged ({error}); run the download stage again.") from error
 
@@ -144,9 +149,9 @@ def typed_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """The typed manifest of a table of text."""
     rows = typed_rows(path, table)
-    root = media_root(path)
+    root, follow_links = _media(path)
     wanted = f"it does not stay below {root}, so put the file there in the place of a link"
-    require(path, table, stays_below(root, table.path), "path", wanted)
+    require(path, table, stays_below(root, table.path, follow_links), "path", wanted)
     again = table.clip_id.duplicated()
     require(path, table, ~again, "clip_id", "a line above has the same, so make it unique")
     extras = [name for name in table if name not in COLUMNS]
@@ -159,9 +164,13 @@ def _climbs(names: pd.Series) -> pd.Series:
     return names.str.strip().eq("") | names.str.startswith("/") | names.str.contains(r"(?:^|/)\.\.(?:/|$)")
 
 
-def stays_below(root: Path, names: pd.Series) -> pd.Series:
-    """Whether paths lead to places below `root` (absolute), links followed: 100,000 take some seconds."""
+def stays_below(root: Path, names: pd.Series, follow_links: bool = False) -> pd.Series:
+    """Whether paths lead to places below `root` (absolute); 100,000 take some seconds. With `follow_links` links may
+    lead anywhere, else they must stay below it, too.
+    """
     inside, top = ~_climbs(names), os.path.join(root, "")
+    if follow_links:
+        return inside
     return inside & names.where(inside, "x").map(lambda name: os.path.realpath(top + name).startswith(top))
 
 

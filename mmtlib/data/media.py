@@ -17,13 +17,12 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from mmtlib.data.container import MediaError, describe, open_media
+from mmtlib.data.container import CUT_OFF_S, MediaError, describe, open_media, reason
 
-# A declared stream length and the decoded one differ by a frame or a codec's padding in audio files; by more
-# than this many seconds only where the file is cut off.
-CUT_OFF_S = 0.25
 # A lossy audio decoder needs a few packets before its output is exact, so a seek lands this much early.
 _PREROLL_S = 0.1
+# Audio whose time stamp is later than what came before by more than this has a gap; less is rounding in the file.
+_GAP_S = 0.1
 
 
 class Clip(NamedTuple):
@@ -65,23 +64,34 @@ def read_views(
     beginning to its end (one: in its centre). Frames are those on screen at the centres of `num_frames` equal
     parts of the view, or of the `region` of it that is read, as shares of the picture (left, top, right, bottom), the
     short side scaled to `size`; `crops` 1 is the centre, 3 are, one after the other,
-    left, centre and right, or top, centre and bottom, as in SlowFast and MViT. A rotation tag is not applied.
-    Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and starts with
-    zeros where that starts late. Of `modality` "audio" or "video" the other stream is not decoded, and None.
+    left, centre and right, or top, centre and bottom, as in SlowFast and MViT. The picture is turned as the file says,
+    its pixels made square. Audio and video are the default tracks.
+    Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and zeros stand
+    where that starts late or has a gap. Of `modality` "audio" or "video" the other stream is not decoded, and None.
 
-    Raises MediaError for a file that is missing, empty, cut off, not a media file or without any stream, and for
-    a window that is empty or lies outside the file.
+    Raises MediaError for a file that is missing, empty, cut off, not a media file or without any stream, for one
+    that does not decode, whatever the decoder says, and for a window that is empty or lies outside the file.
     """
     path = Path(path)
     try:
-        with open_media(path) as container:
-            picture = (num_frames, size, crops, region or (0.0, 0.0, 1.0, 1.0))
-            return _read(path, container, start, end, picture, sample_rate, seconds, clips, modality)
-    except av.error.FFmpegError as error:
-        raise MediaError(f"{path} does not decode ({error.strerror}); fetch it again or drop its row.") from error
+        picture = (num_frames, size, crops, region or (0.0, 0.0, 1.0, 1.0))
+        views, back = None, _PREROLL_S
+        while views is None:
+            with open_media(path) as container:
+                views = _read(path, container, start, end, picture, sample_rate, seconds, clips, modality, back)
+            back *= 4
+        return views
+    except MediaError:
+        raise
+    except Exception as error:  # one file ends no stage
+        raise MediaError(f"{path} does not decode ({reason(error)}); fetch it again or drop its row.") from error
 
 
-def _read(path, container, start, end, picture, sample_rate, seconds, clips, modality) -> list[Clip]:
+def _read(path, container, start, end, picture, sample_rate, seconds, clips, modality, back) -> list[Clip] | None:
+    """The views; None where the video has no key frame from `back` seconds before them to their beginning.
+
+    A file without an index, as an MPEG stream, seeks to any frame, and what comes before a key frame does not decode.
+    """
     video, audio, ends, origin, last = describe(path, container)
     found = _windows(path, start, end, last - origin, seconds, clips)
     windows = [(origin + low, origin + high) for low, high in found]
@@ -90,31 +100,45 @@ def _read(path, container, start, end, picture, sample_rate, seconds, clips, mod
     # A stream that is over before the window begins has nothing to show in it.
     sinks: dict[av.stream.Stream, _FramePicker | _AudioCollector] = {}
     if video is not None and ends[video] > low and modality != "audio":
-        sinks[video] = _FramePicker(windows, ends[video], *picture)
+        sinks[video] = _FramePicker(windows, ends[video], *picture, aspect=float(video.sample_aspect_ratio or 1))
     if audio is not None and ends[audio] > low and modality != "video":
         sinks[audio] = _AudioCollector(windows, ends[audio], sample_rate)
     for stream in sinks:
         if stream.codec_context is None:
             raise MediaError(f"{path} has {stream.type} in a format that FFmpeg does not know; convert it.")
         stream.codec_context.thread_count = 1  # files are read side by side in processes, one core each
-    if low - _PREROLL_S > origin:
-        container.seek(int((low - _PREROLL_S) * av.time_base))
+    is_late = low - back > origin
+    if is_late:
+        try:
+            container.seek(int((low - back) * av.time_base))
+        except av.error.FFmpegError:  # some formats refuse a time before their first key frame
+            return None
     held = []  # packets of the video
     waiting = set(sinks)
     for packet in container.demux(list(sinks)) if sinks else ():  # of an empty list it would give all streams
         sink = sinks[packet.stream]
         if packet.stream.type == "video":
-            held.append(packet)
+            if is_late and not held and (packet.pts or packet.dts or 0) * packet.time_base > low:
+                return None
+            if held or packet.is_keyframe or not is_late:
+                held.append(packet)
             if packet.dts is not None and packet.dts * packet.time_base > high:
                 waiting.discard(packet.stream)
         elif not sink.done:
-            for frame in packet.decode():
-                if frame.time is not None:
-                    sink.add(frame)
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                if not is_late or sink.reached > -math.inf:
+                    raise
+                frames = []  # after a seek the first packet may be the end of one
+            for frame in frames:
+                sink.add(frame)
             if sink.done:
                 waiting.discard(packet.stream)
         if not waiting:
             break
+    if video in sinks and is_late and not held:
+        return None
     if video in sinks:
         _decode_shown(held, video, sinks[video])
 
@@ -180,6 +204,7 @@ class _FramePicker:
         size: int,
         crops: int,
         region: Sequence[float | int],
+        aspect: float | int = 1,
     ):
         parts = np.arange(num_frames) + 0.5
         times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])
@@ -187,8 +212,10 @@ class _FramePicker:
         self._places = times.argsort(axis=None).argsort().reshape(times.shape)  # windows may overlap
         self.times = sorted(times.ravel().tolist())
         self._size, self._region = size, region
+        self._aspect = aspect if abs(aspect - 1) > 0.01 else 1  # of a pixel; less is an encoder's rounding
         self._shares = (0.5,) if crops == 1 else (0.0, 0.5, 1.0)  # of what the long side has too much
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
+        self._matrix: list[int] | None = None
         self._newest: av.VideoFrame | None = None  # on screen until the next one comes
         self._images: list[list[np.ndarray]] = []  # the crops of each time
 
@@ -224,15 +251,28 @@ class _FramePicker:
         if missing <= 0:
             return
         frame, size = self._newest, self._size
+        a, b, c, d = self._matrix = self._matrix or _display_matrix(frame)
+        is_sideways = abs(b) > abs(a)
         left, top, right, bottom = self._region
         across, down = right - left, bottom - top
-        scale = size / min(frame.width * across, frame.height * down)
-        width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
+        wide, tall = frame.width * self._aspect, frame.height
+        scale = size / (min(wide * down, tall * across) if is_sideways else min(wide * across, tall * down))
+        width, height = max(size, round(wide * scale)), max(size, round(tall * scale))
         image = self._scale(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+        if is_sideways:
+            image, a, d = image.swapaxes(0, 1), c, b
+        image = image[:: 1 if d >= 0 else -1, :: 1 if a >= 0 else -1]
+        height, width = image.shape[:2]
         image = image[int(top * height) :, int(left * width) :]
         height, width = max(size, round(down * height)), max(size, round(across * width))
         corners = [(int((height - size) * share), int((width - size) * share)) for share in self._shares]
         self._images += [[image[top : top + size, left : left + size] for top, left in corners]] * missing
+
+
+def _display_matrix(frame: av.VideoFrame) -> list[int]:
+    """a, b, c and d of a picture whose point (x, y) is to be shown at (a x + c y, b x + d y): turned or mirrored."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return [1, 0, 0, 1] if matrix is None else np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].tolist()
 
 
 class _AudioCollector:
@@ -242,28 +282,37 @@ class _AudioCollector:
         # An encoder fills its last packet up; the declared end says where the audio stops.
         self._windows = [(low, min(high, end)) for low, high in windows]
         self._low, self._high, self._rate = self._windows[0][0], self._windows[-1][1], sample_rate
-        self._fifo = av.AudioFifo()  # one large frame resamples and converts far faster than many small ones
-        self._first: float | None = None
+        # Where a part begins, and its frames. There is one, unless there are gaps, or a sample rate or layout changes.
+        # A queue makes one large frame, which resamples and converts far faster than many small ones.
+        self._parts: list[tuple[float, av.AudioFifo]] = []
+        self._kind: tuple[int, str] | None = None
+        self._first = self._high  # of windows in a gap, which are silent
         self.reached = -math.inf  # where the frames kept so far end
         self.done = False
 
     def add(self, frame: av.AudioFrame) -> None:
-        length = frame.samples / frame.sample_rate
-        self.done = frame.time > self._high
+        length, kind = frame.samples / frame.sample_rate, (frame.sample_rate, frame.layout.name)
+        time = self.reached if frame.time is None else frame.time  # of several frames in a packet the first has one
+        self.done = time > self._high
         # One frame of context on each side keeps the resampler's filter from seeing an edge inside the window.
-        if self.done or frame.time + 2 * length <= self._low:
+        if self.done or time + 2 * length <= self._low:
             return
-        if self._first is None:
-            self._first = frame.time
-        self.reached = frame.time + length
+        if time > self.reached + _GAP_S or kind != self._kind:
+            self.reached, self._kind = max(time, self.reached), kind
+            self._first = min(self._first, self.reached)
+            self._parts.append((self.reached, av.AudioFifo()))
         frame.pts = None  # frames are joined end to end; the queue refuses stamps that are a sample off
-        self._fifo.write(frame)
+        self._parts[-1][1].write(frame)
+        self.reached += length
 
     def waveforms(self) -> list[np.ndarray | None]:
         """The audio of each window; None where it begins after the audio's end."""
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
-        parts = [*resampler.resample(self._fifo.read()), *resampler.resample(None)]
-        sound = np.concatenate([part.to_ndarray().reshape(-1) for part in parts])
+        sound = np.empty(0, np.float32)
+        for start, queue in self._parts:
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
+            frames = [*resampler.resample(queue.read()), *resampler.resample(None)]
+            gap = np.zeros(max(round((start - self._first) * self._rate) - len(sound), 0), np.float32)
+            sound = np.concatenate([sound, gap, *(frame.to_ndarray().reshape(-1) for frame in frames)])
         return [self._cut(sound, low, high) if high > low else None for low, high in self._windows]
 
     def _cut(self, sound: np.ndarray, low: float, high: float) -> np.ndarray:

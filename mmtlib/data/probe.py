@@ -15,7 +15,7 @@ import pandas as pd
 
 from mmtlib import files
 from mmtlib.cluster import run_all
-from mmtlib.data.container import MediaError, describe, locate, open_media
+from mmtlib.data.container import MediaError, describe, locate, open_media, reason
 from mmtlib.data.media import CUT_OFF_S
 
 _TAIL_S = 2.0  # how much of a file's end is read, at least: from the key frame before
@@ -85,8 +85,8 @@ def look(name: str) -> Verdict:
             return _verdict(name, container)
     except MediaError as error:
         return Verdict("broken", str(error))
-    except (av.error.FFmpegError, OSError) as error:
-        return Verdict("broken", f"{name} does not read ({error.strerror}); fetch it again or drop its row.")
+    except Exception as error:  # one file ends no stage
+        return Verdict("broken", f"{name} does not read ({reason(error)}); fetch it again or drop its row.")
 
 
 def _verdict(name: str, container: av.container.InputContainer) -> Verdict:

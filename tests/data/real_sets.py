@@ -88,5 +88,5 @@ COUNTED = {
 
 
 def counts(flaws: Sequence[str]) -> list[int]:
-    """listed, found, broken, silent, blind, too_short of clips with these flaws."""
-    return [len(flaws), *np.sum([COUNTED[flaw] for flaw in flaws], axis=0).tolist()] if flaws else [0] * 6
+    """listed, found, broken, silent, blind, too_short, in_train of clips with these flaws."""
+    return [len(flaws), *np.sum([COUNTED[flaw] for flaw in flaws], axis=0).tolist(), 0] if flaws else [0] * 7

@@ -48,7 +48,9 @@ def test_a_real_set_is_written_where_the_next_stage_looks(tmp_path):
     dataset = json.loads((out / "dataset.json").read_text())
     assert (dataset["name"], dataset["class_list"], len(dataset["classes"])) == ("vggsound", "vggsound-309", 309)
     coverage = pd.read_csv(out / "coverage.csv").set_index("split")
-    assert coverage.loc["test"].to_dict() == dict(listed=3, found=2, broken=1, silent=0, blind=0, too_short=0)
+    assert coverage.loc["test"].to_dict() == dict(
+        listed=3, found=2, broken=1, silent=0, blind=0, too_short=0, in_train=0
+    )
     problems = pd.read_csv(out / "problems.csv")
     assert problems.columns.tolist() == ["clip_id", "path", "status", "reason"]
     assert problems.status.tolist() == ["broken", "missing"]
@@ -86,6 +88,7 @@ FOLDER = {"source": "folder", "media": "m", "workers": 0}
 UCF = {**VGGSOUND, "source": "ucf101"}
 ESC, URBAN, GRID = ({**FOLDER, "source": name} for name in ("esc50", "urbansound8k", "grid"))
 WHOLE = [FREEDOOM, VGGSOUND, KINETICS, FOLDER, {**FOLDER, "annotations": "a.csv"}, UCF, ESC, URBAN, GRID]
+WHOLE += [{**FOLDER, "follow_links": True}, {**GRID, "follow_links": True}]
 WHOLE += [{**UCF, "class_list": value} for value in ("all", "sound", ["Archery", "YoYo"])]
 WHOLE += [{**ESC, "annotations": "a.csv", "class_list": "esc-10"}, {**URBAN, "annotations": "a.csv"}]
 
@@ -103,6 +106,7 @@ def test_complete_settings_are_accepted_with_every_default_written_out(values):
         ({**VGGSOUND, "clips_per_class": FREEDOOM["clips_per_class"]}, "clips_per_class means nothing to vggsound"),
         ({**VGGSOUND, "class_list": "kinetics-sounds-31"}, "class_list means nothing to vggsound"),
         ({**FREEDOOM, "media": "m"}, "media means nothing to freedoom-sounds"),
+        ({**FREEDOOM, "follow_links": True}, "follow_links means nothing to freedoom-sounds"),
         ({**FREEDOOM, "val_share": 0.1}, "val_share means nothing to freedoom-sounds"),
         ({**FREEDOOM, "seed": None}, "seed is missing, which freedoom-sounds needs; add it"),
         ({**VGGSOUND, "media": None}, "media is missing, which vggsound needs"),

@@ -78,8 +78,8 @@ def test_segments_are_cut_by_time_and_counted_exactly(made, capsys):
     assert manifest.label.tolist()[:3] == ["take plate", "put board:chopping", "turn-on tap"]
     assert (manifest.label == manifest.verb + " " + manifest.noun).all()
     rows = found.coverage.set_index("split")
-    assert rows.loc["train"].tolist() == [6, 6, 1, 2, 0, 1]
-    assert rows.loc["test"].tolist() == [3, 2, 2, 0, 0, 0]
+    assert rows.loc["train"].tolist() == [6, 6, 1, 2, 0, 1, 0]
+    assert rows.loc["test"].tolist() == [3, 2, 2, 0, 0, 0, 0]
     assert found.problems.status.tolist() == ["silent", "silent", "too_short", "broken", "missing", "broken", "broken"]
     assert "the file lasts 20.00 s, which is before the clip begins" in found.problems.reason.tolist()
     assert found.dataset["heads"] == {"verb": VERBS, "noun": NOUNS}

@@ -31,7 +31,7 @@ def test_folders_are_classes_and_sound_alone_is_fine(tmp_path):
     assert (found.dataset["name"], found.dataset["class_list"]) == ("birds", "labels found")
     assert set(manifest.split) == {"train", "val", "test"}
     total = found.coverage.drop(columns="split").sum()
-    assert total.tolist() == [61, 61, 1, 0, 60, 0]
+    assert total.tolist() == [61, 61, 1, 0, 60, 0, 0]
     assert found.problems.status.value_counts().to_dict() == {"blind": 60, "broken": 1}
     put(root / "crow/one more.m4a", sound)
     again = build(None, root, val_share=0.2)[0].set_index("clip_id").split
@@ -67,7 +67,7 @@ def test_a_csv_brings_windows_splits_and_columns_of_its_own(tmp_path):
     text = csv_text(rows)
     (tmp_path / "c.csv").write_text(text)
     manifest, coverage = build(tmp_path / "c.csv", tmp_path / "m")
-    assert len(manifest) == 2  # an id is the path where the CSV gives none, and stands once
+    assert manifest.clip_id.tolist() == ["sub/long.mp4#t=0.0,2.0", "sub/long.mp4#t=2.0,6.0", "; rm -rf ~"]
     (tmp_path / "c.csv").write_text(text.replace("path,", "clip_id,path,").replace("sub", "x,sub", 1))
     with pytest.raises(ManifestError, match="line 3: 6 fields where there must be 7"):
         build(tmp_path / "c.csv", tmp_path / "m")
@@ -77,12 +77,45 @@ def test_a_csv_brings_windows_splits_and_columns_of_its_own(tmp_path):
     assert manifest.columns.tolist() == ["clip_id", "path", "start", "end", "label", "split", "camera"]
     assert manifest.end.tolist()[:2] == [2, 6]
     assert coverage.drop(columns="split").to_numpy().tolist() == [
-        [1, 1, 0, 0, 0, 0],
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 1],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0],
     ]
     (tmp_path / "m/dataset.json").write_text("{}")
     write_manifest(manifest, tmp_path / "m/manifest.csv")
+
+
+def test_an_id_that_is_not_given_says_which_part_and_repeats_are_left_out(tmp_path, capsys):
+    (tmp_path / "m").mkdir()
+    rows = [("", ""), (0, 1.5), ("1.50", ""), (0.25, "2"), ("0.0", ""), (0, "1.5")]
+    text = csv_text([("path", "label", "start", "end"), *(("x.mp4", "a", *row) for row in rows)])
+    (tmp_path / "c.csv").write_text(text)
+    manifest, _ = build(tmp_path / "c.csv", tmp_path / "m")
+    assert manifest.clip_id.tolist() == ["x.mp4", "x.mp4#t=0.0,1.5", "x.mp4#t=1.5", "x.mp4#t=0.25,2.0"]
+    assert "note: 2 lines repeat a clip and are left out; 'x.mp4' is the first" in capsys.readouterr().out
+
+
+def test_what_train_shares_with_the_other_splits_is_counted_and_said(tmp_path, capsys):
+    clip = clip_bytes(tmp_path, 4)
+    for name in ("a.mp4", "b.mp4"):
+        put(tmp_path / "m" / name, clip)
+    (tmp_path / "m/link.mp4").symlink_to("a.mp4")
+    rows = [
+        ("clip_id", "path", "label", "start", "end", "split"),
+        ("c0", "a.mp4", "x", 0, 2, "train"),
+        ("c1", "a.mp4", "x", 2, 4, "test"),  # begins where that ends
+        ("c2", "a.mp4", "x", 1, 3, "test"),
+        ("c3", "link.mp4", "x", "", "", "val"),
+        ("c4", "b.mp4", "x", "", "", "test"),
+        ("c5", "b.mp4", "y", 3, 4, "test"),
+    ]
+    (tmp_path / "c.csv").write_text(csv_text(rows))
+    found = survey("folder", tmp_path / "c.csv", tmp_path / "m", workers=1)
+    assert found.coverage.in_train.tolist() == [0, 1, 1]
+    assert found.problems.clip_id.tolist() == ["c2", "c3"]
+    notes = capsys.readouterr().out
+    assert "note: 2 clips of val and test are in train, too, 'c2' is the first" in notes
+    assert "note: 1 classes have no clip in train, 'y' is the first" in notes
 
 
 @pytest.mark.parametrize(
@@ -92,6 +125,11 @@ def test_a_csv_brings_windows_splits_and_columns_of_its_own(tmp_path):
         ("path,label\n/etc/passwd,a\n", "c.csv, line 2: path is '/etc/passwd'"),
         ("path,label\nout/passwd,a\n", "the link 'out/passwd' leads out of it"),
         ("path,label\nx.mp4,\n", "c.csv, line 2: label is ''"),
+        ("path,label\nx.mp4,a\ny.mp4,a\nx.mp4,b\n", "c.csv, lines 2 and 4: two labels of 'x.mp4'; keep one of"),
+        ("path,label,start,end\nx.mp4,a,0,1\nx.mp4,b,,1.0\n", "lines 2 and 3: two labels of 'x.mp4#t=0.0,1.0'"),
+        ("clip_id,path,label\n1,x.mp4,a\n2,x.mp4,b\n", "lines 2 and 3: two labels of 'x.mp4'"),
+        ("clip_id,path,label\n1,x.mp4,a\n1,y.mp4,a\n", "lines 2 and 3: two files or parts of '1'"),
+        ("path,label,split\nx.mp4,a,train\nx.mp4,a,test\n", "lines 2 and 3: two splits of 'x.mp4'"),
         ("path,label,split\nx.mp4,a,dev\n", "c.csv, line 2: split is 'dev'"),
         ("path,label,clip_id\nx.mp4,a,\n", "c.csv, line 2: clip_id is ''"),
         ("path,label,start,end\nx.mp4,a,3,2\n", "c.csv, line 2: end is '2'; that is not after the line's start"),

@@ -34,7 +34,16 @@ def vggsound(tmp_path, files):
 
 def test_vggsound_is_listed_whole_and_counted_exactly(vggsound, capsys):
     manifest, coverage = build("vggsound", *vggsound, val_share=0.3)
-    assert coverage.columns.tolist() == ["split", "listed", "found", "broken", "silent", "blind", "too_short"]
+    assert coverage.columns.tolist() == [
+        "split",
+        "listed",
+        "found",
+        "broken",
+        "silent",
+        "blind",
+        "too_short",
+        "in_train",
+    ]
     assert coverage.split.tolist() == ["train", "val", "test"]
     rows = coverage.set_index("split")
     assert rows.loc["test"].tolist() == counts(TEST)
@@ -83,7 +92,7 @@ def test_files_as_yt_dlp_leaves_them(tmp_path, files):
     assert manifest.start.fillna(-1).tolist() == [30, 30, -1, -1, -1, -1, 40, 50]
     assert manifest.end.fillna(-1).tolist() == [40, 40, -1, -1, -1, -1, 50, 60]
     # One missing; of the 45 s, the clip from 40 s on has but five; the one from 50 s on has nothing.
-    assert coverage.set_index("split").loc["test"].tolist() == [8, 7, 1, 0, 0, 1]
+    assert coverage.set_index("split").loc["test"].tolist() == [8, 7, 1, 0, 0, 1, 0]
 
 
 def test_a_clip_listed_twice_counts_once(tmp_path, files, capsys):

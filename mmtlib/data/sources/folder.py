@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmtlib.data.manifest import SPLITS, read_table, typed_rows
+from mmtlib.data.manifest import SPLITS, ManifestError, read_table, typed_rows
 from mmtlib.data.sources.listing import Listing, SourceError, hold_out
 
 TEST_SHARE = 0.2
@@ -16,9 +16,10 @@ def folder(annotations: Path | None, media: list[str], *, class_list: str | None
 
     Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its
     id; where all first folders are called train, val or test, they are splits and hold the class folders. A
-    CSV may add clip_id (else the path), start, end, split and columns of its own. Where no split is given a
-    fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a hash of the id).
-    Raises SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule.
+    CSV may add clip_id (else the path, and `#t=start,end` of a part), start, end, split and columns of its own. Where
+    no split is given a fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a
+    hash of the id). Raises SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a
+    rule, for two labels of the same seconds and for an id of two clips.
     """
     if class_list is not None:
         raise SourceError(f"download.class_list: a folder has no list {class_list!r}; leave it out.")
@@ -54,4 +55,21 @@ def _from_csv(path: Path) -> pd.DataFrame:
     given = read_table(path, ("path", "label"))
     absent = {"clip_id": given.path, "start": "", "end": "", "split": SPLITS[0]}
     table = given.assign(**{name: value for name, value in absent.items() if name not in given})
-    return typed_rows(path, table).drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True)
+    rows = typed_rows(path, table)
+    times = "#t=" + rows.start.fillna(0.0).astype(str) + ("," + rows.end.astype(str)).fillna("")
+    part = rows.path + times.where((rows.start > 0) | rows.end.notna(), "")
+    if "clip_id" not in given:
+        rows["clip_id"] = part
+    for name, values, same in (
+        ("labels", rows.label, part),
+        ("splits", rows.split, rows.clip_id),
+        ("files or parts", part, rows.clip_id),
+    ):
+        differs = values != values.groupby(same).transform("first")
+        if differs.any():
+            line = differs.idxmax()
+            first = same.index[same == same[line]][0]
+            raise ManifestError(
+                f"{path}, lines {first} and {line}: two {name} of {same[line]!r}; keep one of the lines."
+            )
+    return rows.drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True)

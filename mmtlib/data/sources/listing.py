@@ -11,8 +11,10 @@ import pandas as pd
 
 from mmtlib.data.container import MediaError, members
 
-VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv")
-AUDIO = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus")
+VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv", "mts", "m2ts")
+VIDEO += ("m2t", "vob", "asf", "f4v", "3g2", "ogm", "mk3d", "mxf", "dv", "rm", "rmvb", "nut", "gif")
+AUDIO = ("wav", "flac", "mp3", "m4a", "aac", "ogg", "oga", "opus", "mka", "aif", "aiff", "aifc", "wma", "m4b", "mp2")
+AUDIO += ("ac3", "eac3", "dts", "amr", "awb", "au", "caf", "w64", "wv", "ape", "mpc", "tta", "tak", "spx", "weba")
 _NO_TEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of a file name that is no UTF-8
 _RANK = {f".{extension}": rank for rank, extension in enumerate(VIDEO + AUDIO)}
 
@@ -33,34 +35,54 @@ def class_names(name: str) -> list[str]:
     return (Path(__file__).parent / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def list_media(root: Path) -> list[str]:
+def list_media(root: Path, follow_links: bool = False) -> list[str]:
     """Media files below `root`, by their extensions: relative paths, files of video first, then by name.
 
-    Of a tar archive the files in it are listed. Hidden files and folders are left out, links to folders are not
-    followed. Raises SourceError where `root` or a folder in it cannot be listed, or an archive cannot be read.
+    Of a tar archive the files in it are listed. Hidden files and folders are left out. Links to folders are followed,
+    those that lead out of `root` only with `follow_links`. Prints notes of links and files that are left out. Raises
+    SourceError where `root` or a folder in it cannot be listed, or an archive cannot be read.
     """
 
     def fail(error: OSError) -> None:
         raise SourceError(f"download.media: {error.filename} cannot be listed ({error.strerror}); mend it.") from error
 
-    found = []
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found, others, astray = [], [], []
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        away = {name for name in folders if _leads_away(root, Path(folder, name), follow_links)}
+        astray += [prefix + name for name in away]
+        folders[:] = [name for name in folders if name not in away]
         archives = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+        names = [name for name in names if not name.endswith(".tar")]
         try:
             names += [f"{name}/{member}" for name in archives for member in members(Path(folder, name))]
         except (MediaError, OSError) as error:
             raise SourceError(f"download.media: {error}") from error
         for name in names:
-            rank = _RANK.get(os.path.splitext(name)[1].lower())
-            if rank is not None and not name.startswith(".") and "/." not in name:
-                found.append((rank, prefix + name))
+            rank = _RANK.get(os.path.splitext(name)[1].lower(), -1)
+            if not name.startswith(".") and "/." not in name:
+                (found if rank >= 0 else others).append((rank, prefix + name))
     names = [path for _, path in sorted(found)]
     if odd := list(filter(_NO_TEXT.search, names)):
         raise SourceError(f"download.media: the name {odd[0]!r} is not UTF-8; rename that file.")
+    if astray:
+        why = "out of the media folder (which download.follow_links allows) or round in a circle"
+        print(f"note: {len(astray)} folders are not read, {min(astray)!r} is the first: links lead {why}", flush=True)
+    if others:
+        first = min(others)[1]
+        print(f"note: {len(others)} files are no media by their extensions, {first!r} is the first", flush=True)
     return names
+
+
+def _leads_away(root: Path, folder: Path, follow_links: bool) -> bool:
+    """Whether a folder is a link round to one above it, or one out of `root` that is not to be followed."""
+    if not folder.is_symlink():
+        return False
+    real = folder.resolve()
+    is_round = any(real == above.resolve() for above in folder.parents)
+    return is_round or not (follow_links or real.is_relative_to(root.resolve()))
 
 
 def stem(path: str) -> str:

@@ -33,7 +33,7 @@ SOURCES = {
 
 _BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # the names of files and folders say enough
 
-_STATUS = ("missing", "broken", "silent", "blind", "too_short")
+_STATUS = ("missing", "broken", "silent", "blind", "too_short", "in_train")
 _CUT_S = 1.0  # a file at most this much longer than its clip is taken to be the clip
 
 
@@ -42,7 +42,7 @@ class Survey(NamedTuple):
 
     manifest: pd.DataFrame
     dataset: dict[str, Any]  # dataset.json
-    coverage: pd.DataFrame  # split, listed, found, broken, silent, blind, too_short
+    coverage: pd.DataFrame  # split, listed, found, broken, silent, blind, too_short, in_train
     problems: pd.DataFrame  # clip_id, path, status, reason: a row for each problem of a clip
 
 
@@ -59,6 +59,7 @@ def survey(
     *,
     class_list: str | list[str] | None = None,
     val_share: float | int = 0.05,
+    follow_links: bool = False,
     workers: int | str = 0,
     cache: Path | None = None,
 ) -> Survey:
@@ -66,12 +67,15 @@ def survey(
 
     source: a name of SOURCES; annotations: its annotation file, or the folder of them (none: names say the
     classes); media: the folder with the files. Relative paths start at the repository root. val_share: the
-    share of train clips held out where the set has neither a validation split nor folds. workers, cache: see `probe`.
+    share of train clips held out where the set has neither a validation split nor folds. follow_links: take files
+    that links lead to out of `media`, too. workers, cache: see `probe`.
 
     The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file
     of a clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage
     counts files: found (missing ones are not), broken (not whole, no media, or over before the clip begins),
-    and of the others silent (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip).
+    and of the others silent (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip); and
+    clips of val and test that are in_train: some of their seconds are those of a train clip. Prints notes of these and
+    of classes that train lacks.
     Raises SourceError for a setting, ManifestError for an annotation file that cannot be used, ClusterError.
     """
     if source not in SOURCES:
@@ -82,22 +86,32 @@ def survey(
     if not root.is_dir():
         raise SourceError(f"download.media: {root} is no folder; give the one that holds the media files.")
     listed = None if annotations is None else config.workspace(annotations)
-    listing = SOURCES[source](listed, list_media(root), class_list=class_list, val_share=val_share)
+    listing = SOURCES[source](listed, list_media(root, follow_links), class_list=class_list, val_share=val_share)
     clips, again = listing.clips, listing.clips.clip_id.duplicated()
     if again.any():
         first = clips.clip_id[again.idxmax()]
         print(f"note: {again.sum()} lines repeat a clip and are left out; {first!r} is the first", flush=True)
     clips = clips[~again].reset_index(drop=True)
-    inside = stays_below(root, clips.path)
+    inside = stays_below(root, clips.path, follow_links)
     if not inside.all():
-        raise ManifestError(f"{root}: the link {clips.path[inside.idxmin()]!r} leads out of it; put the file there.")
+        name = clips.path[inside.idxmin()]
+        raise ManifestError(
+            f"{root}: the link {name!r} leads out of it; put the file there, or set download.follow_links."
+        )
     places = f"{root}/" + clips.path
     facts = probe(places, cache=cache, workers=workers).set_index("path").loc[places].reset_index(drop=True)
-    clips, problems = _judge(clips, facts)
+    clips, problems = _judge(clips, facts, places)
+    if shared := problems.clip_id[problems.status == "in_train"].tolist():
+        print(f"note: {len(shared)} clips of val and test are in train, too, {shared[0]!r} is the first", flush=True)
+    for head in listing.dataset.get("heads", ["label"]):
+        known = set(clips[head][clips.split == "train"])
+        if unknown := [name for name in clips[head].unique() if name not in known]:
+            print(f"note: {len(unknown)} classes have no clip in train, {unknown[0]!r} is the first", flush=True)
     coverage = pd.crosstab(problems.split, problems.status).reindex(index=SPLITS, columns=_STATUS, fill_value=0)
     coverage.insert(0, "listed", clips.split.value_counts().reindex(SPLITS, fill_value=0))
     coverage.insert(1, "found", coverage.listed - coverage.pop("missing"))
     dataset = listing.dataset | {"media": str(media)} | ({"name": root.name} if source == "folder" else {})
+    dataset |= {"follow_links": True} if follow_links else {}
     extras = [name for name in clips if name not in (*COLUMNS, "lasts")]
     return Survey(
         clips[[*COLUMNS, *extras]],
@@ -107,7 +121,7 @@ def survey(
     )
 
 
-def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _judge(clips: pd.DataFrame, facts: pd.DataFrame, places: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The clips with their final windows, and what is wrong with each, told from its file."""
     good = facts.status == "ok"
     is_cut = good & (facts.duration <= clips.lasts + _CUT_S)
@@ -125,6 +139,17 @@ def _judge(clips: pd.DataFrame, facts: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
         ("silent", usable & ~facts.has_audio, "the file has no audio"),
         ("blind", usable & ~facts.has_video, "the file has no video"),
         ("too_short", usable & (there < wanted - SHORT_S), "the file lasts " + length + ", the clip should be longer"),
+        ("in_train", _in_train(clips, places), "a train clip has the same seconds, or some of them"),
     ]
     parts = [clips.assign(status=status, reason=reason)[which] for status, which, reason in found]
     return clips, pd.concat(parts).sort_index(kind="stable")
+
+
+def _in_train(clips: pd.DataFrame, places: pd.Series) -> pd.Series:
+    """Which clips of val and test overlap a train clip of the same file, whatever links lead to it."""
+    times = {"start": clips.start.fillna(0.0), "end": clips.end.fillna(np.inf), "row": clips.index}
+    spans = pd.DataFrame({"file": places.map(os.path.realpath), **times})
+    is_train = clips.split == "train"
+    pairs = spans[~is_train].merge(spans[is_train], on="file", suffixes=("", "_train"))
+    pairs = pairs[(pairs.start < pairs.end_train) & (pairs.start_train < pairs.end)]
+    return clips.index.to_series().isin(pairs.row)
