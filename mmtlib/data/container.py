@@ -20,8 +20,9 @@ import av
 # A declared length and the one decoded differ by a frame or a codec's padding in audio files; by more than this many
 # seconds only where the file is cut off, or the length a guess.
 CUT_OFF_S = 0.25
-# Formats of bare packets, whose length no header says: FFmpeg guesses it from the size and the bit rate.
-_BARE = ("aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd")
+# Formats of which no header says how long a track is: FFmpeg guesses it from the size, the bit rate, the last packets.
+_GUESSED = ("aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "truehd")
+_MATROSKA = "matroska,webm"  # has a length of the file at most; FFmpeg takes it for that of an empty track, too
 
 
 class MediaError(ValueError):
@@ -91,7 +92,7 @@ def open_media(path: Path) -> av.container.InputContainer:
         raise MediaError(f"{path} does not exist; fetch it or drop its row from the manifest.")
     if place.size == 0:
         raise MediaError(f"{path} is empty (0 bytes); fetch it again or drop its row.")
-    url = str(path)
+    url = f"file:{path}"  # a name may have a colon, before which FFmpeg takes it for a protocol
     if place.file != path:  # FFmpeg's own protocol for a part of a file
         url = f"subfile,,start,{place.offset},end,{place.offset + place.size},,:{place.file.absolute()}"
     try:
@@ -115,21 +116,33 @@ class Description(NamedTuple):
 
 
 def describe(path: str | os.PathLike, container: av.container.InputContainer) -> Description:
-    """Read a file's header; raises MediaError for one that has neither video nor audio."""
+    """Read a file's header, and where that only guesses how long it is all its packets, without decoding them.
+
+    Raises MediaError for one that has neither video nor audio, and where its packets end before its header says.
+    """
     cover = av.stream.Disposition.attached_pic  # the cover picture of an audio file is not video
-    video = max((s for s in container.streams.video if not s.disposition & cover), key=_rank, default=None)
-    audio = max(container.streams.audio, key=_rank, default=None)
-    ends = {}
-    for stream in (video, audio):
-        if stream is not None:
-            length = math.inf if stream.duration is None else stream.duration
-            ends[stream] = float(((stream.start_time or 0) + length) * stream.time_base)
-    if not ends:
+    there = [stream for stream in container.streams if stream.duration != 0]  # AVI says so of a track without packets
+    videos = [stream for stream in there if stream.type == "video" and not stream.disposition & cover]
+    video = max(videos, key=_rank, default=None)
+    audio = max((stream for stream in there if stream.type == "audio"), key=_rank, default=None)
+    streams = [stream for stream in (video, audio) if stream is not None]
+    if not streams:
         raise MediaError(f"{path} has neither video nor audio; fetch it again or drop its row.")
-    if container.format.name in _BARE:
-        ends[audio] = _end_of_packets(Path(path), audio, ends[audio])
-    origin = (container.start_time or 0) / av.time_base
+    kind, origin = container.format.name, (container.start_time or 0) / av.time_base
     whole = origin + (container.duration or 0) / av.time_base
+    ends = {
+        stream: math.inf
+        if stream.duration is None or kind == _MATROSKA
+        else float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        for stream in streams
+    }
+    is_shifted = kind == _MATROSKA and abs(origin) > CUT_OFF_S  # its length may count from 0 or from its origin
+    if kind in _GUESSED or container.duration is None or is_shifted:
+        first, measured = _measure(Path(path), locate(Path(path)))
+        if kind != "mp3" or _is_guess(audio, container.size - first):
+            ends = {stream: measured.get(stream.index, origin) for stream in streams}
+        if is_shifted and max(ends.values()) < min(whole, whole - origin) - CUT_OFF_S:
+            raise MediaError(f"{path} is cut off: its content ends early; fetch it again or drop its row.")
     last = max((end for end in ends.values() if end < math.inf), default=whole)
     return Description(video, audio, ends, origin, last)
 
@@ -139,16 +152,20 @@ def _rank(stream: av.stream.Stream) -> tuple[bool, bool]:
     return stream.codec_context is not None, bool(stream.disposition & av.stream.Disposition.default)
 
 
-def _end_of_packets(path: Path, stream: av.AudioStream, end: float) -> float:
-    """Where a stream of bare packets ends, s: at `end`, unless that is a guess (all bytes at the bit rate) and wrong.
+def _is_guess(stream: av.AudioStream, size: int) -> bool:
+    """Whether a length is the size in bytes at the bit rate of the first packet; else a header of an mp3 says it."""
+    seconds = (stream.duration or 0) * stream.time_base
+    return abs(seconds * (stream.codec_context.bit_rate or 0) / 8 - size) <= 1
 
-    For that all packets are read, none is decoded.
-    """
+
+@functools.lru_cache(maxsize=1024)  # for the windows of a long file, as long as it does not change
+def _measure(path: Path, place: Place) -> tuple[int, dict[int, float]]:
+    """Where the packets of a file begin, bytes, and where those of each stream that has any end: its number -> s."""
+    first, ends = None, {}
     with open_media(path) as container:
-        packets = (packet for packet in container.demux() if packet.size)
-        first = next(packets, None)
-        size = (stream.duration or 0) * stream.time_base * (stream.codec_context.bit_rate or 0) / 8
-        if first is None or (size and abs(first.pos + size - container.size) > 1):
-            return end
-        found = max(float((packet.pts + packet.duration) * packet.time_base) for packet in (first, *packets))
-    return found if abs(found - end) > CUT_OFF_S else end
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                first = (packet.pos or 0) if first is None else first
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+    return first or 0, ends

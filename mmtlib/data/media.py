@@ -143,12 +143,15 @@ def _read(path, container, start, end, picture, sample_rate, seconds, clips, mod
         _decode_shown(held, video, sinks[video])
 
     for stream, sink in sinks.items():
-        early = ends[stream] < math.inf and sink.reached < min(high, ends[stream]) - CUT_OFF_S
-        if not sink.done and (early or sink.reached == -math.inf):
+        if not sink.done and ends[stream] < math.inf and sink.reached < min(high, ends[stream]) - CUT_OFF_S:
             raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
-    # In mkv and webm only the file says how long it is, and one of its streams may well be shorter.
+    # In mkv and webm only the file says how long it is, and its streams may well be shorter, or have no packets.
     reached = max((math.inf if sink.done else sink.reached for sink in sinks.values()), default=math.inf)
-    if modality == "av" and min(ends.values()) == math.inf and reached < min(high, last) - CUT_OFF_S:
+    if (
+        (modality == "av" or len(ends) == 1)
+        and min(ends.values()) == math.inf
+        and reached < min(high, last) - CUT_OFF_S
+    ):
         raise MediaError(f"{path} is cut off: its content ends early; fetch it again or drop its row.")
     waveforms = sinks[audio].waveforms() if audio in sinks else [None] * clips
     frames = sinks[video].frames() if video in sinks else [[None] * picture[2]] * clips
@@ -235,7 +238,9 @@ class _FramePicker:
         self._newest = frame
 
     def frames(self) -> list[list[np.ndarray | None]]:
-        """For each window its crops."""
+        """For each window its crops; None of one after the last frame, or where there is none."""
+        if self._newest is None:
+            return [[None] * len(self._shares)] * len(self._seen)
         self._keep_newest(len(self.times))
         return [
             [
@@ -306,13 +311,16 @@ class _AudioCollector:
         self.reached += length
 
     def waveforms(self) -> list[np.ndarray | None]:
-        """The audio of each window; None where it begins after the audio's end."""
+        """The audio of each window, the mean of its channels; None where it begins after the audio's end."""
+        if not self._parts and not self.done:
+            return [None] * len(self._windows)
         sound = np.empty(0, np.float32)
         for start, queue in self._parts:
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate)
+            resampler = av.AudioResampler(format="flt", rate=self._rate)
             frames = [*resampler.resample(queue.read()), *resampler.resample(None)]
+            mono = [frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(1) for frame in frames]
             gap = np.zeros(max(round((start - self._first) * self._rate) - len(sound), 0), np.float32)
-            sound = np.concatenate([sound, gap, *(frame.to_ndarray().reshape(-1) for frame in frames)])
+            sound = np.concatenate([sound, gap, *mono])
         return [self._cut(sound, low, high) if high > low else None for low, high in self._windows]
 
     def _cut(self, sound: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -93,7 +93,7 @@ def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
     """The bounds are those of media.read_clip, so that both call the same files cut off."""
     video, audio, ends, origin, last = describe(name, container)
     if last <= origin:
-        return Verdict("broken", f"{name} does not say how long it is; fetch it again or drop its row.")
+        return Verdict("broken", f"{name} holds no audio or video; fetch it again or drop its row.")
     tail = last - _TAIL_S
     if tail > origin:
         container.seek(int(tail * av.time_base))
@@ -119,4 +119,13 @@ def _verdict(name: str, container: av.container.InputContainer) -> Verdict:
         early = "content"
     if early:
         return Verdict("broken", f"{name} is cut off: its {early} ends early; fetch it again or drop its row.")
-    return Verdict("ok", "", last - origin, audio is not None, video is not None)
+    has_audio, has_video = (stream is not None and _has_packets(name, stream, reached) for stream in (audio, video))
+    return Verdict("ok", "", last - origin, has_audio, has_video)
+
+
+def _has_packets(name: str, stream: av.stream.Stream, reached: dict[av.stream.Stream, float]) -> bool:
+    """Whether a track holds anything: an encoder that was given nothing leaves an empty one."""
+    if reached[stream] > -math.inf:
+        return True
+    with open_media(Path(name)) as container:
+        return any(packet.size for packet in container.demux(container.streams[stream.index]))

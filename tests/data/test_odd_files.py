@@ -1,5 +1,6 @@
 """Files as cameras, recorders and editors leave them: what is read of them is what a player plays."""
 
+import wave
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,8 @@ from mmtlib.data.media import read_clip, read_views
 from mmtlib.data.probe import look
 
 SETTINGS = {"num_frames": 8, "size": 32, "sample_rate": 16000, "seconds": None}
+
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 class Track(NamedTuple):
@@ -36,7 +39,7 @@ def encode(path: Path, *tracks: Track, keep: Callable[[av.Packet], bool] = lambd
         packets = []
         for codec, rate, data, settings, is_default, aspect, turn in tracks:
             if data.ndim == 2:
-                layout = "mono" if data.shape[1] == 1 else "stereo"
+                layout = LAYOUTS[data.shape[1]]
                 stream = container.add_stream(codec, rate=rate, layout=layout, options=settings)
                 frame = av.AudioFrame.from_ndarray(data.reshape(1, -1), format="s16", layout=layout)
                 frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
@@ -259,3 +262,105 @@ def test_bare_packets_are_counted_where_no_header_says_how_long_they_are(tmp_pat
 def test_a_length_that_a_header_says_is_kept(tmp_path):
     path = encode(tmp_path / "a.mp3", Track("libmp3lame", 16000, tone(3.0, 16000, 500)))
     assert read_clip(path, **SETTINGS).duration == pytest.approx(3.0, abs=1e-6)  # without what the encoder filled up
+
+
+@pytest.fixture(scope="module")
+def av_tracks() -> tuple[Track, Track]:
+    """Four seconds of video, white from 3 s on, and a tone from 3 s on."""
+    sound = tone(4.0, 16000, 1000)
+    sound[:48000] = 0
+    return Track("libx264", 25, grey(np.repeat([0, 255], [75, 25]))), Track("aac", 16000, sound)
+
+
+def late(path: Path, tracks: tuple[Track, ...], seconds: float, **options: str) -> Path:
+    """The file of these tracks with time stamps that begin at `seconds`."""
+
+    def keep(packet: av.Packet) -> bool:
+        packet.pts += round(seconds / packet.time_base)
+        packet.dts += round(seconds / packet.time_base)
+        return True
+
+    return encode(path, *tracks, keep=keep, **options)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 5.0])
+@pytest.mark.parametrize("live", ["0", "1"])
+def test_an_mkv_is_whole_wherever_its_time_stamps_begin_and_whether_or_not_it_says_how_long_it_is(
+    tmp_path, av_tracks, seconds, live
+):
+    path = late(tmp_path / "a.mkv", av_tracks, seconds, live=live)
+    assert look(str(path)) == ("ok", "", pytest.approx(4.0, abs=0.15), True, True)
+    for window in ((None, None), (2.0, 3.5)):
+        clip = read_clip(path, *window, **SETTINGS | {"num_frames": 100})
+        onset = np.flatnonzero(np.abs(clip.waveform) > 0.1)[0] / 16000
+        white = np.flatnonzero(clip.frames.mean(axis=(1, 2, 3)) > 128)[0] * clip.duration / 100
+        assert [onset, white] == pytest.approx([3.0 - (window[0] or 0.0)] * 2, abs=0.1)
+
+
+def test_an_mkv_that_is_cut_off_is_called_so_wherever_its_time_stamps_begin(tmp_path, av_tracks):
+    for seconds in (0.0, 5.0):
+        path = late(tmp_path / "a.mkv", av_tracks, seconds)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+        assert "ends early" in look(str(path)).reason
+        with pytest.raises(MediaError, match="ends early"):
+            read_clip(path, **SETTINGS)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi"])
+def test_a_track_without_packets_is_not_there(tmp_path, av_tracks, suffix):
+    path = encode(tmp_path / f"a.{suffix}", *av_tracks, keep=lambda packet: packet.stream.type == "video")
+    assert look(str(path)) == ("ok", "", pytest.approx(4.0, abs=0.1), False, True)
+    clip = read_clip(path, **SETTINGS)
+    assert clip.waveform is None
+    assert clip.frames.shape == (8, 32, 32, 3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_one_picture_over_sound_is_shown_as_long_as_the_sound(tmp_path, av_tracks, suffix):
+    path = encode(tmp_path / f"a.{suffix}", Track("libx264", 25, grey(np.array([200]))), av_tracks[1])
+    assert look(str(path)) == ("ok", "", pytest.approx(4.0, abs=0.1), True, True)
+    for window in ((None, None), (2.5, 3.5)):
+        clip = read_clip(path, *window, **SETTINGS)
+        assert len(clip.waveform) == pytest.approx(16000 * clip.duration, abs=1600)
+        if suffix == "mkv" or window[0] is None:  # mp4 says that the video is over
+            assert np.abs(clip.frames.astype(int) - 200).max() < 5
+
+
+def test_audio_of_an_mkv_that_ends_before_the_window_is_none(tmp_path, av_tracks):
+    path = encode(tmp_path / "a.mkv", av_tracks[0], Track("aac", 16000, tone(1.0, 16000, 500)))
+    clip = read_clip(path, 2.0, 4.0, **SETTINGS)
+    assert clip.waveform is None
+    assert clip.frames is not None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 8])
+def test_the_level_is_the_same_for_any_number_of_channels(tmp_path, channels):
+    path = encode(tmp_path / "a.wav", Track("pcm_s16le", 16000, tone(1.0, 16000, 500, 0.9, channels)))
+    sound = read_clip(path, **SETTINGS).waveform
+    np.testing.assert_allclose(sound, tone(1.0, 16000, 500, 0.9)[:, 0] / 32768, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [9, 60])
+def test_more_channels_than_any_layout_has_are_mixed(tmp_path, channels):
+    samples = tone(1.0, 16000, 500, 0.5, channels)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((channels, 2, 16000, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    assert look(str(tmp_path / "a.wav")).status == "ok"
+    sound = read_clip(tmp_path / "a.wav", **SETTINGS).waveform
+    np.testing.assert_allclose(sound, samples[:, 0] / 32768, atol=1e-4)
+
+
+def test_the_length_of_an_mpg_is_that_of_its_packets(tmp_path):
+    """FFmpeg's guess from the last bytes may lack seconds of a track."""
+    frames = np.random.default_rng(0).integers(0, 255, (150, 48, 64, 3), np.uint8)
+    path = encode(tmp_path / "a.mpg", Track("mpeg2video", 25, frames), Track("mp2", 16000, tone(6.0, 16000, 500)))
+    assert look(str(path)) == ("ok", "", pytest.approx(6.0, abs=0.1), True, True)
+    assert read_clip(path, 5.0, 6.0, **SETTINGS).frames is not None
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, make_clip, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_clip("a.mp4").rename(tmp_path / "12:30.mp4")
+    assert look("12:30.mp4").status == "ok"
+    assert read_clip(Path("12:30.mp4"), **SETTINGS).frames is not None
