@@ -78,22 +78,24 @@ def over_studies(claims: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Training cross-entropy and validation top-1 by epoch and by `gmacs`, if given; a dot marks the epoch kept."""
+    """Training cross-entropy and validation top-1 by epoch and by `gmacs`, if given; dots mark the epochs kept.
+
+    Of several seeds and folds: their mean, and a band from the lowest to the highest.
+    """
     shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
     figure, axes = row_of_panels(len(shown), 4.2)
-    labelled = set()
-    for (run, modality, ours, _, _), part in curves.groupby(
-        ["run", "modality", "ours", "seed", "fold"], sort=False, dropna=False
-    ):
-        label = None if run in labelled else f"{run} ({READS[modality]})"
-        labelled.add(run)
-        style = {"color": COLOURS[modality], "linestyle": "-" if ours else "--", "linewidth": 1.6}
-        style["marker"] = "." if len(part) == 1 else None  # a line of one point shows nothing
-        kept = part[part["kept"]]
+    peers: dict[str, int] = {}  # baselines of each modality so far: each has its own dashes
+    runs = curves.groupby(["run", "modality", "ours"], sort=False)
+    for (run, modality, ours), part in runs:
+        peers[modality] = peers.get(modality, 0) + (not ours)
+        style = {"color": COLOURS[modality], "linestyle": "-" if ours else ("--", ":", "-.")[peers[modality] % 3 - 1]}
+        style["marker"] = "." if part["epoch"].nunique() == 1 else None  # a line of one point shows nothing
         for ax, (x, y) in zip(axes, shown, strict=True):
-            ax.plot(part[x], part[y], label=label if y == "ce" else None, **style)
+            found = part.groupby(x)[y].agg(["mean", "min", "max"])
+            ax.plot(found.index, found["mean"], label=f"{run} ({READS[modality]})" if y == "ce" else None, **style)
+            ax.fill_between(found.index, found["min"], found["max"], color=COLOURS[modality], alpha=0.12, linewidth=0)
             if y == "val_top1":
-                ax.plot(kept[x], kept[y], "o", color=COLOURS[modality], markersize=6)
+                ax.plot(*part.loc[part["kept"], [x, y]].to_numpy().T, "o", color=COLOURS[modality], markersize=4)
     axes[0].set(title="training cross-entropy", ylim=(0, None))
     for ax in axes[1:]:
         ax.set(title="validation top-1 (%)", ylim=(0, 100))
@@ -101,7 +103,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes[-1].set(**{"xlabel": "GMACs on a training clip", "xscale": "log"} if "gmacs" in curves else {})
-    figure.legend(loc="outside lower center", ncols=5 if len(labelled) <= 5 else 4)
+    figure.legend(loc="outside lower center", ncols=5 if len(runs) <= 5 else 4)
     return figure
 
 

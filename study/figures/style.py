@@ -1,6 +1,6 @@
 """What the figures have in common: colours, sizes, legends.
 
-Sound, picture and both have one colour each in every figure; a baseline is the lighter shade of it.
+Audio, video and audio-visual have one colour each in every figure; a baseline is the lighter shade of it.
 """
 
 import io
