@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_sets import put
 
-from mmtlib.data.sources.listing import SourceError, hold_out, list_media, stem
+from mmtlib.data.sources.listing import SourceError, hold_out, hold_out_of_each, list_media, stem
 
 
 def test_media_files_are_listed_once_pictures_first(tmp_path):
@@ -47,6 +47,17 @@ def test_the_share_is_kept_and_splits_are_drawn_independently():
     assert 1850 <= test.sum() <= 2150
     assert 60 <= (val & test).sum() <= 140
     assert not hold_out(ids, 0).any()
+
+
+@given(st.lists(st.tuples(st.text("abc", max_size=9), st.sampled_from("xyz")), unique=True), st.floats(0, 1))
+def test_of_each_class_one_is_held_out_at_least_and_one_kept(clips, share):
+    table = pd.DataFrame(clips, columns=["id", "label"], dtype=object)
+    held, plain = hold_out_of_each(table.id + table.label, table.label, share), hold_out(table.id + table.label, share)
+    for _, part in table.groupby("label"):
+        drawn, most = plain[part.index].sum(), min(int(len(part) * max(share, 0.5)), len(part) - 1)
+        assert held[part.index].sum() == min(max(drawn, int(share > 0)), most)
+        if 0 < drawn <= most:
+            assert held[part.index].tolist() == plain[part.index].tolist()
 
 
 def test_stem():

@@ -38,6 +38,24 @@ def test_folders_are_classes_and_sound_alone_is_fine(tmp_path):
     assert (again[manifest.clip_id] == manifest.split.to_numpy()).all()  # what is added moves nothing
 
 
+@pytest.mark.parametrize("clips", range(3, 12))
+def test_a_small_set_has_each_class_in_each_split(tmp_path, clips):
+    for number in range(20 * clips):
+        put(tmp_path / f"m/{number // clips}/{number}.wav", b"")
+    manifest = build(None, tmp_path / "m", val_share=0.05)[0]
+    assert manifest.groupby(["split", "label"]).ngroups == 3 * 20
+
+
+def test_a_class_too_small_for_three_splits_is_named(tmp_path, capsys):
+    for name in ("a/1", "a/2", "b/1"):
+        put(tmp_path / f"m/{name}.wav", b"")
+    manifest = build(None, tmp_path / "m", val_share=0.05)[0]
+    assert manifest.groupby("label").split.agg(sorted).to_dict() == {"a": ["test", "train"], "b": ["train"]}
+    notes = capsys.readouterr().out
+    assert "note: 2 classes have no clip in val, 'a' is the first" in notes
+    assert "note: 1 classes have no clip in test, 'b' is the first" in notes
+
+
 def test_folders_may_be_split_first(tmp_path):
     for place in ("train/a", "train/b", "test/a"):
         put(tmp_path / "m" / place / "1.wav", b"")

@@ -1,5 +1,6 @@
 """VGGSound and Kinetics-Sounds in their official layouts; listed, found and cut right, to the clip."""
 
+import csv
 from functools import partial
 
 import pytest
@@ -61,6 +62,21 @@ def test_vggsound_is_listed_whole_and_counted_exactly(vggsound, capsys):
     notes = capsys.readouterr().out
     assert "note: 17 clips listed in vggsound.csv; 199176 or 199467 are published" in notes
     assert "note: 292 of 309 classes have no clip, 'basketball bounce' is the first" in notes
+
+
+def test_the_authors_own_two_lists_of_vggsound_say_the_same(vggsound, tmp_path):
+    path, media = vggsound
+    lists = tmp_path / "lists"
+    for split in ("train", "test"):
+        rows = [row for row in csv.reader(path.read_text().splitlines()) if row[3] == split]
+        put(lists / f"{split}.csv", csv_text([(f"{row[0]}_{int(row[1]):06d}.mp4", row[2]) for row in rows]).encode())
+    one, other = build("vggsound", path, media, val_share=0.3), build("vggsound", lists, media, val_share=0.3)
+    assert one[0].equals(other[0])
+    assert one[1].equals(other[1])
+    with (lists / "test.csv").open("a") as file:
+        file.write("aB_00000099_12.mp4,hail\n")
+    with pytest.raises(ManifestError, match=r"test\.csv, line 8: file is 'aB_00000099_12\.mp4'; it must look like"):
+        build("vggsound", lists, media)
 
 
 def test_files_as_yt_dlp_leaves_them(tmp_path, files):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mmtlib.data.manifest import SPLITS, ManifestError, read_table, typed_rows
-from mmtlib.data.sources.listing import Listing, SourceError, hold_out
+from mmtlib.data.sources.listing import Listing, SourceError, hold_out_of_each
 
 TEST_SHARE = 0.2
 
@@ -18,16 +18,18 @@ def folder(annotations: Path | None, media: list[str], *, class_list: str | None
     id; where all first folders are called train, val or test, they are splits and hold the class folders. A
     CSV may add clip_id (else the path, and `#t=start,end` of a part), start, end, split and columns of its own. Where
     no split is given a fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a
-    hash of the id). Raises SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a
-    rule, for two labels of the same seconds and for an id of two clips.
+    hash of the id, of each class one at least). Raises SourceError for a file outside a class folder, ManifestError
+    for a CSV line that breaks a rule, for two labels of the same seconds and for an id of two clips.
     """
     if class_list is not None:
         raise SourceError(f"download.class_list: a folder has no list {class_list!r}; leave it out.")
     clips = _from_folders(media) if annotations is None else _from_csv(annotations)
     if "split" not in clips:
-        clips["split"] = np.where(hold_out(clips.clip_id, TEST_SHARE, "test"), "test", "train")
+        is_test = hold_out_of_each(clips.clip_id, clips.label, TEST_SHARE, "test")
+        clips["split"] = np.where(is_test, "test", "train")
     if "val" not in set(clips.split):
-        clips.loc[(clips.split == "train") & hold_out(clips.clip_id, val_share), "split"] = "val"
+        train = clips[clips.split == "train"]
+        clips.loc[train.index[hold_out_of_each(train.clip_id, train.label, val_share)], "split"] = "val"
     classes = sorted(set(clips.label))
     return Listing(clips.assign(lasts=np.nan), {"name": "folder", "class_list": "labels found", "classes": classes})
 

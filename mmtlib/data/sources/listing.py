@@ -102,8 +102,26 @@ def named(media: list[str], pattern: str) -> pd.DataFrame:
 
 def hold_out(ids: pd.Series, share: float | int, salt: str = "val") -> pd.Series:
     """Which ids fall in a share held out: those whose sha256 lies below it, so an id's fate never changes."""
+    return _places(ids, salt) < share
+
+
+def hold_out_of_each(ids: pd.Series, labels: pd.Series, share: float | int, salt: str = "val") -> pd.Series:
+    """As `hold_out`, but of each class of two clips or more one at least, if any, and half of them at most.
+
+    Where the share is larger than that, it and all but one are the most.
+    """
+    places = _places(ids, salt)
+    of_class = places.groupby(labels)
+    count = (places < share).groupby(labels).transform("sum").clip(lower=int(share > 0))
+    size = of_class.transform("size")
+    most = np.minimum((size * max(share, 0.5)).astype(int), size - 1)
+    return of_class.rank() <= np.minimum(count, most)
+
+
+def _places(ids: pd.Series, salt: str) -> pd.Series:
+    """Where the sha256 of each id lies, from 0 to 1."""
     digests = (hashlib.sha256(f"{salt} {name}".encode()).digest() for name in ids)
-    return pd.Series([int.from_bytes(digest[:8], "big") < share * 2**64 for digest in digests], ids.index, dtype=bool)
+    return pd.Series([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests], ids.index, dtype=float)
 
 
 def note_count(what: str, found: int, *published: int) -> None:

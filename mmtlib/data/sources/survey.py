@@ -104,9 +104,10 @@ def survey(
     if shared := problems.clip_id[problems.status == "in_train"].tolist():
         print(f"note: {len(shared)} clips of val and test are in train, too, {shared[0]!r} is the first", flush=True)
     for head in listing.dataset.get("heads", ["label"]):
-        known = set(clips[head][clips.split == "train"])
-        if unknown := [name for name in clips[head].unique() if name not in known]:
-            print(f"note: {len(unknown)} classes have no clip in train, {unknown[0]!r} is the first", flush=True)
+        for split in ["train"] if "folds" in listing.dataset else SPLITS:
+            known = set(clips[head][clips.split == split])
+            if unknown := [name for name in clips[head].unique() if name not in known]:
+                print(f"note: {len(unknown)} classes have no clip in {split}, {unknown[0]!r} is the first", flush=True)
     coverage = pd.crosstab(problems.split, problems.status).reindex(index=SPLITS, columns=_STATUS, fill_value=0)
     coverage.insert(0, "listed", clips.split.value_counts().reindex(SPLITS, fill_value=0))
     coverage.insert(1, "found", coverage.listed - coverage.pop("missing"))

@@ -25,20 +25,30 @@ PUBLISHED = {"train": 246_535, "test": 19_907}  # clips of Kinetics-400, all its
 def vggsound(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
     """The clips of vggsound.csv, whose lines are youtube_id,start_seconds,label,split without a header.
 
+    `annotations` may also be the folder of the authors' train.csv and test.csv, whose lines are <clip_id>.mp4,label.
     Classes are those of the authors' stat.csv in its order, which VGGSounder numbers likewise. Raises
     ManifestError for a line that breaks the format or names another class.
     """
     if class_list not in (None, "vggsound-309"):
         raise SourceError(f"download.class_list: vggsound has no list {class_list!r}; leave it out.")
-    table = read_table(annotations, ("youtube_id", "start_seconds", "label", "split"), header=False)
-    classes = class_names("vggsound-309")
-    require(annotations, table, table.label.isin(classes), "label", "that is none of VGGSound's 309 classes")
-    require(annotations, table, table.split.isin(["train", "test"]), "split", "it must be train or test")
-    note_count(f"clips listed in {annotations.name}", len(table), 199_176, 199_467)
-    start = whole_seconds(annotations, table, "start_seconds")
-    clips = located(annotations, table, start, start + SECONDS, [start], media)
-    clips = clips.assign(label=table.label, split=table.split)
-    return held_out(clips, val_share, "vggsound", "vggsound-309", classes)
+    classes, parts, listed = class_names("vggsound-309"), [], 0
+    lists = {split: annotations / f"{split}.csv" for split in ("train", "test")}
+    for split, path in lists.items() if annotations.is_dir() else [("", annotations)]:
+        if split:
+            table = read_table(path, ("file", "label"), header=False).assign(split=split)
+            names = table.file.str.extract(r"^(.{11})_([0-9]{6})\.mp4$")
+            require(path, table, names[0].notna(), "file", "it must look like <youtube_id>_<six digits>.mp4")
+            table = table.assign(youtube_id=names[0], start_seconds=names[1])
+        else:
+            table = read_table(path, ("youtube_id", "start_seconds", "label", "split"), header=False)
+            require(path, table, table.split.isin(lists.keys()), "split", "it must be train or test")
+        require(path, table, table.label.isin(classes), "label", "that is none of VGGSound's 309 classes")
+        start = whole_seconds(path, table, "start_seconds")
+        parts.append(located(path, table, start, start + SECONDS, [start], media))
+        parts[-1] = parts[-1].assign(label=table.label, split=table.split)
+        listed += len(table)
+    note_count(f"clips listed in {annotations.name}", listed, 199_176, 199_467)
+    return held_out(pd.concat(parts, ignore_index=True), val_share, "vggsound", "vggsound-309", classes)
 
 
 def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
