@@ -4,6 +4,7 @@ The commands work on params.yaml, or on the parameter file that is named, as the
 notebooks. Other packages add commands through the entry-point group "mmtlib.commands", each a function of that file.
 """
 
+import errno
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,6 +20,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+_REMEDIES = {
+    errno.ENOSPC: "free space there, and run this again: what is finished is kept",
+    errno.EROFS: "make that folder writable, or work in another one",
+    errno.EACCES: "make it readable and writable for you, or work in another folder",
+}
 File = Annotated[str, typer.Option("--params", help="parameter file: params.yaml or one of params/")]
 MODEL = str(Path(__file__).parents[1] / "weights/mmt_t.safetensors")  # the MMT that comes with the code
 Workers = Annotated[str, typer.Option(help="processes (0: one for each core), or the address of a Dask scheduler")]
@@ -113,7 +119,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        remedy = _REMEDIES.get(getattr(error, "errno", None))
+        where = getattr(error, "filename", None) or "a temporary file"
+        print(f"{where}: {error.strerror}; {remedy}." if remedy else error, file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,6 +1,8 @@
 """The command line `mmt`: its commands, on which files they work, and that a failure is one sentence."""
 
+import errno
 import json
+import os
 import re
 import sys
 from functools import partial
@@ -118,3 +120,15 @@ def test_a_failure_is_one_sentence(root, arguments, sentence, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(sentence + r"\n", err)
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free space there"), (errno.EROFS, "make that folder")])
+def test_a_disk_that_cannot_be_written_is_named_with_the_remedy(number, remedy, monkeypatch, capsys):
+    def fail():
+        raise OSError(number, os.strerror(number), "/data/features/log_mel.npy")
+
+    monkeypatch.setattr(command, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 1
+    assert re.fullmatch(rf"/data/features/log_mel\.npy: .+; {remedy}.*\.\n", capsys.readouterr().err)
