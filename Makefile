@@ -19,7 +19,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test notebooks reproduce bench lab html clean
+.PHONY: help install lint test faults notebooks reproduce bench lab html clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebook
 	python -c 'from study.notebook import begin; begin("report", "params/smoke.yaml")'
 	pytest --nbval notebooks/01_* notebooks/02_*
 	pytest --nbval -n $(JOBS) notebooks/08_* $(filter-out notebooks/01_% notebooks/02_% notebooks/08_%,$(wildcard notebooks/*.ipynb))
+
+faults: $(STAMP) ## damage 12,000 media files and kill the work 60 times; a part of it is in test
+	FUZZ=1000 KILLS=60 pytest -n $(JOBS) --durations=3 tests/data/test_fuzz.py tests/data/test_kills.py
 
 notebooks: $(STAMP) ## re-execute notebooks/ in place, at their defaults
 	python -m study.run notebooks
