@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from mmtlib.models import AVModel, from_pretrained
 from mmtlib.models.hub import WeightsError
 
 _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
+_TOGETHER = 16  # windows of a long file that are decoded and read at a time
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
 
 
@@ -71,13 +74,15 @@ def predict_file(
         raise PredictionError(_in_other_words(facts.reason))
     spans = window_spans(facts.duration, settings.seconds, hop)
     rows, answers = [], {modality: [] for modality in (_WORDS if kind == "av" else [kind])}
-    for start, end in spans:
-        made = decode(settings, Task(file, start, end, all_views=True), kind)
+    for group in _groups(spans):
+        task = Task(file, group[0][0], group[-1][1], all_views=True)
+        made = decode(replace(settings, clips=len(group)), task, kind)
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
-        for modality, probabilities in _answers(model, stats, heads, made).items():
-            rows += [(start, end, *row) for row in _best(probabilities, modality, heads, top)]
-            answers[modality].append(probabilities)
+        for (start, end), by_modality in zip(group, _answers(model, stats, heads, made, len(group)), strict=True):
+            for modality, probabilities in by_modality.items():
+                rows += [(start, end, *row) for row in _best(probabilities, modality, heads, top)]
+                answers[modality].append(probabilities)
     verdict = []
     for modality, found in answers.items():
         if found:
@@ -115,24 +120,47 @@ def window_spans(length: float, seconds: float | int, hop: float | int | None = 
     return [(start, min(start + seconds, length)) for start in (*starts.tolist(), last)]
 
 
+def _groups(spans: list[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    """Windows that are decoded together: alike and one after the other, so that a long file is read once.
+
+    Tells how far a long file is.
+    """
+    regular = spans[:-1]  # the last one ends with the file, wherever it begins
+    for first in range(0, len(regular), _TOGETHER):
+        if first and first % (10 * _TOGETHER) == 0:
+            print(f"{first} of {len(spans)} windows", file=sys.stderr, flush=True)
+        yield regular[first : first + _TOGETHER]
+    yield spans[-1:]
+
+
 @torch.inference_mode()
 def _answers(
-    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded
-) -> dict[str, Float[Tensor, " classes"]]:
-    """Probabilities of a window by what the model is given, averaged over the window's crops; heads side by side."""
-    log_mel, frames = (
-        None if parts[0] is None else torch.from_numpy(np.stack(parts)) for parts in zip(*made.views, strict=True)
-    )
-    device = next(model.parameters()).device
-    audio, video = normalised(log_mel, frames, torch.tensor(made.audio_frames), stats, device)
-    given = {"audio": (audio, None), "video": (None, video), "av": (audio, video)}
-    found = {}
-    for modality in given if model.reads == "av" else [model.reads]:
-        if any(part is not None for part in given[modality]):
+    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded, windows: int
+) -> list[dict[str, Float[Tensor, " classes"]]]:
+    """Each window's probabilities by what the model is given, averaged over its crops; heads side by side."""
+    answers: list[dict[str, Tensor]] = [{} for _ in range(windows)]
+    crops, lengths = len(made.views) // windows, torch.tensor(made.audio_frames)
+    lacks = [(view.log_mel is None, view.frames is None) for view in made.views]
+    for lack in set(lacks):
+        where = [place for place, other in enumerate(lacks) if other == lack]
+        views = [made.views[place] for place in where]
+        log_mel, frames = (
+            None if is_absent else torch.from_numpy(np.stack(parts))
+            for is_absent, parts in zip(lack, zip(*views, strict=True), strict=True)
+        )
+        audio, video = normalised(log_mel, frames, lengths[where], stats, next(model.parameters()).device)
+        given = {"audio": (audio, None), "video": (None, video), "av": (audio, video)}
+        for modality in given if model.reads == "av" else [model.reads]:
+            if all(part is None for part in given[modality]):
+                continue
             logits = model.read(*given[modality]).logits.float().cpu()
             parts = logits.split([len(names) for names in heads.values()], dim=1)
-            found[modality] = torch.cat([part.softmax(1) for part in parts], dim=1).mean(0)
-    return found
+            means = reduce(
+                torch.cat([part.softmax(1) for part in parts], 1), "(windows crops) c -> windows c", "mean", crops=crops
+            )
+            for place, mean in zip(where[::crops], means, strict=True):
+                answers[place // crops][modality] = mean
+    return answers
 
 
 def _best(
