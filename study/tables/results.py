@@ -14,7 +14,7 @@ from mmtlib.config import Objective, Params, Run, Trial
 from mmtlib.evaluation.predictions import read_predictions
 from mmtlib.folders import Folders
 from mmtlib.models import MODALITY
-from mmtlib.training.experiment import run_of
+from mmtlib.training.experiment import encoder_runs, run_of
 
 STAGES = dict(zip(("audio", "video", "av"), TRAINED, strict=True))
 """The stage that trains the default model of each modality."""
@@ -23,6 +23,9 @@ QUESTIONS: dict[str, Any] = YAML(typ="safe", pure=True).load(Path(__file__).pare
 
 GROUPS: dict[str, str] = QUESTIONS["groups"]
 """The blocks of ablations.csv, each with the claim that its rows test; rows of other groups have their own tables."""
+
+OUTSIDE = "+imagenet"
+"""Ends the label of a model that starts, or whose encoder starts, from weights trained on other data."""
 
 
 class ReportError(RuntimeError):
@@ -33,7 +36,7 @@ class ReportError(RuntimeError):
 class Result:
     """One run of params.yaml, of every seed and fold, as it was trained.
 
-    `label` is the model's name in the tables (see model_label), `trained` the run's section as it was then.
+    `label` is the model's name in the tables (see model_label, OUTSIDE), `trained` the run's section as it was then.
     `predictions` are by seed, those of all folds in one table, with the column `fold`: each clip is tested once.
     """
 
@@ -102,6 +105,8 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
         predictions = {seed: pd.concat(parts, ignore_index=True) for seed, parts in predictions.items()}
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
+        inits = {trained.init, *(own.init for _, own in encoder_runs(run, params).values())}
+        label += OUTSIDE * bool(inits - {"scratch", "pretrained"})
         results.append(Result(name, group, label, trained, predictions, curves))
     return results
 
