@@ -371,11 +371,9 @@ def test_stages_start_from_a_file_and_mmt_from_them(tmp_path, file):
         assert read_header(run.weights)["key"] == key_of(parts)
         if run is not mmt:
             assert list(parts["encoders"].values()) == [digest(file.read_bytes())]
-    assert (
-        "- starts from: audio: weights of timm (small.safetensors), run " in mat.weights.with_suffix(".md").read_text()
-    )
-    card = mmt.weights.with_suffix(".md").read_text()
-    assert "- starts from: audio: mat_t from weights of timm (small.safetensors), run " in card
+    cards = [run.weights.with_suffix(".md").read_text() for run in (mat, mmt)]
+    assert "- starts from: audio: weights of timm (small.safetensors), run " in cards[0]
+    assert "- starts from: audio: mat_t from weights of timm (small.safetensors), run " in cards[1]
 
     def keys() -> dict[str, str]:
         return {name: key_of(parts_for(run, params, Trial(0), data)) for name, run in params.runs.items()}
