@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmtlib.files import digest
+from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
 from mmtlib.models.build import MODALITY, resolved
 from mmtlib.models.hub import WeightsError, load_encoder, load_weights, origin
@@ -29,9 +29,8 @@ from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder
 from mmtlib.models.mvit import MVIT, load_named
 from mmtlib.overlays import ROOT
 
+# Blocks of each stage -> timm's name; all begin 96 wide.
 SIZES = {(1, 2, 5, 2): "mvitv2_tiny", (1, 2, 11, 2): "mvitv2_small", (2, 3, 16, 3): "mvitv2_base"}
-"""Blocks of each stage -> timm's name; all begin 96 wide."""
-
 WHOSE = "timm's mvitv2_tiny, mvitv2_small or mvitv2_base"
 PATCH, TABLE = "patch_embed.proj.weight", "stages.0.blocks.0.attn.rel_pos_h"
 BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
@@ -112,8 +111,8 @@ def _our_name(key: str, depths: Sequence[int], axes: int) -> str:
 def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[str, Path]:
     """part -> the file of timm's weights that a model of audio or video starts from; most start from none.
 
-    `init` is a path from the repository, or "imagenet": the weights for the model's depths, from weights/ or else the
-    hub. Raises ValueError for a model that cannot start so, WeightsError where there is no file.
+    `init` is a path from the repository, or "imagenet": the weights for the model's depths, in weights/, fetched there
+    from the hub. Raises ValueError for a model that cannot start so, WeightsError where there is no file.
     """
     if init in ("scratch", "pretrained"):
         return {}
@@ -129,7 +128,8 @@ def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[st
         path, repository = ROOT / f"weights/{size}.safetensors", f"timm/{size}.fb_in1k"
         what = f"https://huggingface.co/{repository}/resolve/main/{HUB_FILE}, which the hub did not give,"
         with suppress(OSError, ValueError):  # no connection
-            path = path if path.is_file() else Path(hf_hub_download(repository, HUB_FILE))
+            if not path.is_file():
+                write_bytes(path, Path(hf_hub_download(repository, HUB_FILE)).read_bytes())
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; fetch {what} and put it there")
     return {MODALITY[name]: path}

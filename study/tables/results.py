@@ -33,8 +33,7 @@ class ReportError(RuntimeError):
 class Result:
     """One run of params.yaml, of every seed and fold, as it was trained.
 
-    `label` is the model's name in the tables (see model_label; `+imagenet`: it, or an encoder of it, starts from weights
-    trained on other data), `trained` the run's section as it was then.
+    `label` is the model's name in the tables (see model_label), `trained` the run's section as it was then.
     `predictions` are by seed, those of all folds in one table, with the column `fold`: each clip is tested once.
     """
 
@@ -104,7 +103,7 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         inits = {trained.init, *(own.init for _, own in encoder_runs(run, params).values())}
-        label += "+imagenet" * bool(inits - {"scratch", "pretrained"})
+        label += "+imagenet" * bool(inits - {"scratch", "pretrained"})  # it, or an encoder, saw other data
         results.append(Result(name, group, label, trained, predictions, curves))
     return results
 

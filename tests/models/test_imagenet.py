@@ -257,12 +257,12 @@ def test_an_encoder_may_come_from_a_run_that_starts_from_a_file_but_not_from_one
         make_params(x=make_run("mmt_t", encoders={"audio": "train_mmt"}))
 
 
-def test_a_file_lies_in_the_repository_and_imagenet_in_its_weights_or_on_the_hub(tmp_path, monkeypatch):
+def test_a_file_lies_in_the_repository_and_imagenet_in_its_weights_fetched_once(tmp_path, monkeypatch):
     asked = []
 
     def hub(repository, name):
         asked.append((repository, name))
-        (tmp_path / "got").touch()
+        (tmp_path / "got").write_text(repository)
         return str(tmp_path / "got")
 
     monkeypatch.setattr(imagenet, "hf_hub_download", hub)
@@ -270,14 +270,14 @@ def test_a_file_lies_in_the_repository_and_imagenet_in_its_weights_or_on_the_hub
     (tmp_path / "mine.safetensors").touch()
     assert outside_files("mat_t", "scratch", {}) == {} == outside_files("mbt_t", "pretrained", {})
     assert outside_files("mat_t", "mine.safetensors", {}) == {"audio": tmp_path / "mine.safetensors"}
-    assert outside_files("mat_s", "imagenet", {}) == {"audio": tmp_path / "got"}
-    assert outside_files("mvitv2_b", "imagenet", {}) == {"video": tmp_path / "got"}
-    assert outside_files("mvitv2_t", "imagenet", {"depths": [1, 2, 5, 2]}) == {"video": tmp_path / "got"}
-    assert asked == [(f"timm/mvitv2_{size}.fb_in1k", "model.safetensors") for size in ("small", "base", "tiny")]
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights/mvitv2_small.safetensors").touch()
-    assert outside_files("mat_s", "imagenet", {}) == {"audio": tmp_path / "weights/mvitv2_small.safetensors"}
-    assert len(asked) == 3
+    assert asked == []
+    paths = {size: tmp_path / f"weights/mvitv2_{size}.safetensors" for size in ("small", "base", "tiny")}
+    for _ in range(2):
+        assert outside_files("mat_s", "imagenet", {}) == {"audio": paths["small"]}
+        assert outside_files("mvitv2_b", "imagenet", {}) == {"video": paths["base"]}
+        assert outside_files("mvitv2_t", "imagenet", {"depths": [1, 2, 5, 2]}) == {"video": paths["tiny"]}
+    assert asked == [(f"timm/mvitv2_{size}.fb_in1k", "model.safetensors") for size in paths]
+    assert all(path.read_text() == f"timm/mvitv2_{size}.fb_in1k" for size, path in paths.items())
 
 
 def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch_and_its_place(tmp_path, monkeypatch):
