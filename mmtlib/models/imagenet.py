@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
-from mmtlib.models.build import MODALITY, resolved
+from mmtlib.models.build import modality_of, resolved
 from mmtlib.models.hub import WeightsError, load_encoder, load_weights, origin
 from mmtlib.models.mat import MAT
 from mmtlib.models.mmt import TwoStreams
@@ -117,7 +117,7 @@ def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[st
     if init in ("scratch", "pretrained"):
         return {}
     if name not in MAT | MVIT:
-        known = f"only MAT and MViTv2 can; set its `init` to scratch{' or pretrained' * (MODALITY[name] == 'av')}"
+        known = f"only MAT and MViTv2 can; set its `init` to scratch{' or pretrained' * (modality_of(name) == 'av')}"
         raise ValueError(f"{name} cannot start from {init}, {known}")
     depths, path, what = resolved(name, overrides)["depths"], ROOT / init, f"a safetensors file of {WHOSE}"
     if init == "imagenet":
@@ -132,7 +132,7 @@ def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[st
                 write_bytes(path, Path(hf_hub_download(repository, HUB_FILE)).read_bytes())
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; fetch {what} and put it there")
-    return {MODALITY[name]: path}
+    return {modality_of(name): path}
 
 
 def start(model: AVModel, part: str, path: Path) -> dict[str, Any]:

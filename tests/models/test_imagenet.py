@@ -310,6 +310,7 @@ def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch_and_its_place
             "no.safetensors does not exist; fetch a safetensors file of timm's .*",
         ),
         ("ast_t", "imagenet", ValueError, "ast_t cannot start from imagenet, only MAT and MViTv2 can; .* to scratch$"),
+        ("mat_x", "imagenet", ValueError, "no model is called 'mat_x'"),
         ("mmt_t", "imagenet", ValueError, "mmt_t cannot start .* set its `init` to scratch or pretrained$"),
     ],
 )
