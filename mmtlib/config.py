@@ -48,6 +48,16 @@ def _names(value: Any) -> str | list[str]:
 
 
 Names = Annotated[str | list[str], BeforeValidator(_names)]
+
+
+def _start(value: Any) -> str:
+    if value in ("scratch", "pretrained", "imagenet") or (isinstance(value, str) and value.endswith(".safetensors")):
+        return value
+    given = json.dumps(value, default=str)
+    raise ValueError(f"{given} must be scratch, pretrained, imagenet or a .safetensors file; change it")
+
+
+Start = Annotated[str, BeforeValidator(_start)]
 OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
 
 
@@ -189,7 +199,9 @@ class Run(Section):
     lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
-    init: Literal["scratch", "pretrained"] = Field(default="scratch", description="pretrained = trained encoders")
+    init: Start = Field(
+        default="scratch", description="pretrained = trained encoders; imagenet, or a file from the root: timm's MViTv2"
+    )
     encoders: dict[Literal["audio", "video"], Slug] = Field(
         default={}, description="stage or row that each encoder comes from; empty = pretrain_mat and pretrain_mvit"
     )
@@ -282,9 +294,9 @@ class Params(Section):
                 problem = f"{where}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
                 raise ValueError(f"{problem}; raise the one or lower the other")
             for part, source in run.encoders.items():
-                if source not in self.runs or self.runs[source].init != "scratch":
-                    problem = f"{where}.encoders.{part} is {source}, no run that starts from scratch"
-                    raise ValueError(f"{problem}; name a stage or a row that does")
+                if source not in self.runs or self.runs[source].init == "pretrained":
+                    problem = f"{where}.encoders.{part} is {source}, no run of an encoder by itself"
+                    raise ValueError(f"{problem}; name a stage or a row that is")
             if set(getattr(run, "folds", None) or ()) - set(self.folds or ()):
                 raise ValueError(f"{where}.folds {run.folds} names others than folds {self.folds}; remove them")
         return self

@@ -126,10 +126,11 @@ def from_pretrained(
 
 
 def origin(weights: Path) -> dict[str, Any]:
-    """What weights are: name of the model, key (of weights from elsewhere a hash of the file), data."""
+    """What weights are: name of the model and of what it came from, key (where there is none a hash), data."""
     header = read_header(weights)
+    names = [header["name"], *(own["name"] for own in header.get("encoders", {}).values())]
     data = {name: header.get("stats", {}).get(name) for name in ("name", "fingerprint")}
-    return {"name": header["name"], "key": header.get("key") or digest(weights.read_bytes()), "stats": data}
+    return {"name": " from ".join(names), "key": header.get("key") or digest(weights.read_bytes()), "stats": data}
 
 
 def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ Time is never pooled after the patch embedding, as in MViTv2.
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 from mmtlib.models.ops import fit_tables
@@ -48,23 +48,36 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     as it was built. Raises ValueError if the weights are not of that model.
     """
     own = model.state_dict()
-    theirs = {_our_name(key): key for key in state_dict}
-    fitted = fit_tables({name: state_dict[key] for name, key in theirs.items()}, own)
-    loaded = {}
-    for name, value in fitted.items():
-        key = theirs[name]
+    tensors = {}
+    for key, value in state_dict.items():
+        name = _our_name(key)
+        same = name in own and value.numel() == own[name].numel()
+        tensors[name] = (key, value.reshape(own[name].shape) if same else value)
+    load_named(model, tensors, "torchvision's mvit_v2_s")
+
+
+def load_named(
+    model: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], whose: str, left: tuple[str, ...] = ("head.",)
+) -> None:
+    """Load weights that come from another library: our name -> its name and the tensor; all of them or none.
+
+    Position tables of another input size are interpolated. A head of another number of classes stays as it was built,
+    and so does what begins with one of `left` where it is not given. Raises ValueError for a tensor that has no place,
+    has another shape or is not there.
+    """
+    own, loaded = model.state_dict(), {}
+    for name, value in fit_tables({name: value for name, (_, value) in tensors.items()}, own).items():
+        key = tensors[name][0]
         if name not in own:
-            raise ValueError(f"{key!r} has no place in this model; give the state_dict of torchvision's mvit_v2_s")
-        shape = own[name].shape
-        if name.startswith("head.") and value.shape != shape:
-            continue
-        value = value.reshape(shape) if value.numel() == own[name].numel() else value
-        if value.shape != shape:
-            raise ValueError(f"{key!r} has shape {tuple(value.shape)} where this model has {tuple(shape)}")
-        loaded[name] = value
-    missing = [name for name in own if name not in loaded and not name.startswith("head.")]
+            raise ValueError(f"{key!r} has no place in this model; give the state_dict of {whose}")
+        if value.shape == own[name].shape:
+            loaded[name] = value
+        elif not name.startswith("head."):
+            shapes = f"{tuple(value.shape)} where this model has {tuple(own[name].shape)}"
+            raise ValueError(f"{key!r} has shape {shapes}; give the state_dict of {whose}")
+    missing = [name for name in own if name not in loaded and not name.startswith(left)]
     if missing:
-        raise ValueError(f"the state_dict lacks {missing[0]!r} and {len(missing) - 1} more; give that of mvit_v2_s")
+        raise ValueError(f"the state_dict lacks {missing[0]!r} and {len(missing) - 1} more; give that of {whose}")
     model.load_state_dict(loaded, strict=False)
 
 

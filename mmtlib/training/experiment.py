@@ -19,6 +19,7 @@ from mmtlib.config import ROOT, Params, Recipe, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
+from mmtlib.models.imagenet import outside_files
 
 NUMERICS = {"mat": 1, "ast": 1, "mvitv2": 1, "mmt": 1, "mbt": 1, "resnet18": 1, "vit_audio": 1, "vit_video": 1}
 """Version of the numbers of each family of models: raise it when a change of code changes what training computes."""
@@ -37,8 +38,8 @@ def plain(run: Run) -> dict[str, Any]:
 def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapping[str, str]) -> Parts:
     """What a run is known by, as JSON.
 
-    `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from. Raises ValueError for a
-    model that is not known.
+    `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from, or hash of the file.
+    Raises ValueError for a model that is not known.
     """
     parts = {
         "run": plain(run),
@@ -73,9 +74,11 @@ def encoder_runs(run: Run, params: Params) -> dict[str, tuple[str, Run]]:
 
 
 def parts_for(run: Run, params: Params, trial: Trial, data: Parts) -> Parts:
-    """`parts_of` a run of a parameter file, its encoders' keys worked out."""
+    """`parts_of` a run of a parameter file, the keys of its encoders worked out."""
     encoders = encoder_runs(run, params).items()
     keys = {part: key_of(parts_for(own, params, trial, data)) for part, (_, own) in encoders}
+    outside = outside_files(run.model, run.init, run.overrides)
+    keys |= {part: digest(path.read_bytes()) for part, path in outside.items()}
     return parts_of(run, params.training, trial, data, keys)
 
 

@@ -29,8 +29,8 @@ from mmtlib.evaluation.scores import topk_accuracy
 from mmtlib.models import build_model
 from mmtlib.models.base import Reading
 from mmtlib.models.build import modality_of
-from mmtlib.models.hub import load_encoder, load_weights, origin, save_model
-from mmtlib.models.mmt import TwoStreams
+from mmtlib.models.hub import save_model
+from mmtlib.models.imagenet import start
 from mmtlib.training import optim
 from mmtlib.training.experiment import key_of, parts_of, plain
 
@@ -66,10 +66,7 @@ class Trainer:
         self.augment = Augmenter(self.train.classes, recipe)
         torch.manual_seed(seed)
         self.model = build_model(run.model, self.train.num_logits, **input_sizes(self.train) | run.overrides)
-        if init and not isinstance(self.model, TwoStreams):
-            raise ValueError(f"{run.model} has no encoders to start from; set its `init` to scratch")
-        for part, path in init.items():
-            load_encoder(getattr(self.model, f"{part}_encoder"), load_weights(path)[0])
+        self.origins = {part: start(self.model, part, path) for part, path in init.items()}
         self.model.to(self.device)
         self.parallel: nn.Module = Reading(self.model)
         if ranks() > 1:
@@ -78,7 +75,6 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.parallel, device_ids=gpu, find_unused_parameters=self.modality == "av" and not contrast
             )
-        self.origins = {part: origin(path) for part, path in init.items()}
         encoders = {part: own["key"] for part, own in self.origins.items()}
         self.key = key_of(parts_of(run, recipe, Trial(seed, fold), self.train.identity, encoders))
         # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).

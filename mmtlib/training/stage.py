@@ -25,6 +25,7 @@ from mmtlib.files import write_bytes, write_json, write_text
 from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, from_pretrained
 from mmtlib.models.hub import load_model, read_header
+from mmtlib.models.imagenet import outside_files
 from mmtlib.training.experiment import Kept, Parts, encoder_runs, is_kept, keep, kept, key_of, made_with, parts_for
 from mmtlib.training.loop import Trainer, choose_device
 
@@ -147,7 +148,7 @@ def finish(run: Run, params: Params, trial: Trial, folders: Folders, say: Callab
     if weights.is_file():
         say(f"was trained already, run {key}")
         return weights
-    init = {}
+    init = outside_files(run.model, run.init, run.overrides)
     for part, (source, own) in encoder_runs(run, params).items():
         stage = folders.weights(source, *trial)
         wanted = key_of(parts_for(own, params, trial, data.identity))

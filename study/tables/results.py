@@ -14,7 +14,7 @@ from mmtlib.config import Objective, Params, Run, Trial
 from mmtlib.evaluation.predictions import read_predictions
 from mmtlib.folders import Folders
 from mmtlib.models import MODALITY
-from mmtlib.training.experiment import run_of
+from mmtlib.training.experiment import encoder_runs, run_of
 
 STAGES = dict(zip(("audio", "video", "av"), TRAINED, strict=True))
 """The stage that trains the default model of each modality."""
@@ -102,6 +102,8 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
         predictions = {seed: pd.concat(parts, ignore_index=True) for seed, parts in predictions.items()}
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
+        inits = {trained.init, *(own.init for _, own in encoder_runs(run, params).values())}
+        label += "+imagenet" * bool(inits - {"scratch", "pretrained"})  # it, or an encoder, saw other data
         results.append(Result(name, group, label, trained, predictions, curves))
     return results
 

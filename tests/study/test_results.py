@@ -11,6 +11,7 @@ from made_up_workspace import CLASSES, RIGHT, ROWS, made_up_params, made_up_work
 from mmtlib.config import Objective, Run
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.folders import Folders
+from study.report import write_report
 from study.tables.clips import clips_table, load_study, scores_table
 from study.tables.results import ReportError, Result, load_results, model_label, read_features
 from study.tables.scores import (
@@ -201,6 +202,29 @@ def test_tsne_repeats_and_copes_with_few_clips(study):
 def test_labels_tell_variants_apart(row, settings, label):
     reference = {"model": "mmt_t", "epochs": 9, "lr": 0.1, "objective": {"avc": 0.1, "imc": 0.1}}
     assert model_label(row, Run(**reference | settings), Run(**reference)) == label
+
+
+def test_a_start_from_other_data_is_in_the_label_that_of_an_encoder_too(tmp_path):
+    params = made_up_params([0])
+    started = params.pretrain_mat.model_copy(update={"init": "weights/mvitv2_tiny.safetensors"})
+    params = params.model_copy(update={"pretrain_mat": started})
+    folders = made_up_workspace(tmp_path, params)
+    labels = {result.name: result.label for result in load_results(folders, params)}
+    assert labels == {
+        "pretrain_mat": "mat_t+imagenet",
+        "pretrain_mvit": "mvitv2_t",
+        "train_mmt": "mmt_t+imagenet",
+        "ast_t": "ast_t",
+        "mbt_t": "mbt_t",
+        "mmt_ce": "mmt_t+imagenet",
+        "mmt_late": "mmt_t-late+imagenet",
+    }
+    text = write_report(folders, params)["readme"].read_text()
+    assert (
+        "mmt_t+imagenet (audio-visual, 90.0 %) beats the better single modality, mat_t+imagenet (audio, 60.0 %)" in text
+    )
+    marked = [line for line in text.splitlines() if "starts from weights of pictures (ImageNet)" in line]
+    assert [line.split()[1] for line in marked] == ["mat_t+imagenet", "mmt_t+imagenet", "mmt_t-late+imagenet"]
 
 
 def test_labels_without_a_reference():
