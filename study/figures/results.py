@@ -62,11 +62,10 @@ def over_studies(claims: pd.DataFrame) -> Figure:
     """Three claims beside each other, a row for each study that measured it (see study.index.measured)."""
     shown = {"mat_ast_operations": "MAT - AST", "mmt_mbt_operations": "MMT - MBT", "mmt_single": "MMT - better single"}
     studies = claims["study"].unique()[::-1]
+    claims = claims[claims["n_seeds"] > 0].rename(columns={"ci_low": "low", "ci_high": "high"})
     figure, panels = row_of_panels(len(shown), 1.2 + 0.36 * len(studies))
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
-        part = claims[(claims["id"] == name) & (claims["n_seeds"] > 0)].rename(
-            columns={"ci_low": "low", "ci_high": "high"}
-        )
+        part = claims[claims["id"] == name]
         y = pd.Index(studies).get_indexer(part["study"])
         modality = "audio" if name.startswith("mat") else "av"
         intervals(axes, part["measured"], part.assign(modality=modality), y)
@@ -85,8 +84,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
     figure, axes = row_of_panels(len(shown), 4.2)
     peers: dict[str, int] = {}  # baselines of each modality so far: each has its own dashes
-    runs = curves.groupby(["run", "modality", "ours"], sort=False)
-    for (run, modality, ours), part in runs:
+    for (run, modality, ours), part in curves.groupby(["run", "modality", "ours"], sort=False):
         peers[modality] = peers.get(modality, 0) + (not ours)
         style = {"color": COLOURS[modality], "linestyle": "-" if ours else ("--", ":", "-.")[peers[modality] % 3 - 1]}
         style["marker"] = "." if part["epoch"].nunique() == 1 else None  # a line of one point shows nothing
@@ -103,7 +101,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes[-1].set(**{"xlabel": "GMACs on a training clip", "xscale": "log"} if "gmacs" in curves else {})
-    figure.legend(loc="outside lower center", ncols=5 if len(runs) <= 5 else 4)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
