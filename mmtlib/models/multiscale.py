@@ -22,6 +22,7 @@ from mmtlib.models.ops import Grid, resize_table
 
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+Pooled = tuple[Float[Tensor, "batch pooled dim"], Grid]  # tokens and their grid
 
 
 class Stage(NamedTuple):
@@ -97,9 +98,7 @@ class MultiscaleAttention(nn.Module):
             for q, k in zip(q_grid, k_grid, strict=True)
         )
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
-    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+    def forward(self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid) -> Pooled:
         q_grid, k_grid = pooled_grid(grid, self.stride_q), pooled_grid(grid, self.stride_kv)
         # Three products rather than one cut in three: each result is then contiguous, which the pooling wants.
         weights = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
@@ -173,9 +172,7 @@ class MultiscaleBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
-    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+    def forward(self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid) -> Pooled:
         normed = self.norm1(x)
         attended, new_grid = self.attention(normed, grid)
         skip = self.pool_skip(x if self.project is None else self.project(normed), grid)
@@ -252,7 +249,6 @@ class MultiscaleEncoder(nn.Module):
         reduction = (1,) * len(grid)  # of the grid by the query strides so far
         depth = sum(stage.depth for stage in stages)
         self.blocks = nn.ModuleList()
-        shared = dict(num_prefix=self.num_prefix, recompute=recompute)
         for stage in stages:
             reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
             kv = tuple(
@@ -261,10 +257,9 @@ class MultiscaleEncoder(nn.Module):
             for index in range(stage.depth):
                 stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
-                strides = dict(stride_q=stride_q, stride_kv=kv)
+                options = dict(grid=grid, stride_q=stride_q, stride_kv=kv, num_prefix=self.num_prefix)
                 drop = drop_path * len(self.blocks) / max(depth - 1, 1)
-                block = MultiscaleBlock(dim, stage, grid=grid, **strides, drop_path=drop, **shared)
-                self.blocks.append(block)
+                self.blocks.append(MultiscaleBlock(dim, stage, drop_path=drop, recompute=recompute, **options))
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.dim = dim
