@@ -22,6 +22,7 @@ from mmtlib.models.hub import WeightsError
 
 _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
+Heads = Mapping[str, Sequence[str]]  # name -> classes
 
 
 class PredictionError(ValueError):
@@ -116,9 +117,7 @@ def window_spans(length: float, seconds: float | int, hop: float | int | None = 
 
 
 @torch.inference_mode()
-def _answers(
-    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded
-) -> dict[str, Float[Tensor, " classes"]]:
+def _answers(model: AVModel, stats: dict, heads: Heads, made: Decoded) -> dict[str, Float[Tensor, " classes"]]:
     """Probabilities of a window by what the model is given, averaged over the window's crops; heads side by side."""
     log_mel, frames = (
         None if parts[0] is None else torch.from_numpy(np.stack(parts)) for parts in zip(*made.views, strict=True)
@@ -135,9 +134,7 @@ def _answers(
     return found
 
 
-def _best(
-    probabilities: Float[Tensor, " classes"], modality: str, heads: Mapping[str, Sequence[str]], top: int
-) -> list[tuple]:
+def _best(probabilities: Float[Tensor, " classes"], modality: str, heads: Heads, top: int) -> list[tuple]:
     """A row for each of the `top` classes of each head."""
     rows = []
     parts = probabilities.split([len(names) for names in heads.values()])
