@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
@@ -102,9 +102,11 @@ def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
-    def results(part: Sequence[T], future) -> list[R]:
+    parts = (items[first : first + chunk] for first in range(0, len(items), chunk))
+    asked = ((part, client.submit(_each, function, part, pure=False)) for part in parts)
+    for part, future in ahead(asked, lambda: _AHEAD * sum(client.nthreads().values())):
         try:
-            return future.result()
+            results = future.result()
         except KilledWorker as error:
             names = ", ".join(str(getattr(item, "path", item)) for item in part)
             raise ClusterError(
@@ -113,15 +115,18 @@ def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk
             ) from error
         except FutureCancelledError as error:
             raise ClusterError("The Dask scheduler went away; start it and run this again.") from error
+        yield from results
 
-    waiting: deque[tuple] = deque()  # what was asked for; no more than this is held in memory
-    for first in range(0, len(items), chunk):
-        part = items[first : first + chunk]
-        waiting.append((part, client.submit(_each, function, part, pure=False)))
-        if len(waiting) > _AHEAD * sum(client.nthreads().values()):
-            yield from results(*waiting.popleft())
+
+def ahead(asked: Iterable[T], most: Callable[[], int]) -> Iterator[T]:
+    """What is asked for, in order, `most()` items ahead of the caller: no more than these are held in memory."""
+    waiting: deque[T] = deque()
+    for item in asked:
+        waiting.append(item)
+        if len(waiting) > most():
+            yield waiting.popleft()
     while waiting:
-        yield from results(*waiting.popleft())
+        yield waiting.popleft()
 
 
 def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

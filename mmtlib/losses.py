@@ -23,8 +23,7 @@ def audio_video_contrastive(
     """
     positive = labels[:, None] == labels[None, :]
     logits = cosine(audio_z, video_z) / temperature
-    everyone = torch.ones_like(positive)
-    return (supervised_contrast(logits, positive, everyone) + supervised_contrast(logits.T, positive, everyone)) / 2
+    return (supervised_contrast(logits, positive) + supervised_contrast(logits.T, positive)) / 2
 
 
 def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 0.1) -> Float[Tensor, ""]:
@@ -32,9 +31,9 @@ def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 
 
     An anchor without another clip of its label does not count; a batch without any positive gives 0.
     """
-    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive = (labels[:, None] == labels[None, :]) & others
-    return supervised_contrast(cosine(z, z) / temperature, positive, others)
+    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels[None, :]) & ~own
+    return supervised_contrast((cosine(z, z) / temperature).masked_fill(own, -torch.inf), positive)
 
 
 def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
@@ -44,12 +43,10 @@ def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor
 
 
 def supervised_contrast(
-    logits: Float[Tensor, "anchors candidates"],
-    positive: Bool[Tensor, "anchors candidates"],
-    candidate: Bool[Tensor, "anchors candidates"],
+    logits: Float[Tensor, "anchors candidates"], positive: Bool[Tensor, "anchors candidates"]
 ) -> Float[Tensor, ""]:
-    """Mean over the anchors that have a positive of the mean over those of -log softmax over the candidates."""
-    log_softmax = logits.masked_fill(~candidate, -torch.inf).log_softmax(dim=1)
+    """Mean over the anchors that have a positive of the mean over those of -log softmax; -inf: not a candidate."""
+    log_softmax = logits.log_softmax(dim=1)
     count = positive.sum(1)
     per_anchor = -log_softmax.masked_fill(~positive, 0.0).sum(1) / count.clamp(min=1)
     return per_anchor.sum() / (count > 0).sum().clamp(min=1)

@@ -25,6 +25,7 @@ from mmtlib.models.hub import WeightsError
 _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
 _TOGETHER = 16  # windows of a long file that are decoded and read at a time
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
+Heads = Mapping[str, Sequence[str]]  # name -> classes
 
 
 class PredictionError(ValueError):
@@ -135,7 +136,7 @@ def _groups(spans: list[tuple[float, float]]) -> Iterator[list[tuple[float, floa
 
 @torch.inference_mode()
 def _answers(
-    model: AVModel, stats: dict, heads: Mapping[str, Sequence[str]], made: Decoded, windows: int
+    model: AVModel, stats: dict, heads: Heads, made: Decoded, windows: int
 ) -> list[dict[str, Float[Tensor, " classes"]]]:
     """Each window's probabilities by what the model is given, averaged over its crops; heads side by side."""
     answers: list[dict[str, Tensor]] = [{} for _ in range(windows)]
@@ -163,9 +164,7 @@ def _answers(
     return answers
 
 
-def _best(
-    probabilities: Float[Tensor, " classes"], modality: str, heads: Mapping[str, Sequence[str]], top: int
-) -> list[tuple]:
+def _best(probabilities: Float[Tensor, " classes"], modality: str, heads: Heads, top: int) -> list[tuple]:
     """A row for each of the `top` classes of each head."""
     rows = []
     parts = probabilities.split([len(names) for names in heads.values()])

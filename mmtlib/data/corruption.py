@@ -4,8 +4,6 @@ Batches come from the test split as it is stored. What is drawn depends on the c
 split alone, so that every model meets the same corrupted clips.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmtlib.cluster import connect, spread
+from mmtlib.cluster import ahead, connect, spread
 from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode
 from mmtlib.data.manifest import media_root
 from mmtlib.files import digest
@@ -81,9 +80,8 @@ class FeatureDataset:
                 self._settings = Settings(**self.stats["settings"])
                 self._media = media_root(self.root / self.stats["manifest"])
             else:
-                self._log_mel = np.load(self.root / "log_mel.npy", mmap_mode="r")
-                self._frames = np.load(self.root / "frames.npy", mmap_mode="r")
-                for name, array in (("log_mel", self._log_mel), ("frames", self._frames)):
+                self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in DTYPES}
+                for name, array in self._arrays.items():
                     if list(array.shape) != self.stats[name]["shape"] or len(array) != len(index):
                         raise ValueError(f"{name}.npy has the shape {array.shape}, not the one in features.json")
         except FileNotFoundError as error:
@@ -140,14 +138,9 @@ class FeatureDataset:
     def stream(self, orders: Iterable[Tensor], modality: str = "av", device: Device = "cpu") -> Iterator[Batch]:
         """`batch` of each tensor of positions in turn; the next two are read or decoded meanwhile."""
         with ThreadPoolExecutor(_AHEAD) as readers:
-            ahead = deque()
+            asked = ((picked, readers.submit(self._stored, picked, modality)) for picked in orders)
             try:
-                for picked in orders:
-                    ahead.append((picked, readers.submit(self._stored, picked, modality)))
-                    if len(ahead) > _AHEAD:
-                        picked, stored = ahead.popleft()
-                        yield self._normalised(picked, *stored.result(), device)
-                for picked, stored in ahead:
+                for picked, stored in ahead(asked, lambda: _AHEAD):
                     yield self._normalised(picked, *stored.result(), device)
             finally:
                 readers.shutdown(cancel_futures=True)  # the caller may stop early
@@ -159,8 +152,8 @@ class FeatureDataset:
         if self._media is not None:
             return self._decode(picked, modality)
         return (
-            None if modality == "video" else self._read(self._log_mel, picked),
-            None if modality == "audio" else self._read(self._frames, picked),
+            None if modality == "video" else self._read("log_mel", picked),
+            None if modality == "audio" else self._read("frames", picked),
         )
 
     def _normalised(self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: Device) -> Batch:
@@ -173,9 +166,9 @@ class FeatureDataset:
             video[~has_video] = 0.0
         return Batch(audio, video, self.labels[picked].to(device), has_audio, has_video)
 
-    def _read(self, array: np.ndarray, picked: Tensor) -> Tensor:
+    def _read(self, name: str, picked: Tensor) -> Tensor:
         """Rows of a memory-mapped array in the order asked for, read in the order they lie on disk."""
-        rows = self._rows[picked.numpy()]
+        array, rows = self._arrays[name], self._rows[picked.numpy()]
         order = np.argsort(rows)
         out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
         out[order] = array[rows[order]]

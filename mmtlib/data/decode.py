@@ -4,8 +4,6 @@ The features stage does it once for all clips, or, where they are too many to ke
 and again for each batch: this is the code that both run, so both give the same numbers.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import zlib

@@ -70,7 +70,6 @@ def extract_features(
             raise FeatureError(f"No usable train clip below {root}; the first problem: {first}")
         index = _write_tables(manifest, facts, checked, new)
         train = np.flatnonzero(index.split == "train")
-        filled = index.get("audio_frames", pd.Series(checked.shapes["log_mel"][0], index.index))
         if cache:
             arrays = [np.load(new / f"{name}.npy", mmap_mode="r+") for name in DTYPES]
             has = index[["has_audio", "has_video"]].to_numpy()
@@ -79,9 +78,9 @@ def extract_features(
             train = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLE)).round().astype(int)]
             tasks = clip_tasks(index.iloc[train], root)
             made = run_all(functools.partial(decode, checked), tasks, workers, what="clips decoded for the statistics")
-            place = index.get("view", pd.Series(0, index.index)).to_numpy()
-            views = (clip.views[place[row]] for row, clip in zip(train, made, strict=True))
-        sums = _sums_by_fold(views, filled.to_numpy()[train], index.get("fold", pd.Series(0, index.index)).iloc[train])
+            views = (clip.views[view] for view, clip in zip(used.view.iloc[train], made, strict=True))
+        folds = index.get("fold", pd.Series(0, index.index)).iloc[train]
+        sums = _sums_by_fold(views, used.audio_frames.iloc[train], folds)
         log_mel, frames = _normalisation(sums.values())
         if cache:
             arrays[0][~has[:, 0]] = log_mel["mean"]
@@ -238,7 +237,7 @@ def _coverage(manifest: pd.DataFrame, facts: pd.DataFrame) -> dict[str, dict[str
 Sums = list[tuple[int, np.ndarray, np.ndarray]]  # of log-mel values and of each colour: count, sum, sum of squares
 
 
-def _sums_by_fold(views: Iterable[View], filled: np.ndarray, folds: pd.Series) -> dict[Any, Sums]:
+def _sums_by_fold(views: Iterable[View], filled: pd.Series, folds: pd.Series) -> dict[Any, Sums]:
     """What mean and deviation follow from, in double precision, of the views of each fold; padding does not count."""
     found: dict[Any, Sums] = {}
     for view, length, fold in zip(views, filled, folds.fillna(0), strict=True):

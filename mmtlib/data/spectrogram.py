@@ -1,7 +1,5 @@
 """Log-mel spectrograms, the audio that a model sees."""
 
-from __future__ import annotations
-
 import warnings
 
 from jaxtyping import Float

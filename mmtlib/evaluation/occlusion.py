@@ -14,10 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class AttributionError(ValueError):
-    """What was asked of `occlusion` cannot be answered; the text is one sentence with the remedy."""
-
-
 class Attribution(NamedTuple):
     """By how many nats the log-probability of a class falls without a part of the clip; below 0: it rises.
 
@@ -48,7 +44,7 @@ def occlusion(
     `kind` is what the model reads: "audio", "video" or "av". The log-mel is cut into `blocks` (along time, along mel),
     the picture into `fields` (along height, along width), as equal as whole numbers allow. Of several heads, whose
     logits lie side by side, `heads` are the numbers of classes; the probability is then one among the classes of the
-    target's head. `batch_size` parts are asked at a time. Raises AttributionError for a clip without what the model
+    target's head. `batch_size` parts are asked at a time. Raises ValueError for a clip without what the model
     reads, more than one clip, an unknown class, and more parts than there are values.
     """
     model.eval()
@@ -57,10 +53,10 @@ def occlusion(
     reads = tuple(clip) if kind == "av" else (kind,)
     given = {name: clip[name].to(device) for name in reads if clip[name] is not None}
     if not given:
-        raise AttributionError(f"the clip has nothing of what the model reads ({' or '.join(reads)}); give another.")
+        raise ValueError(f"the clip has nothing of what the model reads ({' or '.join(reads)}); give another.")
     count = max(map(len, given.values()))
     if count != 1:
-        raise AttributionError(f"{count} clips were given at once; give one after the other.")
+        raise ValueError(f"{count} clips were given at once; give one after the other.")
 
     def ask(count: int = 1, **changed: Tensor) -> Float[Tensor, "clips logits"]:
         """Log-probabilities of `count` clips; of what is not `changed` each time the same."""
@@ -71,7 +67,7 @@ def occlusion(
 
     classes = ask()[0]
     if not 0 <= target < len(classes):
-        raise AttributionError(f"class {target} is unknown to a model of {len(classes)}; count from 0.")
+        raise ValueError(f"class {target} is unknown to a model of {len(classes)}; count from 0.")
 
     def falls(name: str, *counts: int) -> Float[Tensor, "..."]:
         axes = [_spans(length, count) for length, count in zip(given[name].shape[2:], counts, strict=True)]
@@ -94,6 +90,6 @@ def occlusion(
 def _spans(length: int, count: int) -> list[slice]:
     """An axis in equal parts, or parts of which some are longer by one."""
     if not 1 <= count <= length:
-        raise AttributionError(f"{length} values cannot be cut into {count} parts; ask for 1 to {length}.")
+        raise ValueError(f"{length} values cannot be cut into {count} parts; ask for 1 to {length}.")
     edges = [round(part * length / count) for part in range(count + 1)]
     return [slice(*edge) for edge in itertools.pairwise(edges)]

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -75,11 +74,14 @@ def predict(
         rows["label_index"] = dataset.labels[indices].numpy()
         rows["modality"] = modality
         if "view" in dataset.index:
-            clip, clip_ids = pd.factorize(rows["clip_id"])
-            probabilities = torch.cat([part.softmax(1) for part in logits.split(list(sizes.values()), 1)], dim=1)
-            logits = _mean_by(clip, len(clip_ids), probabilities).clamp(min=1e-12).log()
-            embeddings = _mean_by(clip, len(clip_ids), embeddings)
+            clip = torch.from_numpy(pd.factorize(rows["clip_id"])[0])[:, None]
             rows = rows.drop_duplicates("clip_id", ignore_index=True)
+            probabilities = torch.cat([part.softmax(1) for part in logits.split(list(sizes.values()), 1)], dim=1)
+            probabilities, embeddings = (
+                torch.zeros(len(rows), x.shape[1]).scatter_reduce_(0, clip.expand_as(x), x, "mean", include_self=False)
+                for x in (probabilities, embeddings)
+            )
+            logits = probabilities.clamp(min=1e-12).log()
         rows["logits"] = list(logits.numpy())
         wanted = dataset.split == "test" and modality == kind and condition is None
         rows["embedding"] = list(embeddings.half().numpy()) if wanted else None
@@ -91,14 +93,6 @@ def predict(
     if not frames:
         raise ValueError(f"no clip of split {dataset.split!r} has what {model.about['name']} reads ({kind})")
     return pd.concat(frames, ignore_index=True)
-
-
-def _mean_by(
-    group: Int[np.ndarray, " rows"], groups: int, values: Float[Tensor, "rows columns"]
-) -> Float[Tensor, "groups columns"]:
-    group = torch.from_numpy(group)
-    total = values.new_zeros(groups, values.shape[1]).index_add_(0, group, values)
-    return total / group.bincount()[:, None]
 
 
 def predictions_bytes(predictions: pd.DataFrame) -> bytes:

@@ -29,7 +29,7 @@ def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = N
 
 def topk_accuracy(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> float:
     """Share of clips whose label is among the k largest logits, in percent; with several heads, in each of them."""
-    return _percent(hits(logits, labels, k, sizes).all(1))
+    return 100.0 * hits(logits, labels, k, sizes).all(1).float().mean().item()
 
 
 def head_sizes(predictions: pd.DataFrame) -> Mapping[str, int]:
@@ -56,15 +56,11 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     for (split, modality), group in predictions.groupby(["split", "modality"], sort=False):
         logits = np.stack(group["logits"].tolist())
         labels = group["label_index"].to_numpy(copy=True)  # pandas lends it read-only, of which torch warns
-        right = {f"top{k}": hits(logits, labels, k, list(sizes.values())) for k in (1, 5)}
+        right = {k: hits(logits, labels, k, list(sizes.values())) for k in (1, 5)}
         row = {"split": split, "modality": modality, "n": len(group)}
-        row |= {name: _percent(found.all(1)) for name, found in right.items()}
+        row |= {f"top{k}": 100.0 * found.all(1).float().mean().item() for k, found in right.items()}
         if len(sizes) > 1:
             for index, head in enumerate(sizes):
-                row |= {f"{head}_{k}": _percent(found[:, index]) for k, found in right.items()}
+                row |= {f"{head}_top{k}": 100.0 * found[:, index].float().mean().item() for k, found in right.items()}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _percent(right: Bool[Tensor, " clips"]) -> float:
-    return 100.0 * right.float().mean().item()

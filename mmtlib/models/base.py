@@ -53,7 +53,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
         self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
     ) -> AVOutput:
         """Logits and embeddings; a model ignores what it does not read. The flags say which clips have it."""
-        raise NotImplementedError
+        return self(audio, video, has_audio, has_video)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "AVModel":
@@ -95,9 +95,6 @@ class OneModality(AVModel):
 
     A subclass sets `reads`, `dropout` and `head` and has `features(x)`, the vector (B, D) that the head reads.
     """
-
-    def features(self, x: Tensor) -> Float[Tensor, "batch dim"]:
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch classes"]:
         return self.head(self.dropout(self.features(x)))

@@ -91,8 +91,6 @@ class ASTClassifier(OneModality):
                 num_hidden_layers=depth,
                 num_attention_heads=num_heads,
                 intermediate_size=4 * dim,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
                 time_stride=patch_stride,
                 frequency_stride=patch_stride,
                 max_length=size[0],

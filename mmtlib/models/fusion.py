@@ -16,10 +16,10 @@ Tokens = Float[Tensor, "batch _ dim"] | None  # of a modality; None: it was not 
 Share = Float[Tensor, " batch"]  # of audio in an average: 0.5 where both are there, else 1 or 0
 
 
-def transformer_block(dim: int, num_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
+def transformer_block(dim: int, num_heads: int) -> nn.TransformerEncoderLayer:
     """A plain pre-norm Transformer block (ViT)."""
     plain = dict(activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6)
-    return nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout, **plain)
+    return nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, **plain)
 
 
 class BottleneckFusion(nn.Module):

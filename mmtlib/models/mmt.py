@@ -71,9 +71,6 @@ class TwoStreams(AVModel):
         self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
         self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
 
-    def read(self, audio, video, has_audio=None, has_video=None) -> AVOutput:
-        return self(audio, video, has_audio, has_video)
-
     def forward(
         self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
     ) -> AVOutput:

@@ -22,12 +22,13 @@ from mmtlib.models.ops import Grid, resize_table
 
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 PATCH_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+Pooled = tuple[Float[Tensor, "batch pooled dim"], Grid]  # tokens and their grid
 
 
 class Stage(NamedTuple):
     """One scale: `depth` blocks of width `dim`; its first block pools the queries by `stride_q`.
 
-    `kernel` is the window of the pooling; an axis with kernel 1 is not pooled in this stage at all.
+    `kernel` is the window of the pooling; an axis with kernel 1 is not pooled in this stage at all. A stride is 1 or 2.
     """
 
     depth: int
@@ -97,9 +98,7 @@ class MultiscaleAttention(nn.Module):
             for q, k in zip(q_grid, k_grid, strict=True)
         )
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
-    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+    def forward(self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid) -> Pooled:
         q_grid, k_grid = pooled_grid(grid, self.stride_q), pooled_grid(grid, self.stride_kv)
         # Three products rather than one cut in three: each result is then contiguous, which the pooling wants.
         weights = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
@@ -124,16 +123,22 @@ class MultiscaleAttention(nn.Module):
         """Norms and relative positions; all inputs are (B, tokens, heads, head_dim).
 
         Returns q (B, Nq, heads, head_dim) as it is added to the output; queries (B, heads, Nq, C), those of the prefix
-        and keys (B, heads, Nk, C), with C = head_dim + the places of a key; values (B, heads, Nk, head_dim).
+        and keys (B, heads, Nk, C), with C = head_dim + the places of a key (+ 1 where there are spare keys), whose
+        products are the attention logits; values (B, heads, Nk, head_dim).
         """
-        spare = ops.spare_keys(self.num_prefix + k.shape[1], q)
+        # On a CPU products with an odd number of columns run slower: there the keys are filled up to a multiple of 4.
+        spare = -(self.num_prefix + k.shape[1]) % 4 if ops.in_slices(q) else 0
         blank = k.new_zeros(k.shape[0], spare, *k.shape[2:])
         k, v = torch.cat((k_prefix, k, blank), dim=1), torch.cat((v_prefix, v, blank), dim=1)
         if self.pool_q is not None:
             q, q_prefix = self.pool_q.norm(q), self.pool_q.norm(q_prefix)
             k, v = self.pool_k.norm(k), self.pool_v.norm(v)
-        positions = self.relative_logits(q, *grids).to(q.dtype)
-        queries, prefix, keys = ops.with_positions(q, q_prefix, k, positions, grids[1], spare, self.scale)
+        extra = int(spare > 0)
+        positions = F.pad(self.relative_logits(q, *grids).to(q.dtype), (0, extra), value=1.0)
+        queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
+        prefix = F.pad(F.pad(q_prefix.transpose(1, 2), (0, sum(grids[1]))), (0, extra), value=1.0)
+        hot = ops.key_places(grids[1], self.num_prefix, spare, k.dtype, k.device)
+        keys = torch.cat(((k * self.scale).transpose(1, 2), hot.expand(k.shape[0], k.shape[2], -1, -1)), dim=-1)
         return q, queries, prefix, keys, v.transpose(1, 2)
 
     def relative_logits(
@@ -167,9 +172,7 @@ class MultiscaleBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid
-    ) -> tuple[Float[Tensor, "batch pooled dim"], Grid]:
+    def forward(self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid) -> Pooled:
         normed = self.norm1(x)
         attended, new_grid = self.attention(normed, grid)
         skip = self.pool_skip(x if self.project is None else self.project(normed), grid)
@@ -210,7 +213,7 @@ class MultiscaleEncoder(nn.Module):
     `class_token=False` has no prefix token; `features` is then the mean over the tokens. `absolute_positions` adds
     a learned table for each axis to the patches, as MViTv1 did, without which a mel band has no identity. Both
     are our reading. `stem`: the strides of a `conv_stem` in the place of patches, which are then not looked at.
-    `recompute` keeps less for the backward pass. Raises ValueError for a stride that pooling cannot do.
+    `recompute` keeps less for the backward pass.
     """
 
     def __init__(
@@ -230,23 +233,15 @@ class MultiscaleEncoder(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
-        for stage in stages:
-            if any(s not in (1, 2) or s > k for s, k in zip(stage.stride_q, stage.kernel, strict=True)):
-                raise ValueError(
-                    f"stride_q {stage.stride_q} must be 1 or 2, and 1 where the kernel {stage.kernel} is 1"
-                )
         dim, self.in_channels = stages[0].dim, in_channels
-        self.patch_kernel, self.patch_stride = tuple(patch_kernel), tuple(patch_stride)
-        self.patch_padding = tuple(patch_padding)
         if stem:  # as a whole it has this stride, sees so much and pads so much
-            self.patch_stride = tuple(map(prod, zip(*stem, strict=True)))
-            self.patch_kernel = tuple(2 * stride - 1 for stride in self.patch_stride)
-            self.patch_padding = tuple(stride - 1 for stride in self.patch_stride)
-            self.patch_embed = conv_stem(in_channels, dim, stem)
-        else:
-            self.patch_embed = PATCH_CONV[len(size)](
-                in_channels, dim, self.patch_kernel, self.patch_stride, self.patch_padding
-            )
+            patch_stride = tuple(map(prod, zip(*stem, strict=True)))
+            patch_kernel = [2 * stride - 1 for stride in patch_stride]
+            patch_padding = [stride - 1 for stride in patch_stride]
+        patches = tuple(patch_kernel), tuple(patch_stride), tuple(patch_padding)
+        self.patch_kernel, self.patch_stride, self.patch_padding = patches
+        patch_conv = PATCH_CONV[len(size)]
+        self.patch_embed = conv_stem(in_channels, dim, stem) if stem else patch_conv(in_channels, dim, *patches)
         self.num_prefix = int(class_token)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         grid = self.grid(tuple(size))
@@ -254,7 +249,6 @@ class MultiscaleEncoder(nn.Module):
         reduction = (1,) * len(grid)  # of the grid by the query strides so far
         depth = sum(stage.depth for stage in stages)
         self.blocks = nn.ModuleList()
-        shared = dict(num_prefix=self.num_prefix, recompute=recompute)
         for stage in stages:
             reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
             kv = tuple(
@@ -263,10 +257,9 @@ class MultiscaleEncoder(nn.Module):
             for index in range(stage.depth):
                 stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
-                strides = dict(stride_q=stride_q, stride_kv=kv)
+                options = dict(grid=grid, stride_q=stride_q, stride_kv=kv, num_prefix=self.num_prefix)
                 drop = drop_path * len(self.blocks) / max(depth - 1, 1)
-                block = MultiscaleBlock(dim, stage, grid=grid, **strides, drop_path=drop, **shared)
-                self.blocks.append(block)
+                self.blocks.append(MultiscaleBlock(dim, stage, drop_path=drop, recompute=recompute, **options))
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.dim = dim
@@ -289,8 +282,10 @@ class MultiscaleEncoder(nn.Module):
         grid = self.grid(tuple(x.shape[2:]))
         x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, dim)
         if self.positions:
-            tables = [resize_table(table, n) for table, n in zip(self.positions, grid, strict=True)]
-            x = x + sum_over_grid(tables).to(x.dtype)
+            places, *others = [resize_table(table, n) for table, n in zip(self.positions, grid, strict=True)]
+            for table in others:  # one vector for each place of the grid: the sum of its rows in the tables
+                places = (places[:, None] + table[None]).flatten(0, 1)
+            x = x + places.to(x.dtype)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
         for block in self.blocks:
@@ -308,14 +303,6 @@ class MultiscaleClassifier(StreamClassifier):
     def __init__(self, encoder: MultiscaleEncoder, num_classes: int, dropout: float):
         super().__init__({1: "audio", 3: "video"}[encoder.in_channels], encoder, num_classes, dropout)
         _init_weights(self.head)
-
-
-def sum_over_grid(tables: list[Tensor]) -> Float[Tensor, "tokens dim"]:
-    """One vector for each place of the grid: the sum of its rows in the tables of the axes."""
-    total = tables[0]
-    for table in tables[1:]:
-        total = (total[:, None] + table[None]).flatten(0, 1)
-    return total
 
 
 def _init_weights(module: nn.Module) -> None:

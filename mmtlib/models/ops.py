@@ -132,33 +132,6 @@ def fit_tables(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 # Attention and MLP.
 
 
-def spare_keys(keys: int, x: Tensor) -> int:
-    """Keys to add: on a CPU products with an odd number of columns run slower, so make it a multiple of 4."""
-    return -keys % 4 if in_slices(x) else 0
-
-
-def with_positions(
-    q: Float[Tensor, "batch queries heads head_dim"],
-    prefix: Float[Tensor, "batch prefixes heads head_dim"],
-    k: Float[Tensor, "batch keys heads head_dim"],
-    positions: Float[Tensor, "batch queries heads places"],
-    k_grid: Grid,
-    spare: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, prefix queries and keys whose products are the attention logits, relative positions included.
-
-    `positions` are q . R of all axes. Each result is (batch, heads, tokens, head_dim + places + (spare > 0)).
-    """
-    extra = int(spare > 0)
-    hot = key_places(k_grid, prefix.shape[1], spare, k.dtype, k.device)
-    positions = F.pad(positions, (0, extra), value=1.0)
-    queries = torch.cat((q.transpose(1, 2), positions.transpose(1, 2)), dim=-1)
-    prefix = F.pad(F.pad(prefix.transpose(1, 2), (0, sum(k_grid))), (0, extra), value=1.0)
-    keys = torch.cat(((k * scale).transpose(1, 2), hot.expand(k.shape[0], k.shape[2], -1, -1)), dim=-1)
-    return queries, prefix, keys
-
-
 def softmax_attention(
     q: Float[Tensor, "batch heads queries channels"],
     k: Float[Tensor, "batch heads keys channels"],

@@ -11,6 +11,7 @@ does not depend on their number, but for what each draws by itself: dropped path
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,7 +57,6 @@ class Trainer:
         self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
         rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
         self.views = views_of(self.train, rows)
-        self.indices = torch.tensor([views[0] for views in self.views], dtype=torch.int64)
         self.passes = round(run.train_share**-0.5)  # over the clips in an epoch: fewer clips are seen more often
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
@@ -79,7 +79,7 @@ class Trainer:
         self.key = key_of(parts_of(run, recipe, Trial(seed, fold), self.train.identity, encoders))
         # Weights differ where the features do, be it in the last bits; the key does not (see FeatureDataset).
         self.checkpoint = Path(runs) / f"{self.key}-{self.train.fingerprint[:8]}" / "last.pt"
-        steps = self.passes * max(len(self.indices) // recipe.batch_size, 1)  # in an epoch
+        steps = self.passes * max(len(self.views) // recipe.batch_size, 1)  # in an epoch
         groups = optim.parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)  # one call for all: 4 times faster on a CPU
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -97,7 +97,7 @@ class Trainer:
         if state is None:
             precision = optim.choose_precision(self.recipe.precision, self.device)
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
-            log(f"{self.run.model}, {len(self.indices)} clips, {precision}, run {self.key}")
+            log(f"{self.run.model}, {len(self.views)} clips, {precision}, run {self.key}")
         elif state["epoch"] < self.run.epochs:
             log(f"resumes after epoch {state['epoch']} of {self.run.epochs}, run {self.key}")
         else:
@@ -130,16 +130,16 @@ class Trainer:
                 f"training.batch_size {batch_size} is no multiple of {self.recipe.accumulate} (training.accumulate) x "
                 f"{ranks()} (processes); change one of them."
             )
-        found = min(batch_size, len(self.indices)) // parts * parts
+        found = min(batch_size, len(self.views)) // parts * parts
         if not found:
-            raise ParamsError(f"{len(self.indices)} train clips are too few for {parts} parts of a batch; use fewer.")
+            raise ParamsError(f"{len(self.views)} train clips are too few for {parts} parts of a batch; use fewer.")
         return found
 
     def _plan(self, epoch: int) -> Iterator[Tensor]:
         """This rank's clips in each part of a batch, in order."""
         for number in range(epoch * self.passes, (epoch + 1) * self.passes):
             indices = one_view(self.views, epoch_generator(self.seed, number, "views"))
-            for picks in epoch_batches(len(self.indices), self.batch_size, self.seed, number):
+            for picks in epoch_batches(len(self.views), self.batch_size, self.seed, number):
                 for part in picks.split(self.batch_size // self.recipe.accumulate):
                     yield indices[part.chunk(ranks())[rank()]]
 
@@ -148,15 +148,13 @@ class Trainer:
         # All randomness of an epoch follows from (seed, epoch), so that a resumed run draws what a whole one does.
         torch.manual_seed(self.seed * 100_003 + epoch + rank() * 1_000_003)
         draws = Draws(epoch_generator(self.seed, epoch, "augmentation"), rank(), ranks())
-        totals: dict[str, float] = {}
+        totals: Counter[str] = Counter()
         for number, batch in enumerate(self.train.stream(self._plan(epoch), self.modality, self.device), start=1):
-            batch, targets = mixup(
-                self.augment(batch, draws), optim.one_hot(batch.labels, self.sizes), self.recipe.mixup, draws
-            )
+            targets = optim.one_hot(batch.labels, self.sizes)
+            batch, targets = mixup(self.augment(batch, draws), targets, self.recipe.mixup, draws)
             batch = modality_dropout(batch, self.run.modality_dropout, draws)
             last = number % self.recipe.accumulate == 0
-            for name, value in self.step(batch, targets, bf16, last).items():
-                totals[name] = totals.get(name, 0.0) + value
+            totals.update(self.step(batch, targets, bf16, last))
         everyone = gather_objects(totals)
         return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
 
@@ -204,7 +202,7 @@ class Trainer:
             recipe=self.recipe.model_dump(),
             seed=self.seed,
             key=self.key,
-            clips=len(self.indices),
+            clips=len(self.views),
             encoders=self.origins,
         )
 

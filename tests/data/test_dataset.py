@@ -77,7 +77,7 @@ def test_a_missing_modality_is_zero_and_flagged(folder):
 
 def test_only_the_modality_asked_for_is_read(folder):
     train = FeatureDataset(folder, "train")
-    train._frames = None  # reading it would fail
+    train._arrays["frames"] = None  # reading it would fail
     batch = train.batch([0, 1], "audio")
     assert batch.video is None
     assert batch.audio.shape == (2, 1, 5, 4)
@@ -89,7 +89,7 @@ def test_only_the_modality_asked_for_is_read(folder):
 
 def test_video_alone_does_not_read_sound(folder):
     train = FeatureDataset(folder, "train")
-    train._log_mel = None
+    train._arrays["log_mel"] = None
     batch = train.batch([0, 1], "video")
     assert batch.audio is None
     assert batch.video.shape == (2, 3, 2, 6, 8)

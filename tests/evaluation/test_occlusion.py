@@ -13,7 +13,7 @@ from PIL import Image
 from toy_features import AUDIO, OVERRIDES, VIDEO, write_features
 
 from mmtlib.data.dataset import FeatureDataset
-from mmtlib.evaluation.occlusion import Attribution, AttributionError, _spans, occlusion
+from mmtlib.evaluation.occlusion import Attribution, _spans, occlusion
 from mmtlib.models import MODALITY, build_model
 from study import gallery
 from study.figures import predict as predict_figures
@@ -133,20 +133,20 @@ def test_parts_cover_an_axis_and_are_as_equal_as_can_be(length, data):
 
 
 def test_what_cannot_be_weighed_is_one_sentence(clip):
-    with pytest.raises(AttributionError, match=r"nothing of what the model reads \(audio\); give another\.$"):
+    with pytest.raises(ValueError, match=r"nothing of what the model reads \(audio\); give another\.$"):
         occlusion(Toy("audio"), "audio", None, clip[1], 1)
     for target in (-1, 3):
-        with pytest.raises(AttributionError, match=rf"class {target} is unknown to a model of 3; count from 0\.$"):
+        with pytest.raises(ValueError, match=rf"class {target} is unknown to a model of 3; count from 0\.$"):
             occlusion(Toy(), "av", *clip, target)
-    with pytest.raises(AttributionError, match=r"32 values cannot be cut into 33 parts; ask for 1 to 32\.$"):
+    with pytest.raises(ValueError, match=r"32 values cannot be cut into 33 parts; ask for 1 to 32\.$"):
         occlusion(Toy(), "av", *clip, 1, blocks=(10, 33))
-    with pytest.raises(AttributionError, match=r"16 values cannot be cut into 0 parts"):
+    with pytest.raises(ValueError, match=r"16 values cannot be cut into 0 parts"):
         occlusion(Toy(), "av", *clip, 1, fields=(8, 0))
 
 
 def test_more_than_one_clip_is_refused(clip):
     # Annotations are checked while testing, and would refuse it first.
-    with pytest.raises(AttributionError, match=r"^2 clips were given at once; give one after the other\.$"):
+    with pytest.raises(ValueError, match=r"^2 clips were given at once; give one after the other\.$"):
         occlusion.__wrapped__.__wrapped__(Toy(), "av", clip[0].repeat(2, 1, 1, 1), clip[1].repeat(2, 1, 1, 1, 1), 1)
 
 

@@ -139,6 +139,15 @@ def test_attention_equals_the_slow_reference_in_values_and_gradients(case, heads
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize(("tokens", "device", "filled"), [(4, "cpu", 4), (5, "cpu", 8), (7, "cpu", 8), (5, "meta", 5)])
+def test_keys_are_filled_up_to_a_multiple_of_four_on_a_cpu_alone(tokens, device, filled):
+    settings = {"grid": (tokens,), "kernel": (1,), "stride_q": (1,), "stride_kv": (1,), "num_prefix": 0}
+    attention = MultiscaleAttention(6, 6, 2, **settings).to(device)
+    prefix, q = torch.empty(1, 0, 2, 3, device=device), torch.empty(1, tokens, 2, 3, device=device)
+    *_, keys, values = attention.prepare(prefix, prefix, prefix, q, q, q, (tokens,), (tokens,))
+    assert keys.shape[2] == values.shape[2] == filled
+
+
 def test_a_block_is_the_same_in_every_way(way):
     """LayerNorm, attention, LayerNorm, MLP and both shortcuts, written out."""
     settings = {"grid": (5, 4), "stride_q": (1, 1), "stride_kv": (2, 2), "num_prefix": 1, "drop_path": 0.0}
@@ -311,12 +320,6 @@ def test_an_input_smaller_than_a_patch_is_refused_with_the_size_that_works():
     with pytest.raises(ValueError, match=r"at least \(2, 4\)"):  # padding makes a smaller one possible
         encoder(patch_padding=(1, 0))(torch.randn(1, 1, 1, 24))
     assert encoder(patch_padding=(1, 0))(torch.randn(1, 1, 2, 24))[1] == (1, 3)
-
-
-@pytest.mark.parametrize("stage", [Stage(1, 8, 1, (3, 1), (3, 3)), Stage(1, 8, 1, (1, 2), (3, 1))])
-def test_a_query_stride_that_pooling_cannot_do_is_refused(stage):
-    with pytest.raises(ValueError, match="must be 1 or 2"):
-        encoder(stages=(stage,))
 
 
 @pytest.mark.parametrize("size", [(40, 24), (72, 8)])

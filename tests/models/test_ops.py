@@ -84,11 +84,6 @@ def test_slices_make_no_difference(monkeypatch, size, keep):
     torch.testing.assert_close(ops.normed_mlp(x, norm, mlp, keep), mlp(norm(x)))
 
 
-def test_spare_keys_fill_up_to_a_multiple_of_four_on_a_cpu_alone():
-    assert [ops.spare_keys(n, torch.empty(1)) for n in (4, 5, 7)] == [0, 3, 1]
-    assert ops.spare_keys(5, torch.empty(1, device="meta")) == 0
-
-
 def test_a_table_of_another_length_is_interpolated_between_row_centres():
     table = torch.tensor([[0.0, 4.0], [2.0, 0.0]])
     assert ops.resize_table(table, 2) is table

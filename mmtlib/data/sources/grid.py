@@ -54,11 +54,10 @@ def sentence(name: str) -> dict[str, str] | None:
 
 
 def _folds(clips: pd.DataFrame) -> pd.Series:
-    talkers = sorted(set(clips.talker))
-    if len(talkers) >= FOLDS:
-        return clips.talker.map({talker: index % FOLDS + 1 for index, talker in enumerate(talkers)})
-    order = sorted(clips.clip_id, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return clips.clip_id.map({name: index % FOLDS + 1 for index, name in enumerate(order)})
+    dealt, order = clips.talker, sorted(set(clips.talker))
+    if len(order) < FOLDS:
+        dealt, order = clips.clip_id, sorted(clips.clip_id, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return dealt.map({one: index % FOLDS + 1 for index, one in enumerate(order)})
 
 
 def _compare(folder: Path) -> None:
