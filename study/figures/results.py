@@ -39,20 +39,18 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
     figure, (axes,) = row_of_panels(1, 4.4)
     axes.bar(x, table["top1"], 0.8, color=[shade(*pair) for pair in zip(table["modality"], table["ours"], strict=True)])
     for place, row in zip(x, table.itertuples(), strict=True):
-        text = {"color": "white" if row.ours else "black", "ha": "center", "va": "bottom"}
-        axes.text(place, chance + 3, f"{row.top1:.1f}", **text)
-    axes.errorbar(
-        x, table["top1"], whiskers(table["top1"], table), fmt="none", ecolor="#222222", capsize=4, elinewidth=1.2
-    )
-    for modality in table["modality"].unique():
-        places = x[table["modality"] == modality]
-        if modality in ceilings:
-            left, right, top = places.min() - 0.45, places.max() + 0.45, ceilings[modality]
-            axes.plot([left, right], [top, top], color="#222222", linewidth=1)
-            axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
+        colour = "white" if row.ours else "black"
+        axes.text(place, chance + 3, f"{row.top1:.1f}", color=colour, ha="center", va="bottom")
+    bars = {"fmt": "none", "ecolor": "#222222", "capsize": 4, "elinewidth": 1.2}
+    axes.errorbar(x, table["top1"], whiskers(table["top1"], table), **bars)
+    for modality in filter(ceilings.__contains__, table["modality"].unique()):
+        places, top = x[table["modality"] == modality], ceilings[modality]
+        right = places.max() + 0.45
+        axes.plot([places.min() - 0.45, right], [top, top], color="#222222", linewidth=1)
+        axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
     axes.axhline(chance, color="#888888", linewidth=0.8, linestyle=":")
-    turned = {"rotation": 20, "ha": "right"} if len(x) > 8 else {}  # long names would meet
-    axes.set_xticks(x, table["model"] + "\n" + table["modality"].map(READS), fontsize=10 if len(x) < 7 else 9, **turned)
+    style = {"fontsize": 10 if len(x) < 7 else 9} | ({"rotation": 20, "ha": "right"} if len(x) > 8 else {})
+    axes.set_xticks(x, table["model"] + "\n" + table["modality"].map(READS), **style)
     axes.set(ylim=(0, 107), yticks=range(0, 101, 20), ylabel="test top-1 (%)")
     handles = [Patch(color="#555555", label="ours"), Patch(color=lighter("#555555"), label="baseline")]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
