@@ -6,7 +6,7 @@ from transformers import ASTConfig, ASTModel
 
 from mmtlib.models import build_model, fusion, resolved
 from mmtlib.models.baselines import AST, MBT_SIZES, resize_positions
-from mmtlib.training.loop import load_encoder
+from mmtlib.models.hub import load_encoder
 
 MBT_TINY = {
     "dim": 16,

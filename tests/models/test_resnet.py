@@ -7,7 +7,7 @@ from torchvision.models import resnet18
 
 from mmtlib.models import AVOutput, build_model, resolved
 from mmtlib.models.cost import count_macs, count_parameters
-from mmtlib.training.loop import load_encoder
+from mmtlib.models.hub import load_encoder
 
 NAMES = ["resnet18_audio", "resnet18_video", "resnet18_av"]
 
