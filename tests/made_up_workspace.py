@@ -86,6 +86,7 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
         "frames": {"shape": [1, 16, 64, 64, 3]},
         "coverage": {split: counts | {"listed": 4 * n, "used": 4 * n} for split, n in splits.items()},
         "fingerprint": "f" * 64,
+        "notes": ["2 clips of val and test are in train, too"],
     }
     _write_json(folders.features / "features.json", features)
     tops = {split: {"audio": 80.0, "video": 75.0} for split in splits}

@@ -87,7 +87,8 @@ def extract_features(
             arrays[1][~has[:, 1]] = np.rint(255 * np.array(frames["mean"]))
             for array in arrays:
                 array.flush()
-        source = dataset.pop("source", None)  # no part of the fingerprint: that is of what was read
+        # No part of the fingerprint: that is of what was read.
+        about = {name: dataset.pop(name) for name in ("source", "notes") if name in dataset}
         shapes = {name: [len(used), *shape] for name, shape in checked.shapes.items()}
         described = {
             **dataset,
@@ -103,7 +104,7 @@ def extract_features(
                 if (others := [own for other, own in sums.items() if other != fold])
             }
         described["fingerprint"] = _fingerprint(described, new, used.digest)
-        described |= {} if source is None else {"source": source}
+        described |= about
         if not cache:  # says that there are no arrays, and where to decode from; folders may move together
             described["manifest"] = os.path.relpath(manifest_path, out)
         (new / "features.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
@@ -152,7 +153,7 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
             raise FeatureError(f"{path} names a class twice; correct its classes.")
     described = {"name": name, "class_list": str(given.get("class_list", name)), "classes": classes}
     described |= {"heads": heads} if heads else {}
-    return described | ({"source": given["source"]} if "source" in given else {})
+    return described | {name: given[name] for name in ("source", "notes") if name in given}
 
 
 def _decode_flags(settings: Settings, task: Task) -> Decoded:

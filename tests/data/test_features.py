@@ -291,3 +291,14 @@ def test_without_a_cache_the_fingerprint_still_follows_the_content(mixed, tmp_pa
     assert light["fingerprint"] == run("again", cache=False)["fingerprint"]
     make_clip("good2.mp4", hz=901.0)
     assert run("changed", cache=False)["fingerprint"] != light["fingerprint"]
+
+
+def test_what_download_notes_goes_to_the_report_but_changes_no_fingerprint(make_clip, make_manifest, tmp_path):
+    make_clip("a.mp4")
+    described = []
+    for notes in ({}, {"notes": ["1 clips of val and test are in train, too"]}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"name": "x", "classes": ["dog"]} | notes))
+        extract_features(make_manifest([("a.mp4", "dog", "train")]), tmp_path / "out", **SETTINGS)
+        described.append(json.loads((tmp_path / "out/features.json").read_text()))
+    assert described[1].pop("notes") == notes["notes"]
+    assert described[0] == described[1]

@@ -134,6 +134,9 @@ def test_what_train_shares_with_the_other_splits_is_counted_and_said(tmp_path, c
     notes = capsys.readouterr().out
     assert "note: 2 clips of val and test are in train, too, 'c2' is the first" in notes
     assert "note: 1 classes have no clip in train, 'y' is the first" in notes
+    assert [f"note: {note}" for note in found.dataset["notes"]] == [
+        line for line in notes.splitlines() if " in train" in line or "have no clip" in line
+    ]
 
 
 @pytest.mark.parametrize(

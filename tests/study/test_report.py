@@ -42,6 +42,7 @@ def test_all_files_are_there_and_the_text_shows_them(written, workspace):
     assert set(written["tables"]) == TABLES
     assert set(written["figures"]) == FIGURES
     text = written["readme"].read_text()
+    assert "\n\n- 2 clips of val and test are in train, too\n\n" in text
     for name, path in written["tables"].items():
         assert path == workspace.report / f"tables/{name}.csv"
         assert pd.read_csv(path).empty == (name in NO_RUNS)
@@ -100,7 +101,7 @@ def test_the_answer_turns_when_the_numbers_do(tmp_path):
     text = build_report(made_up_workspace(tmp_path, params, right), params).text
     assert "does not beat the better single modality, mvitv2_t (video" in text
     assert "does not beat its baseline ast_t" in text
-    assert "2 seeds (0, 3); scores are means over them" in text
+    assert "2 seeds (0, 3); scores are means over those that a row has" in text
     assert "std over seeds" in text
     assert "### Fusion" not in text  # no row of that group
 

@@ -101,18 +101,21 @@ def survey(
     places = f"{root}/" + clips.path
     facts = probe(places, cache=cache, workers=workers).set_index("path").loc[places].reset_index(drop=True)
     clips, problems = _judge(clips, facts, places)
+    notes = []
     if shared := problems.clip_id[problems.status == "in_train"].tolist():
-        print(f"note: {len(shared)} clips of val and test are in train, too, {shared[0]!r} is the first", flush=True)
+        notes.append(f"{len(shared)} clips of val and test are in train, too, {shared[0]!r} is the first")
     for head in listing.dataset.get("heads", ["label"]):
         for split in ["train"] if "folds" in listing.dataset else SPLITS:
             known = set(clips[head][clips.split == split])
             if unknown := [name for name in clips[head].unique() if name not in known]:
-                print(f"note: {len(unknown)} classes have no clip in {split}, {unknown[0]!r} is the first", flush=True)
+                notes.append(f"{len(unknown)} classes have no clip in {split}, {unknown[0]!r} is the first")
+    for note in notes:
+        print(f"note: {note}", flush=True)
     coverage = pd.crosstab(problems.split, problems.status).reindex(index=SPLITS, columns=_STATUS, fill_value=0)
     coverage.insert(0, "listed", clips.split.value_counts().reindex(SPLITS, fill_value=0))
     coverage.insert(1, "found", coverage.listed - coverage.pop("missing"))
     dataset = listing.dataset | {"media": str(media)} | ({"name": root.name} if source == "folder" else {})
-    dataset |= {"follow_links": True} if follow_links else {}
+    dataset |= ({"follow_links": True} if follow_links else {}) | ({"notes": notes} if notes else {})
     extras = [name for name in clips if name not in (*COLUMNS, "lasts")]
     return Survey(
         clips[[*COLUMNS, *extras]],
