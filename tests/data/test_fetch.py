@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -20,8 +21,10 @@ URL = "https://www.youtube.com/watch?v="
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """Run the page's commands on a set of which all is missing but a clip; what yt-dlp was given, and the URLs."""
+    python = shlex.quote(sys.executable)  # its folder may have a space, which the first line of a script cannot
     for name in ("mmt", "yt-dlp"):
-        (tmp_path / name).write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+        says = "import json, sys; print(json.dumps(sys.argv[1:]))"
+        (tmp_path / name).write_text(f"#!/bin/sh\nexec {python} -c '{says}' \"$@\"\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
