@@ -38,7 +38,7 @@ def write_data_card(clips: Path, out: Path | None = None) -> dict[str, Path]:
     if name != NAME:
         raise CardError(f"{clips} holds {name}; only {NAME} has a generated card, write one by hand.")
     written = {"readme": out / "README.md"}
-    for kind in classes.KINDS:
+    for kind in _kinds(dataset):
         written[kind] = out / f"card/{kind}.jpg"
         with whole(written[kind]) as part:
             sheet = contact_sheet(clips, manifest, kind)
@@ -52,8 +52,12 @@ def card_text(manifest: pd.DataFrame, dataset: dict) -> str:
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(template).render(
-        manifest=manifest, dataset=dataset, classes=classes, sound=sound, rate=TICS_PER_SECOND
+        manifest=manifest, dataset=dataset, kinds=_kinds(dataset), classes=classes, sound=sound, rate=TICS_PER_SECOND
     )
+
+
+def _kinds(dataset: dict) -> list[str]:
+    return list(dict.fromkeys(map(classes.kind_of, dataset["classes"])))
 
 
 def example(manifest: pd.DataFrame, label: str) -> pd.Series:
@@ -69,7 +73,7 @@ def example(manifest: pd.DataFrame, label: str) -> pd.Series:
 @rc_context({"font.size": 9, "font.family": "DejaVu Sans"})
 def contact_sheet(clips: Path, manifest: pd.DataFrame, kind: str) -> Figure:
     """Frames and the spectrogram of one clip of each class of a kind (a key of KINDS)."""
-    labels = [label for label, event in classes.CLASSES.items() if event.kind == kind]
+    labels = [label for label in (*classes.CLASSES, *classes.PAIRS) if classes.kind_of(label) == kind]
     figure = Figure(figsize=(8.0, 1.05 * len(labels)), layout="constrained", dpi=100)
     axes = figure.subplots(len(labels), FRAMES + 1, squeeze=False, width_ratios=[1.33] * FRAMES + [1.8])
     for row, label in zip(axes, labels, strict=True):

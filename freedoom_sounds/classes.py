@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+NAME = "freedoom-sounds"
 GAME = "freedoom2"
 SPLITS = ("train", "val", "test")
 
@@ -47,6 +48,30 @@ CLASSES = {
 }
 
 
+class Pair(NamedTuple):
+    """A class of two that only both modalities tell apart: an event of these scripts is seen, and one is heard.
+
+    relation: what is heard is the "same" event, or an"other" of them, or the same but "apart" in time.
+    """
+
+    scripts: tuple[str, ...]
+    relation: str
+
+
+# What is seen, what is heard and when have, each by itself, the same distribution in both classes of a pair.
+PAIRS = {
+    "monster_own_voice": Pair(("wake",), "same"),
+    "monster_other_voice": Pair(("wake",), "other"),
+    "weapon_own_sound": Pair(("fire",), "same"),
+    "weapon_other_sound": Pair(("fire",), "other"),
+    "event_in_time": Pair(("barrel", "pickup", "teleport"), "same"),
+    "event_out_of_time": Pair(("barrel", "pickup", "teleport"), "apart"),
+}
+# In the second list an event of the other classes is seen or heard, never both: else it would be one of a pair, too.
+CLASS_LISTS = {NAME: tuple(CLASSES), f"{NAME}-2": (*CLASSES, *PAIRS)}
+SEEN = 0.5  # probability that it is seen
+
+
 class Kind(NamedTuple):
     """visible, audible: probabilities (an event that is not seen is always heard). snr: range in dB."""
 
@@ -59,6 +84,7 @@ KINDS = {
     "seen_and_heard": Kind(visible=0.85, audible=0.80, snr=(-12.0, 10.0)),
     "mostly_seen": Kind(visible=1.0, audible=0.0, snr=(-12.0, 10.0)),
     "mostly_heard": Kind(visible=0.60, audible=0.85, snr=(-12.0, 10.0)),
+    "told_by_both": Kind(visible=1.0, audible=1.0, snr=(0.0, 12.0)),
 }
 DECOY = 0.15  # probability of one or two dormant monsters, barrels or items in view
 AT_DOOR = 0.05  # probability of standing before a closed door in the other classes
@@ -72,29 +98,38 @@ MIN_PIXELS = 150  # of 160 x 120: what is smaller on screen does not count as se
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """One clip to make. seed: of everything in it."""
+    """One clip to make. seed: of everything in it. class_list: a key of CLASS_LISTS."""
 
     clip_id: str
     label: str
     split: str
     seed: int
+    class_list: str = NAME
 
     def __str__(self) -> str:
         return f"class {self.label}, clip {self.clip_id}, seed {self.seed}"
 
 
-def clip_specs(seed: int, clips_per_class: dict[str, int]) -> list[ClipSpec]:
+def kind_of(label: str) -> str:
+    """The key of KINDS of a class."""
+    return "told_by_both" if label in PAIRS else CLASSES[label].kind
+
+
+def clip_specs(seed: int, clips_per_class: dict[str, int], class_list: str = NAME) -> list[ClipSpec]:
     """All clips of a set: every class the same number of times in each split of `clips_per_class`.
 
-    Raises ValueError if a split is unknown, a number negative, or no clip is asked for.
+    Raises ValueError if the list or a split is unknown, a number negative, or no clip is asked for.
     """
+    if class_list not in CLASS_LISTS:
+        raise ValueError(f"class_list: {class_list!r}: use one of {list(CLASS_LISTS)}")
     specs = []
     for split, count in clips_per_class.items():
         if split not in SPLITS or count < 0:
             raise ValueError(f"clips_per_class: {split}: {count}: give one of {SPLITS} and a count from 0 up")
-        for label, index in itertools.product(CLASSES, range(count)):
+        for label, index in itertools.product(CLASS_LISTS[class_list], range(count)):
             digest = hashlib.sha256(f"{seed}/{split}/{label}/{index}".encode()).digest()
-            specs.append(ClipSpec(f"{split}-{label}-{index:04d}", label, split, int.from_bytes(digest[:7], "big")))
+            own_seed = int.from_bytes(digest[:7], "big")
+            specs.append(ClipSpec(f"{split}-{label}-{index:04d}", label, split, own_seed, class_list))
     if not specs:
         raise ValueError("clips_per_class: no clip is asked for; give a split and a count")
     return specs

@@ -15,23 +15,25 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freedoom_sounds.classes import CLASSES, clip_specs
+from freedoom_sounds.classes import CLASS_LISTS, NAME, PAIRS, clip_specs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "freedoom-sounds"
 VERSION = 1  # of the clips: raise it when a change of code changes what they hold
 RECORDS = "records.jsonl"  # one line a clip: how it was made
 COLUMNS = ["clip_id", "path", "start", "end", "label", "split"]
 COLUMNS += ["scene", "audible", "visible", "snr_db", "onset_s", "tries"]
+PAIR_COLUMNS = ["seen", "heard", "apart_s"]  # of clips of PAIRS: the events, and by how much the sound is later
 
 
-def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: int = 0) -> pd.DataFrame:
+def generate(
+    out: Path, *, seed: int, clips_per_class: dict[str, int], class_list: str = NAME, workers: int = 0
+) -> pd.DataFrame:
     """Make the set in `out`: manifest.csv, dataset.json and clips/; returns the manifest.
 
-    clips_per_class: split -> clips of each class. workers: engine processes (0: one for each core). A clip that an
-    earlier call with this seed and version finished is kept; the outcome does not depend on it.
+    clips_per_class: split -> clips of each class of `class_list`, a key of CLASS_LISTS. workers: engine processes (0:
+    one for each core). A clip that an earlier call like this one finished is kept; the outcome does not depend on it.
 
     Raises GenerationError if a clip could not be made, or an engine stalled or ended again and again on it;
     EngineError if the engine does not start or has no audio; ValueError like `clip_specs`.
@@ -42,9 +44,9 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
     from freedoom_sounds.files import write_text
 
     out = Path(out).resolve()
-    specs = clip_specs(seed, clips_per_class)
+    specs = clip_specs(seed, clips_per_class, class_list)
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    begun, key, restarts = time.monotonic(), f"{VERSION}-{seed}", 0
+    begun, key, restarts = time.monotonic(), f"{VERSION}-{seed}" + f"-{class_list}" * (class_list != NAME), 0
     known = _known_records(out, key)
     # Written anew, since an interruption may have cut the last line off.
     write_text(out / RECORDS, "".join(f"{json.dumps(record)}\n" for record in known.values()))
@@ -61,11 +63,13 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
                 print(f"{done}/{len(todo)} clips, {done / (time.monotonic() - begun):.1f} a second", flush=True)
 
     records = [known[spec.clip_id] for spec in specs]
-    manifest = pd.DataFrame(records).reindex(columns=COLUMNS)
+    pairs = [label for label in CLASS_LISTS[class_list] if label in PAIRS]
+    manifest = pd.DataFrame(records).reindex(columns=COLUMNS + PAIR_COLUMNS * bool(pairs))
     description = {
         "name": NAME,
-        "classes": list(CLASSES),
-        "class_list": NAME,
+        "classes": list(CLASS_LISTS[class_list]),
+        "class_list": class_list,
+        "pairs": [pairs[first : first + 2] for first in range(0, len(pairs), 2)],
         "ceilings": ceilings(manifest),
         "source": {"version": VERSION, "seed": seed, "clips_per_class": dict(clips_per_class)},
         "generation": {
@@ -84,24 +88,29 @@ def generate(out: Path, *, seed: int, clips_per_class: dict[str, int], workers: 
 
 
 def ceilings(manifest: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Best top-1 (percent) that one sense alone can reach in each split.
+    """Best top-1 (percent) in each split of audio alone, of video alone and, where there are pairs, of two more.
 
-    Every clip whose event is audible can be named by its audio; of the others a guess of their commonest
-    class is the best there is. Likewise for video.
+    An event that is heard is one of some classes, of which the commonest is the best guess; so is silence. Likewise for
+    video. Both modalities tell all ("av"); "sum", the best sum of two unimodal logits by cross-entropy, does, too, but
+    for which one of a pair: with balanced margins its optimum there is an even guess.
     """
     found: dict[str, dict[str, float]] = {}
     for split, rows in manifest.groupby("split", sort=False):
         found[str(split)] = {}
-        for sense, column in (("audio", "audible"), ("video", "visible")):
-            can = rows[column].astype(bool)
-            guess = rows.loc[~can, "label"].value_counts().max() if (~can).any() else 0
-            found[str(split)][sense] = round(100 * (int(can.sum()) + int(guess)) / len(rows), 1)
+        pairs = rows["label"].isin(PAIRS)
+        for modality, told, event in (("audio", "audible", "heard"), ("video", "visible", "seen")):
+            content = rows["label"].where(rows[told].astype(bool), "")
+            content = rows[event].where(pairs, content) if pairs.any() else content
+            right = rows.groupby(content)["label"].agg(lambda labels: labels.value_counts().max()).sum()
+            found[str(split)][modality] = round(100 * int(right) / len(rows), 1)
+        if pairs.any():
+            found[str(split)] |= {"sum": round(100 * (1 - pairs.mean() / 2), 1), "av": 100.0}
     return found
 
 
 def _retries(records: list[dict]) -> dict[str, dict[str, int]]:
     """class -> reason -> tries that did not work."""
-    counts: dict[str, Counter] = {label: Counter() for label in CLASSES}
+    counts: dict[str, Counter] = {record["label"]: Counter() for record in records}
     for record in records:
         counts[record["label"]].update(record["failed"])
     return {label: dict(count) for label, count in counts.items() if count}

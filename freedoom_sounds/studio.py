@@ -9,10 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from freedoom_sounds import sound
-from freedoom_sounds.classes import CLASSES, GAME, KINDS, ClipSpec, EngineError, Failed, GenerationError, split_levels
-from freedoom_sounds.engine import SAMPLE_RATE, TICS_PER_SECOND, Engine, read_level
+from freedoom_sounds.classes import (
+    CLASSES,
+    GAME,
+    KINDS,
+    NAME,
+    PAIRS,
+    SEEN,
+    ClipSpec,
+    EngineError,
+    Failed,
+    GenerationError,
+    kind_of,
+    split_levels,
+)
+from freedoom_sounds.engine import SAMPLE_RATE, SAMPLES_PER_TIC, TICS_PER_SECOND, Engine, read_level
 from freedoom_sounds.files import write_clip
-from freedoom_sounds.scripts import plan, play, verify
+from freedoom_sounds.scripts import draw_pair, plan, play, verify
 
 TRIES = 60  # for each clip; one that comes to nothing is soon over
 
@@ -36,20 +49,22 @@ class Studio:
         Raises GenerationError if no try worked, EngineError if the engine ended.
         """
         rng = np.random.default_rng(spec.seed)
-        kind = KINDS[CLASSES[spec.label].kind]
-        visible = bool(rng.random() < kind.visible)
-        audible = bool(rng.random() < kind.audible) or not visible
+        kind, pair = KINDS[kind_of(spec.label)], PAIRS.get(spec.label)
+        alone = spec.class_list != NAME and kind.audible > 0 and pair is None  # seen or heard, not both
+        visible = bool(rng.random() < (SEEN if alone else kind.visible))
+        audible = bool(rng.random() < (0 if alone else kind.audible)) or not visible
         snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*sound.HIDDEN_SNR))
         reasons: Counter[str] = Counter()
-        while reasons.total() < TRIES:
-            try:
-                frames, raw, onset, level = self._try(spec, visible, reasons.total())
-                break
-            except Failed as reason:
-                reasons[str(reason)] += 1
+        if pair is None:
+            frames, raw, onset, level = self._made(spec, spec.label, visible, reasons)
+            told = {}
         else:
-            mostly = reasons.most_common(1)[0][0]
-            raise GenerationError(f"{spec}: no clip in {TRIES} tries (mostly: {mostly}); choose another seed")
+            seen, heard, begins, at = draw_pair(pair, rng)
+            frames, _, shown, level = self._made(spec, seen, True, reasons, begins)
+            _, raw, sounds, _ = self._made(spec, heard, False, reasons, at)
+            onset = at + shown - begins  # as long after `at` as the event's own sound is after `begins`
+            raw = moved(raw, (onset - sounds) * SAMPLES_PER_TIC)
+            told = {"seen": seen, "heard": heard, "apart_s": round((at - begins) / TICS_PER_SECOND, 3)}
         pcm, ratio = sound.mix(raw, onset, snr, self.bank, rng, hidden=None if audible else hidden)
         facts = {
             "scene": f"{GAME}/{level}",
@@ -60,15 +75,30 @@ class Studio:
             "tries": reasons.total() + 1,
             "failed": dict(reasons),
         }
-        return frames, pcm, facts
+        return frames, pcm, facts | told
 
-    def _try(self, spec: ClipSpec, visible: bool, number: int) -> tuple[np.ndarray, np.ndarray, int | None, str]:
-        rng = np.random.default_rng([spec.seed, number])
-        name = str(rng.choice(split_levels(spec.split)))
-        script = plan(spec.label, visible, name, read_level(GAME, name), rng)
-        tics = play(self._engine, script, seed=int(rng.integers(1, 2**31)))
-        onset = verify(spec.label, visible, script, tics)
-        return np.stack([tic.frame for tic in tics]), np.concatenate([tic.pcm for tic in tics]), onset, name
+    def _made(
+        self, spec: ClipSpec, label: str, visible: bool, reasons: Counter[str], begins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, int | None, str]:
+        """Try until an event comes out as planned: frames, PCM, first tic of its sound, level; counts the `reasons`."""
+        for number in range(reasons.total(), TRIES):
+            rng = np.random.default_rng([spec.seed, number])
+            name = str(rng.choice(split_levels(spec.split)))
+            try:
+                script = plan(label, visible, name, read_level(GAME, name), rng, begins)
+                tics = play(self._engine, script, seed=int(rng.integers(1, 2**31)))
+                onset = verify(label, visible, script, tics)
+                return np.stack([tic.frame for tic in tics]), np.concatenate([tic.pcm for tic in tics]), onset, name
+            except Failed as reason:
+                reasons[str(reason)] += 1
+        mostly = reasons.most_common(1)[0][0]
+        raise GenerationError(f"{spec}: no clip in {TRIES} tries (mostly: {mostly}); choose another seed")
+
+
+def moved(raw: np.ndarray, samples: int) -> np.ndarray:
+    """Sound, later by so many samples (earlier where it is negative), with silence in the place of what is missing."""
+    padded = np.pad(raw, ((max(samples, 0), max(-samples, 0)), (0, 0)))
+    return padded[max(-samples, 0) :][: len(raw)]
 
 
 @functools.cache

@@ -92,7 +92,7 @@ class Download(Section):
     clips_per_class: ClipsPerClass | None = Field(default=None, description="of the generated set")
     annotations: str | None = Field(default=None, description="a real set's official CSV file, or their folder")
     media: str | None = Field(default=None, description="folder of a real set's files; relative: to the repository")
-    class_list: Names | None = Field(default=None, description="kinetics-sounds-31 or -32, esc-10, UCF101's classes")
+    class_list: Names | None = Field(default=None, description="a named list of the set, or UCF101's classes")
     val_share: float = Field(default=0.05, ge=0, lt=1, description="of a real set's train clips, held out as val")
     follow_links: bool = Field(default=False, description="take what links lead to out of `media`, too")
     workers: Workers
@@ -107,9 +107,10 @@ class Download(Section):
         }.get(self.source, ["annotations", "media"])
         own = self.source == "ucf101"  # whose classes may be listed by name
         known = {"kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"], "esc50": ["esc-10"]}
+        known |= {"freedoom-sounds": ["freedoom-sounds-2"]}
         lists = ["all", "sound"] if own else known.get(self.source, [])
-        more = ["annotations", "follow_links", *(["class_list"] if lists else []), *([] if of_folds else ["val_share"])]
-        may = needed if self.source == "freedoom-sounds" else [*needed, *more]
+        more = ["annotations", "follow_links", *([] if of_folds else ["val_share"])]
+        may = [*needed, *(["class_list"] if lists else []), *([] if self.source == "freedoom-sounds" else more)]
         for name in needed:
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is missing, which {self.source} needs; add it")

@@ -90,6 +90,7 @@ def build_report(folders: Folders, params: Params) -> Report:
         "coverage": pd.DataFrame([{"split": name} | counts for name, counts in study.features["coverage"].items()]),
         "ceilings": scores.ceilings_table(folders),
         "costs": costs,
+        "pairs": scores.pairs_table(study),
         "calibration": analysis.calibration_table(study),
         "retrieval": analysis.retrieval_table(study),
         "clustering": clustering,

@@ -42,6 +42,7 @@ def download(
     if source in others:
         if isinstance(workers, str):
             raise SourceError(f"download.workers is {workers}, but {source} is made on this machine; give a number.")
+        own |= {"class_list": class_list} if class_list else {}
         return others[source].load()(out, workers=workers, **own)
     if source not in SOURCES:
         known = ", ".join([*others, *SOURCES])

@@ -28,6 +28,7 @@ from mmtlib.data.manifest import SHORT_S, SPLITS, media_root, read_manifest
 
 # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
 _LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
+_ABOUT = ("source", "notes", "pairs")  # of dataset.json: no part of the fingerprint, which is of what was read
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
 
 
@@ -87,8 +88,7 @@ def extract_features(
             arrays[1][~has[:, 1]] = np.rint(255 * np.array(frames["mean"]))
             for array in arrays:
                 array.flush()
-        # No part of the fingerprint: that is of what was read.
-        about = {name: dataset.pop(name) for name in ("source", "notes") if name in dataset}
+        about = {name: dataset.pop(name) for name in _ABOUT if name in dataset}
         shapes = {name: [len(used), *shape] for name, shape in checked.shapes.items()}
         described = {
             **dataset,
@@ -153,7 +153,7 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
             raise FeatureError(f"{path} names a class twice; correct its classes.")
     described = {"name": name, "class_list": str(given.get("class_list", name)), "classes": classes}
     described |= {"heads": heads} if heads else {}
-    return described | {name: given[name] for name in ("source", "notes") if name in given}
+    return described | {name: given[name] for name in _ABOUT if name in given}
 
 
 def _decode_flags(settings: Settings, task: Task) -> Decoded:

@@ -116,6 +116,29 @@ def per_class_table(study: Study) -> pd.DataFrame:
     return table.fillna({"n": 0}).astype({"n": int}).reset_index()
 
 
+def pairs_table(study: Study) -> pd.DataFrame:
+    """Of the test clips of each pair that the data set names, and of all pairs: percent told from the other class.
+
+    `low` and `high` are the bootstrap interval. Logits of the other classes play no part, so chance is 50.
+    """
+    names, rows = study.features["classes"], []
+    for result in study.reported:
+        parts = {}
+        for pair in study.features.get("pairs", []):
+            own = {}
+            for seed, table in zip(result.predictions, result.on_test(), strict=True):
+                table = table[table["label"].isin(pair)]
+                first, second = np.stack(table["logits"].tolist())[:, [names.index(name) for name in pair]].T
+                right = (first > second) == (table["label"] == pair[0]).to_numpy()
+                own[seed] = pd.Series(100.0 * right, table["clip_id"])
+            parts[" / ".join(pair)] = pd.DataFrame(own)
+        for pair, values in (parts | ({"all": pd.concat(parts.values())} if parts else {})).items():
+            right, low, high = study.mean(values)
+            rows.append((pair, result.name, *result.about.values(), len(values), right, low, high))
+    columns = ["pair", "row", "model", "modality", "objective", "ours", "n", "right", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def ceilings_table(folders: Folders) -> pd.DataFrame:
     """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where it states none."""
     path = folders.clips / "dataset.json"

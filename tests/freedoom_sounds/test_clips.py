@@ -8,12 +8,18 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from scipy.stats import chi2_contingency
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import OneHotEncoder
 
 from freedoom_sounds import addon, classes, scripts, sound, studio
 from freedoom_sounds.classes import (
     CLASSES,
     GAME,
     KINDS,
+    NAME,
+    PAIRS,
     SPLITS,
     ClipSpec,
     EngineError,
@@ -31,8 +37,8 @@ def maker():
     made.close()
 
 
-def spec(label: str, index: int = 0, seed: int = 5) -> ClipSpec:
-    specs = clip_specs(seed, {"train": index + 1})
+def spec(label: str, index: int = 0, seed: int = 5, class_list: str = NAME) -> ClipSpec:
+    specs = clip_specs(seed, {"train": index + 1}, class_list)
     return next(s for s in specs if s.clip_id == f"train-{label}-{index:04d}")
 
 
@@ -83,6 +89,38 @@ def test_a_closed_door_is_as_far_as_one_stands_before_it():
 def test_an_unknown_level_is_named():
     with pytest.raises(ValueError, match="no level MAP99"):
         read_level(GAME, "map99")
+
+
+def drawn(label: str, count: int) -> np.ndarray:
+    """(count, 4): the event that is seen, the one that is heard, and their onsets, as numbers."""
+    rng = np.random.default_rng(list(PAIRS).index(label))
+    events = {name: number for number, name in enumerate(CLASSES)}
+    made = [scripts.draw_pair(PAIRS[label], rng) for _ in range(count)]
+    return np.array([(events[seen], events[heard], *onsets) for seen, heard, *onsets in made])
+
+
+@pytest.mark.parametrize("labels", [list(PAIRS)[at : at + 2] for at in (0, 2, 4)])
+def test_each_modality_and_a_sum_of_both_say_nothing_of_a_pair_and_their_relation_all(labels):
+    first, second = (drawn(label, 6000) for label in labels)
+    modalities = []
+    for event, onset in ((0, 2), (1, 3)):  # what is seen and when, what is heard and when
+        both = [side[:, event] * 100 + side[:, onset] for side in (first, second)]
+        assert chi2_contingency(pd.crosstab(np.concatenate(both), np.repeat([0, 1], 6000))).pvalue > 1e-3
+        modalities.append(np.concatenate(both))
+    answers, told = np.repeat([0, 1], 6000), OneHotEncoder().fit_transform(np.stack(modalities, axis=1))
+    fitted = LogisticRegression(C=0.01).fit(told[::2], answers[::2])  # any function of the one plus any of the other
+    assert log_loss(answers[1::2], fitted.predict_proba(told[1::2])) > 0.98 * np.log(2)  # an even guess
+    assert 0.46 < fitted.score(told[1::2], answers[1::2]) < 0.54
+    clips = np.concatenate([first, second])
+    same = (clips[:, 0] == clips[:, 1]) & (clips[:, 2] == clips[:, 3])
+    assert (same == (answers == 0)).all()
+
+
+def test_sound_is_moved_by_samples_and_what_is_missing_is_silence():
+    raw = np.arange(1, 11, dtype=np.int16)[:, None].repeat(2, axis=1)
+    assert studio.moved(raw, 3)[:, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert studio.moved(raw, -3)[:, 1].tolist() == [4, 5, 6, 7, 8, 9, 10, 0, 0, 0]
+    assert studio.moved(raw, 0).tolist() == raw.tolist()
 
 
 # ------------------------------------------------------------------------------- sound
@@ -268,6 +306,24 @@ def test_a_visible_event_changes_the_picture_and_an_unseen_one_does_not(maker, m
         change[visible] = (np.abs(after - before).max(axis=2) > 60).sum()
     assert change[True] >= 40
     assert change[False] < change[True] / 4
+
+
+def test_a_clip_of_a_pair_has_the_image_of_one_event_and_the_sound_of_another(maker):
+    for label in ("weapon_other_sound", "event_out_of_time"):
+        clip = spec(label, class_list=f"{NAME}-2")
+        frames, pcm, facts = maker.render(clip)
+        assert facts["visible"]
+        assert facts["audible"]
+        assert (facts["seen"] == facts["heard"]) == (label == "event_out_of_time")
+        assert abs(facts["apart_s"]) == (0.4 if label == "event_out_of_time" else 0.0)
+        assert digest((frames, pcm, facts)) == digest(maker.render(clip))
+
+
+def test_beside_pairs_an_event_is_seen_or_heard_and_never_both(maker):
+    for index in range(3):
+        for label in ("fire_pistol", "imp_wakes"):
+            facts = maker.render(spec(label, index, class_list=f"{NAME}-2"))[2]
+            assert facts["visible"] != facts["audible"]
 
 
 def test_after_the_tries_the_class_and_seed_are_named(maker, monkeypatch):
