@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from freedoom_sounds import generate
-from freedoom_sounds.classes import SPLITS, EngineError, GenerationError
+from freedoom_sounds.classes import CLASS_LISTS, NAME, SPLITS, EngineError, GenerationError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,10 +16,13 @@ def main(arguments: list[str] | None = None) -> None:
     for split, count in zip(SPLITS, (100, 24, 48), strict=True):
         parser.add_argument(f"--{split}", type=int, default=count, help="clips of each class (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="engine processes; 0, the default: one for each core")
+    parser.add_argument("--classes", default=NAME, choices=CLASS_LISTS, help="list of classes (%(default)s)")
     given = parser.parse_args(arguments)
     counts = {split: getattr(given, split) for split in SPLITS}
     try:
-        manifest = generate(given.out, seed=given.seed, clips_per_class=counts, workers=given.workers)
+        manifest = generate(
+            given.out, seed=given.seed, clips_per_class=counts, class_list=given.classes, workers=given.workers
+        )
     except (EngineError, GenerationError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -20,8 +20,8 @@ from study.tables.ledger import claims
 NOT_COMMITTED = ("quick", "smoke")
 """Studies whose reports Git ignores: everyone runs them, and none is like another."""
 
-POOLED, GENERATED = "pooled", "freedoom"
-"""The column of the mean over the studies of public sets, and the study that is none of them."""
+POOLED, GENERATED = "pooled", ("freedoom", "freedoom2")
+"""The column of the mean over the studies of public sets, and the studies that are none of them."""
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
@@ -45,7 +45,7 @@ def measured(reports: Path) -> pd.DataFrame:
         parts.append(table.assign(study=study, id=list(claims())[: len(table)]))
     table = pd.concat(parts, ignore_index=True)
     pooled = []
-    real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & (table["study"] != GENERATED)]
+    real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & ~table["study"].isin(GENERATED)]
     for name, part in real.groupby("id"):
         if len(part) > 1:
             mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)

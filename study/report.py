@@ -88,7 +88,7 @@ def build_report(folders: Folders, params: Params) -> Report:
         "ablations": scores.ablations_table(study, costs),
         "per_class": scores.per_class_table(study),
         "coverage": pd.DataFrame([{"split": name} | counts for name, counts in study.features["coverage"].items()]),
-        "ceilings": scores.ceilings_table(folders),
+        "ceilings": scores.ceilings_table(study.features),
         "costs": costs,
         "pairs": scores.pairs_table(study),
         "calibration": analysis.calibration_table(study),

@@ -75,7 +75,7 @@ def made_up_params(seeds: list[int], rows: dict | None = None) -> Params:
 
 
 def made_up_workspace(root: Path, params: Params, right: dict | None = None, splits: dict | None = None) -> Folders:
-    """Write features.json, dataset.json, curves and predictions below `root` and return their folders."""
+    """Write features.json, curves and predictions below `root` and return their folders."""
     right, splits, folders = right or RIGHT, splits or SPLITS, Folders(root, params.study)
     counts = dict.fromkeys(("listed", "used", "missing", "broken", "silent", "blind", "too_short"), 0)
     features = {
@@ -87,10 +87,9 @@ def made_up_workspace(root: Path, params: Params, right: dict | None = None, spl
         "coverage": {split: counts | {"listed": 4 * n, "used": 4 * n} for split, n in splits.items()},
         "fingerprint": "f" * 64,
         "notes": ["2 clips of val and test are in train, too"],
+        "ceilings": {split: {"audio": 80.0, "video": 75.0} for split in splits},
     }
     _write_json(folders.features / "features.json", features)
-    tops = {split: {"audio": 80.0, "video": 75.0} for split in splits}
-    _write_json(folders.clips / "dataset.json", {"name": "made-up", "classes": CLASSES, "ceilings": tops})
     for place, (name, run) in enumerate(params.runs.items()):
         for trial in params.trials(name):
             _write_run(folders, name, run, trial, right[name], splits, place)

@@ -28,7 +28,7 @@ from mmtlib.data.manifest import SHORT_S, SPLITS, media_root, read_manifest
 
 # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
 _LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
-_ABOUT = ("source", "notes", "pairs")  # of dataset.json: no part of the fingerprint, which is of what was read
+_ABOUT = ("source", "notes", "pairs", "ceilings")  # no part of the fingerprint, which is of what was read
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
 
 

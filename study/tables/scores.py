@@ -1,6 +1,5 @@
 """The tables of scores: headline, ablations, classes, and what belongs beside them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.scores import head_sizes
 from mmtlib.evaluation.stats import verdict
-from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.experiment import encoder_runs
 from study.tables.clips import Study, scores_table
-from study.tables.results import GROUPS, ReportError, Result
+from study.tables.results import GROUPS, Result
 
 
 def results_table(study: Study) -> pd.DataFrame:
@@ -139,14 +137,10 @@ def pairs_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def ceilings_table(folders: Folders) -> pd.DataFrame:
-    """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where it states none."""
-    path = folders.clips / "dataset.json"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8")).get("ceilings", {}) if path.exists() else {}
-        rows = [(split, name, float(top)) for split, tops in given.items() for name, top in tops.items()]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ReportError(f"{path} is damaged ({error}); run stage download again.") from error
+def ceilings_table(features: dict[str, Any]) -> pd.DataFrame:
+    """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where the set states none."""
+    given = features.get("ceilings", {})
+    rows = [(split, modality, top) for split, tops in given.items() for modality, top in tops.items()]
     return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from freedoom_sounds import card
-from freedoom_sounds.classes import CLASSES, KINDS
+from freedoom_sounds.classes import CLASSES, KINDS, PAIRS
 from freedoom_sounds.files import write_clip
 from freedoom_sounds.generate import COLUMNS
 
@@ -80,6 +80,20 @@ def test_the_card_says_what_the_generator_wrote(written, workspace):
     assert "{" not in text
 
 
+def test_pairs_have_their_section(workspace):
+    about = json.loads((workspace / "data/clips/dataset.json").read_text())
+    pairs = [list(PAIRS)[:2], list(PAIRS)[4:]]
+    tops = {"train": {"audio": 40.0, "video": 50.0, "sum": 87.5, "av": 100.0}}
+    about |= {"classes": [*CLASSES, *PAIRS], "pairs": pairs, "ceilings": tops}
+    text = card.card_text(pd.read_csv(workspace / "data/clips/manifest.csv"), about)
+    assert "in 24 classes" in text
+    assert "| monster_own_voice / monster_other_voice | is what is heard what is seen, or another of its kind |" in text
+    assert "| event_in_time / event_out_of_time | is it heard when it is seen, or 0.4 s before or after |" in text
+    assert "| train | 40.0 | 50.0 | 87.5 | 100.0 |" in text
+    assert "(card/told_by_both.jpg)" in text
+    assert "{" not in text
+
+
 def test_every_class_has_its_row_in_the_tables(written):
     text = written["readme"].read_text()
     assert all(text.count(f"| {label} ") >= 1 for label in CLASSES)
@@ -88,7 +102,7 @@ def test_every_class_has_its_row_in_the_tables(written):
 def test_pictures_are_linked_small_and_not_blank(written, workspace):
     text = written["readme"].read_text()
     pictures = {name: path for name, path in written.items() if name != "readme"}
-    assert set(pictures) == set(KINDS)
+    assert set(pictures) == set(KINDS) - {"told_by_both"}
     assert sum(path.stat().st_size for path in pictures.values()) < 400_000
     for path in pictures.values():
         assert f"({path.relative_to(workspace / 'data').as_posix()})" in text

@@ -1,5 +1,6 @@
 """The whole set: what ends a process or interrupts the making leaves no trace in it, and no process behind."""
 
+import itertools
 import json
 import os
 import signal
@@ -207,3 +208,28 @@ def test_ceilings_of_a_set_counted_by_hand():
     ]
     manifest = pd.DataFrame(rows, columns=["label", "audible", "visible"]).assign(split="test")
     assert ceilings(manifest) == {"test": {"audio": 80.0, "video": 100.0}}
+
+
+def test_ceilings_of_a_set_with_a_pair_counted_by_hand():
+    rows = [
+        # label, audible, visible, seen, heard: the sound of an imp is in three classes, of which a guess names one
+        ("imp_wakes", True, False, None, None),
+        ("imp_wakes", False, True, None, None),
+        ("monster_own_voice", True, True, "imp_wakes", "imp_wakes"),
+        ("monster_other_voice", True, True, "demon_wakes", "imp_wakes"),
+    ]
+    manifest = pd.DataFrame(rows, columns=["label", "audible", "visible", "seen", "heard"]).assign(split="val")
+    assert ceilings(manifest) == {"val": {"audio": 50.0, "video": 75.0, "sum": 75.0, "av": 100.0}}
+
+
+def test_the_second_list_has_the_first_one_s_classes_and_its_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "make_clip", fake_clip)
+    generate(tmp_path, seed=1, clips_per_class={"val": 1}, class_list="freedoom-sounds-2", workers=1)
+    described = json.loads((tmp_path / "dataset.json").read_text())
+    assert described["classes"] == [*CLASSES, *itertools.chain(*described["pairs"])]
+    assert described["class_list"] == "freedoom-sounds-2"
+    again = generate(tmp_path, seed=1, clips_per_class={"val": 1}, workers=1)  # another set: its clips are made anew
+    assert list(again["label"]) == list(CLASSES)
+    assert json.loads((tmp_path / "dataset.json").read_text())["pairs"] == []
+    with pytest.raises(ValueError, match="class_list: 'all': use one of"):
+        generate(tmp_path, seed=1, clips_per_class={"val": 1}, class_list="all")

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,11 +18,11 @@ from mmtlib.models import build_model
 from mmtlib.models.cost import count_macs, count_parameters
 from study.report import ReportError, about_versions, build_report, write_report
 
-TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
+TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs", "pairs"}
 TABLES |= {"calibration", "retrieval", "clustering", "claims", "robustness", "data_efficiency", "search"}
 FIGURES = {"headline", "learning_curves", "confusion", "per_class", "tsne", "ablations", "calibration", "claims"}
 FIGURES |= {"robustness", "data_efficiency"}
-NO_RUNS = {"data_efficiency", "search"}  # written for every profile; these parameters have no rows for them
+NO_RUNS = {"data_efficiency", "search", "pairs"}  # written for every profile; these parameters have no rows for them
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +146,15 @@ def test_one_clip_a_class_is_enough(tmp_path):
         "mbt_t": {"av": 0, "audio": 0, "video": 0},
     }
     folders = made_up_workspace(tmp_path, params, right, {"train": 2, "val": 1, "test": 1})
-    (folders.clips / "dataset.json").unlink()
+    features = json.loads((folders.features / "features.json").read_text())
+    features |= {"ceilings": {}, "pairs": [features["classes"][:2]]}
+    (folders.features / "features.json").write_text(json.dumps(features))
     out = write_report(folders, params)
     assert out["test_top1"]["mmt_t/av"] == 100
-    assert "states no ceilings" in out["readme"].read_text()
+    text = out["readme"].read_text()
+    assert "states no ceilings" in text
+    told = text.split("### Told only by both")[1].split("## Claims")[0]
+    assert re.search(r"\| train_mmt +\| ce\+avc\+imc +\| 100.0 \[100.0, 100.0\] +\| 100.0", told)
     assert np.isclose(pd.read_csv(out["tables"]["results"])["n"], 4).all()
 
 

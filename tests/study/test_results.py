@@ -1,5 +1,6 @@
 """Scores, intervals and tables, against made-up predictions with known scores."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from study.tables.scores import (
     costs_table,
     curves_table,
     headline_table,
+    pairs_table,
     per_class_table,
     results_table,
     tsne_points,
@@ -227,15 +229,37 @@ def test_a_start_from_other_data_is_in_the_label_that_of_an_encoder_too(tmp_path
     assert [line.split()[1] for line in marked] == ["mat_t+imagenet", "mmt_t+imagenet", "mmt_t-late+imagenet"]
 
 
+def test_pairs_are_told_by_their_own_two_logits(study):
+    assert pairs_table(study).empty
+    names, run = study.features["classes"], study.defaults["av"]
+    told = replace(study, features=study.features | {"pairs": [names[:2], names[2:4]]})
+    table = pairs_table(told)
+    assert set(table["row"]) == {result.name for result in study.reported}
+    rows = table[table["row"] == run.name].set_index("pair")
+    counted = {}
+    for first, second in ((0, 1), (2, 3)):
+        own = []
+        for predictions in run.on_test():
+            for label, logits in zip(predictions["label"], predictions["logits"], strict=True):
+                if label in (names[first], names[second]):
+                    own.append((logits[first] > logits[second]) == (label == names[first]))
+        counted[f"{names[first]} / {names[second]}"] = own
+    for pair, own in counted.items():
+        assert rows.loc[pair, "right"] == pytest.approx(100 * np.mean(own))
+        assert rows.loc[pair, "n"] == len(own) / len(run.predictions)
+    assert rows.loc["all", "right"] == pytest.approx(100 * np.mean([*itertools.chain(*counted.values())]))
+    assert rows.loc["all", "low"] <= rows.loc["all", "right"] <= rows.loc["all", "high"]
+
+
 def test_labels_without_a_reference():
     run = Run(model="ast_t", epochs=1, lr=0.1, objective=Objective())
     assert model_label("ast_t", run, None) == "ast_t"
     assert model_label("ast_wide", run, None) == "ast_t-wide"
 
 
-def test_ceilings_are_optional(tmp_path, workspace):
-    assert ceilings_table(Folders(tmp_path, "none")).empty
-    table = ceilings_table(workspace)
+def test_ceilings_are_optional(workspace):
+    assert ceilings_table({}).empty
+    table = ceilings_table(read_features(workspace))
     assert table[table["split"] == "test"][["modality", "ceiling"]].to_numpy().tolist() == [
         ["audio", 80.0],
         ["video", 75.0],
@@ -267,9 +291,6 @@ def test_damaged_inputs_name_their_stage(tmp_path):
     (folders.features / "features.json").write_text("{")
     with pytest.raises(ReportError, match="run stage features again"):
         read_features(folders)
-    (folders.clips / "dataset.json").write_text(json.dumps({"ceilings": [1]}))
-    with pytest.raises(ReportError, match="run stage download again"):
-        ceilings_table(folders)
     folders.predictions("train_mmt", 0).write_bytes(b"not parquet")
     with pytest.raises(ReportError, match="run stage train_mmt"):
         load_results(folders, params)
