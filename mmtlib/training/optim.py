@@ -23,23 +23,22 @@ def training_loss(
     """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
 
     `targets` of the cross-entropy may be soft (mixup); the contrastive losses take each clip's own label (our
-    reading), and only clips that have the modality. Those losses see the clips of all ranks. Averaged over the ranks,
-    the gradient is that of one process with all clips.
+    reading), and only clips that have the modality: of a model of one modality IMC alone, on what its head reads. Those
+    losses see the clips of all ranks. Averaged over the ranks, the gradient is that of one process with all clips.
     """
     loss = cross_entropy(out.logits.float(), targets, sizes, label_smoothing)
     parts = {"loss": 0.0, "ce": loss.item()}
     contrasts = {}
-    both_read = out.audio_embedding is not None and out.video_embedding is not None
-    if both_read and max(objective.avc, objective.imc) > 0:
-        labels, has_audio, has_video = gather(batch.labels), gather(batch.has_audio), gather(batch.has_video)
-        audio, video, both = gather(out.audio_embedding), gather(out.video_embedding), has_audio & has_video
-        if objective.avc > 0:
-            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], objective.temperature)
+    if max(objective.avc, objective.imc) > 0:
+        labels, scale = gather(batch.labels), objective.temperature
+        pairs = (out.audio_embedding, batch.has_audio), (out.video_embedding, batch.has_video)
+        read = [(gather(z), gather(has)) for z, has in pairs if z is not None]
+        if objective.avc > 0 and len(read) == 2:
+            (audio, has_audio), (video, has_video) = read
+            both = has_audio & has_video
+            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], scale)
         if objective.imc > 0:
-            contrasts["imc"] = sum(
-                intra_modal_contrastive(z[has], labels[has], objective.temperature)
-                for z, has in ((audio, has_audio), (video, has_video))
-            )
+            contrasts["imc"] = sum(intra_modal_contrastive(z[has], labels[has], scale) for z, has in read)
     for name, contrast in contrasts.items():
         parts[name] = contrast.item()
         # Each rank has the gradient of its own clips alone, and an average over the ranks divides that.

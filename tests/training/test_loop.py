@@ -500,8 +500,16 @@ def test_parts_of_no_weight_are_left_out():
     assert set(parts) == {"loss", "ce"}
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, batch.labels).item())
     assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce", "avc"}
-    alone = output._replace(video_logits=None, video_embedding=None)  # of a model of one modality
-    assert set(loss_of(alone, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce"}
+
+
+def test_a_model_of_one_modality_has_imc_and_no_avc():
+    output, batch = made_up_output()
+    alone = output._replace(video_logits=None, video_embedding=None)
+    loss, parts = loss_of(alone, batch, Objective(avc=1.0, imc=0.5, temperature=0.2), 0.0)
+    sound = [0, 1, 2, 3, 4]
+    imc = intra_modal_contrastive(output.audio_embedding[sound], batch.labels[sound], 0.2)
+    assert set(parts) == {"loss", "ce", "imc"}
+    assert loss.item() == pytest.approx(parts["ce"] + 0.5 * imc.item(), rel=1e-5)
 
 
 def test_soft_targets_weigh_the_classes():
