@@ -59,8 +59,9 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
 
 @rc_context(STYLE)
 def over_studies(claims: pd.DataFrame) -> Figure:
-    """Three claims beside each other, a row for each study that measured it (see study.index.measured)."""
+    """Four claims beside each other, a row for each study that measured it (see study.index.measured)."""
     shown = {"mat_ast_operations": "MAT - AST", "mmt_mbt_operations": "MMT - MBT", "mmt_single": "MMT - better single"}
+    shown |= {"late_fusion": "MMT - late fusion"}
     studies = claims["study"].unique()[::-1]
     claims = claims[claims["n_seeds"] > 0].rename(columns={"ci_low": "low", "ci_high": "high"})
     figure, panels = row_of_panels(len(shown), 1.2 + 0.36 * len(studies))
