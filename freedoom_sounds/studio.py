@@ -58,7 +58,7 @@ class Studio:
         if pair is None:
             frames, raw, onset, level = self._made(spec, spec.label, visible, reasons)
             told = {}
-        else:
+        else:  # the image of one play and the sound of another, in both classes of a pair
             seen, heard, begins, at = draw_pair(pair, rng)
             frames, _, shown, level = self._made(spec, seen, True, reasons, begins)
             _, raw, sounds, _ = self._made(spec, heard, False, reasons, at)

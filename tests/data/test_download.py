@@ -25,6 +25,8 @@ def test_a_source_of_another_package_is_called_with_what_it_needs(tmp_path, monk
     monkeypatch.setattr(module, "entry_points", lambda group: [entry] if group == "mmtlib.sources" else [])
     download(tmp_path, source="toy", seed=3, clips_per_class={"train": 1}, media=None, speed=None, workers=2)
     assert calls == [(tmp_path, {"seed": 3, "clips_per_class": {"train": 1}, "workers": 2})]
+    download(tmp_path, source="toy", class_list="some")
+    assert calls[1] == (tmp_path, {"class_list": "some", "workers": 0})
     with pytest.raises(SourceError, match="no data set is called 'toys'; use toy, vggsound"):
         download(tmp_path, source="toys")
 
@@ -88,7 +90,11 @@ FOLDER = {"source": "folder", "media": "m", "workers": 0}
 UCF = {**VGGSOUND, "source": "ucf101"}
 ESC, URBAN, GRID = ({**FOLDER, "source": name} for name in ("esc50", "urbansound8k", "grid"))
 WHOLE = [FREEDOOM, VGGSOUND, KINETICS, FOLDER, {**FOLDER, "annotations": "a.csv"}, UCF, ESC, URBAN, GRID]
-WHOLE += [{**FOLDER, "follow_links": True}, {**GRID, "follow_links": True}]
+WHOLE += [
+    {**FREEDOOM, "class_list": "freedoom-sounds-2"},
+    {**FOLDER, "follow_links": True},
+    {**GRID, "follow_links": True},
+]
 WHOLE += [{**UCF, "class_list": value} for value in ("all", "sound", ["Archery", "YoYo"])]
 WHOLE += [{**ESC, "annotations": "a.csv", "class_list": "esc-10"}, {**URBAN, "annotations": "a.csv"}]
 
@@ -115,6 +121,7 @@ def test_complete_settings_are_accepted_with_every_default_written_out(values):
         ({**KINETICS, "class_list": "k-31"}, "must be kinetics-sounds-31 or kinetics-sounds-32; change it."),
         ({**KINETICS, "class_list": ["a"]}, 'class_list is ["a"] but must be kinetics-sounds-31 or'),
         ({**UCF, "class_list": "loud"}, 'class_list is "loud" but must be all or sound or a list of its classes; ch'),
+        ({**FREEDOOM, "class_list": "pairs"}, 'class_list is "pairs" but must be freedoom-sounds-2; change it'),
         ({**UCF, "class_list": 3}, "class_list: 3 must be a name or a list of names; change it."),
         ({**UCF, "class_list": []}, "class_list: [] must be a name or a list of names; change it."),
         ({**UCF, "class_list": ["Archery", 3]}, "must be a name or a list of names; change it."),
