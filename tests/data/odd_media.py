@@ -35,7 +35,9 @@ def encode(path: Path, *tracks: Track, keep: Callable[[av.Packet], bool] = lambd
                 frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
                 frames = [frame]
             else:
-                stream = container.add_stream(codec, rate=rate, options=settings)
+                # The same pictures always give the same bytes: see freedoom_sounds.files.
+                fixed = {"threads": "1", "x264-params": "mbtree=0"} if codec == "libx264" else {}
+                stream = container.add_stream(codec, rate=rate, options=fixed | (settings or {}))
                 stream.height, stream.width, stream.pix_fmt = *data.shape[1:3], "yuv420p"
                 stream.codec_context.sample_aspect_ratio = aspect or Fraction(1)
                 frames = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in data)
