@@ -58,8 +58,8 @@ def finish(root: Path, media: Path) -> None:
 
 def files(root: Path) -> set[str]:
     """What the work has left so far, but for what it is writing."""
-    names = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.name.startswith("."))
-    return set(names)
+    walked = os.walk(root)  # which passes over a folder that is renamed meanwhile
+    return {f"{folder}/{name}" for folder, _, names in walked for name in names if not name.startswith(".")}
 
 
 def outcome(root: Path) -> dict[str, pd.DataFrame]:
