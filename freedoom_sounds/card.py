@@ -57,7 +57,7 @@ def card_text(manifest: pd.DataFrame, dataset: dict) -> str:
 
 
 def _kinds(dataset: dict) -> list[str]:
-    return list(dict.fromkeys(map(classes.kind_of, dataset["classes"])))
+    return list(dict.fromkeys(classes.ROWS[label].kind for label in dataset["classes"]))
 
 
 def example(manifest: pd.DataFrame, label: str) -> pd.Series:
@@ -73,7 +73,7 @@ def example(manifest: pd.DataFrame, label: str) -> pd.Series:
 @rc_context({"font.size": 9, "font.family": "DejaVu Sans"})
 def contact_sheet(clips: Path, manifest: pd.DataFrame, kind: str) -> Figure:
     """Frames and the spectrogram of one clip of each class of a kind (a key of KINDS)."""
-    labels = [label for label in (*classes.CLASSES, *classes.PAIRS) if classes.kind_of(label) == kind]
+    labels = [label for label, event in classes.ROWS.items() if event.kind == kind]
     figure = Figure(figsize=(8.0, 1.05 * len(labels)), layout="constrained", dpi=100)
     axes = figure.subplots(len(labels), FRAMES + 1, squeeze=False, width_ratios=[1.33] * FRAMES + [1.8])
     for row, label in zip(axes, labels, strict=True):

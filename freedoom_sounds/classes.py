@@ -32,7 +32,9 @@ class EventClass(NamedTuple):
     """A row of classes.csv.
 
     kind: a key of KINDS. script: a key of scripts.PLANNERS. what: its weapon, actor or direction. sound: out of
-    view, as (the engine's sound, tics between repetitions, repetitions).
+    view, as (the engine's sound, tics between repetitions, repetitions). Of the kind told_by_both two classes at a time
+    are a pair: one event of `script` (several) is seen and one is heard, by `what` the same, an other one, or the same
+    apart in time. What is seen, what is heard and when have, each by itself, the same distribution in both of them.
     """
 
     kind: str
@@ -42,33 +44,14 @@ class EventClass(NamedTuple):
 
 
 _, *_ROWS = csv.reader(Path(__file__).with_suffix(".csv").read_text(encoding="ascii").splitlines())
-CLASSES = {
+ROWS = {
     label: EventClass(kind, script, what, (sound, int(period), int(times)) if sound else None)
     for label, kind, script, what, sound, period, times in _ROWS
 }
-
-
-class Pair(NamedTuple):
-    """A class of two that only both modalities tell apart: an event of these scripts is seen, and one is heard.
-
-    relation: what is heard is the "same" event, or an"other" of them, or the same but "apart" in time.
-    """
-
-    scripts: tuple[str, ...]
-    relation: str
-
-
-# What is seen, what is heard and when have, each by itself, the same distribution in both classes of a pair.
-PAIRS = {
-    "monster_own_voice": Pair(("wake",), "same"),
-    "monster_other_voice": Pair(("wake",), "other"),
-    "weapon_own_sound": Pair(("fire",), "same"),
-    "weapon_other_sound": Pair(("fire",), "other"),
-    "event_in_time": Pair(("barrel", "pickup", "teleport"), "same"),
-    "event_out_of_time": Pair(("barrel", "pickup", "teleport"), "apart"),
-}
+PAIRS = {label: row for label, row in ROWS.items() if row.kind == "told_by_both"}
+CLASSES = {label: row for label, row in ROWS.items() if label not in PAIRS}
 # In the second list an event of the other classes is seen or heard, never both: else it would be one of a pair, too.
-CLASS_LISTS = {NAME: tuple(CLASSES), f"{NAME}-2": (*CLASSES, *PAIRS)}
+CLASS_LISTS = {NAME: tuple(CLASSES), f"{NAME}-2": tuple(ROWS)}
 SEEN = 0.5  # probability that it is seen
 
 
@@ -108,11 +91,6 @@ class ClipSpec:
 
     def __str__(self) -> str:
         return f"class {self.label}, clip {self.clip_id}, seed {self.seed}"
-
-
-def kind_of(label: str) -> str:
-    """The key of KINDS of a class."""
-    return "told_by_both" if label in PAIRS else CLASSES[label].kind
 
 
 def clip_specs(seed: int, clips_per_class: dict[str, int], class_list: str = NAME) -> list[ClipSpec]:

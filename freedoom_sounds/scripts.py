@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from freedoom_sounds import addon, classes
-from freedoom_sounds.classes import CLASSES, EventClass, Failed, Pair
+from freedoom_sounds.classes import CLASSES, EventClass, Failed
 from freedoom_sounds.engine import INPUTS, SETTLE_TICS, Engine, Level, Tic
 from freedoom_sounds.sound import LOUD, ONSET_TICS, QUIET
 
@@ -34,13 +34,13 @@ class Script:
     )
 
 
-def draw_pair(pair: Pair, rng: np.random.Generator) -> tuple[str, str, int, int]:
+def draw_pair(pair: EventClass, rng: np.random.Generator) -> tuple[str, str, int, int]:
     """The event that is seen, the one that is heard, and when each begins, in tics; all uniform, whatever the class."""
-    events = [label for label, event in CLASSES.items() if event.script in pair.scripts]
+    events = [label for label, event in CLASSES.items() if event.script in pair.script.split()]
     first, end = ONSET_TICS
     seen, onset = int(rng.integers(len(events))), int(rng.integers(first, end))
-    other = int(rng.integers(1, len(events))) if pair.relation == "other" else 0
-    apart = (end - first) // 2 if pair.relation == "apart" else 0  # around the range, so that no end is preferred
+    other = int(rng.integers(1, len(events))) if pair.what == "other" else 0
+    apart = (end - first) // 2 if pair.what == "apart" else 0  # around the range, so that no end is preferred
     return events[seen], events[(seen + other) % len(events)], onset, first + (onset - first + apart) % (end - first)
 
 

@@ -8,21 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from freedoom_sounds import sound
-from freedoom_sounds.classes import (
-    CLASSES,
-    GAME,
-    KINDS,
-    NAME,
-    PAIRS,
-    SEEN,
-    ClipSpec,
-    EngineError,
-    Failed,
-    GenerationError,
-    kind_of,
-    split_levels,
-)
+from freedoom_sounds import classes, sound
+from freedoom_sounds.classes import GAME, ClipSpec, EngineError, Failed, GenerationError, split_levels
 from freedoom_sounds.engine import SAMPLE_RATE, SAMPLES_PER_TIC, TICS_PER_SECOND, Engine, read_level
 from freedoom_sounds.files import write_clip
 from freedoom_sounds.scripts import draw_pair, plan, play, verify
@@ -37,7 +24,7 @@ class Studio:
     """
 
     def __init__(self) -> None:
-        noises = {label: event.sound for label, event in CLASSES.items() if event.sound}
+        noises = {label: event.sound for label, event in classes.CLASSES.items() if event.sound}
         noises |= {f"other{index}": (name, 70, 1) for index, name in enumerate(sound.DISTRACTOR_SOUNDS)}
         self._engine = Engine(GAME, noises)
         self.close = self._engine.close
@@ -49,9 +36,9 @@ class Studio:
         Raises GenerationError if no try worked, EngineError if the engine ended.
         """
         rng = np.random.default_rng(spec.seed)
-        kind, pair = KINDS[kind_of(spec.label)], PAIRS.get(spec.label)
-        alone = spec.class_list != NAME and kind.audible > 0 and pair is None  # seen or heard, not both
-        visible = bool(rng.random() < (SEEN if alone else kind.visible))
+        kind, pair = classes.KINDS[classes.ROWS[spec.label].kind], classes.PAIRS.get(spec.label)
+        alone = spec.class_list != classes.NAME and kind.audible > 0 and pair is None  # seen or heard, not both
+        visible = bool(rng.random() < (classes.SEEN if alone else kind.visible))
         audible = bool(rng.random() < (0 if alone else kind.audible)) or not visible
         snr, hidden = float(rng.uniform(*kind.snr)), float(rng.uniform(*sound.HIDDEN_SNR))
         reasons: Counter[str] = Counter()
