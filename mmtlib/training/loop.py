@@ -54,6 +54,8 @@ class Trainer:
         self.run, self.recipe, self.seed = run, recipe, seed
         self.device = choose_device(device)
         self.modality = modality_of(run.model)
+        if run.objective.avc > 0 and self.modality != "av":
+            raise ParamsError(f"{run.model} reads {self.modality} alone, which AVC cannot train; set objective.avc: 0.")
         self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
         rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
         self.views = views_of(self.train, rows)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_features import AUDIO, CLASSES, MVIT, OVERRIDES, VIDEO, make_recipe, make_run, write_features
 
-from mmtlib.config import Objective
+from mmtlib.config import Objective, ParamsError
 from mmtlib.data.dataset import Batch, DatasetError, FeatureDataset, share_of
 from mmtlib.evaluation.predictions import usable
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
@@ -500,6 +500,11 @@ def test_parts_of_no_weight_are_left_out():
     assert set(parts) == {"loss", "ce"}
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, batch.labels).item())
     assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce", "avc"}
+
+
+def test_avc_for_a_model_of_one_modality_is_refused(features, tmp_path):
+    with pytest.raises(ParamsError, match="mat_t reads audio alone, which AVC cannot train"):
+        make_trainer(features, tmp_path, make_run(model="mat_t", objective={"avc": 0.1}))
 
 
 def test_a_model_of_one_modality_has_imc_and_no_avc():
