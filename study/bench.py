@@ -277,8 +277,7 @@ def write_efficiency(folder: Path, pairs: pd.DataFrame, lengths: pd.DataFrame, s
     shown["claims"] = claims_table(pairs)
     templates = Environment(loader=PackageLoader("study"), undefined=StrictUndefined, keep_trailing_newline=True)
     page = templates.get_template("efficiency.md.j2")
-    texts = {name: _markdown(table) for name, table in shown.items()}
-    write_text(folder / "README.md", page.render(texts, classes=CLASSES))
+    write_text(folder / "README.md", page.render({n: _markdown(t) for n, t in shown.items()}, classes=CLASSES))
     files = ["README.md", *(f"{name}.{kind}" for name in tables for kind in ("csv", "png"))]
     return {name: folder / name for name in files}
 

@@ -50,8 +50,7 @@ def measured(reports: Path) -> pd.DataFrame:
         if len(part) > 1:
             mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)
             row = {"id": name, "study": POOLED, "measured": mean, "ci_low": mean - half, "ci_high": mean + half}
-            above = part["holds_above"].iloc[0]
-            row["verdict"] = verdict(mean - half - above, mean + half - above)
+            row["verdict"] = verdict(*(end - part["holds_above"].iloc[0] for end in (mean - half, mean + half)))
             pooled.append(row | {"n_studies": len(part), "n_seeds": part["n_seeds"].min(), "paper": ""})
     return pd.concat([table, pd.DataFrame(pooled)], ignore_index=True) if pooled else table
 

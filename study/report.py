@@ -98,10 +98,11 @@ def build_report(folders: Folders, params: Params) -> Report:
         "data_efficiency": studies.data_table(study),
         "search": studies.search_table(study),
     }
-    return Report(tables, report_figures(study, tables), report_text(study, tables))
+    curves = scores.curves_table(study, costs)
+    return Report(tables, report_figures(study, tables, curves), report_text(study, tables, curves))
 
 
-def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> dict[str, Figure]:
     """All figures by the name of their file."""
     main, classes, head = study.defaults, study.features["classes"], tables["headline"]
     audio_peers = [r for r in study.reported if r.group == "baseline" and r.modality == "audio"]
@@ -115,7 +116,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     return {
         "claims": figures.claims(tables["claims"]),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
-        "learning_curves": figures.learning_curves(scores.curves_table(study, tables["costs"])),
+        "learning_curves": figures.learning_curves(curves),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(tables["per_class"].dropna()),
         "tsne": figures.tsne(
@@ -130,7 +131,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
+def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> str:
     """README.md of the report: templates/report.md.j2 with what its sentences need beside the tables."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -145,7 +146,6 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame]) -> str:
     # the models of all rows read the same clips, so one line of chance is enough
     chance = tables["retrieval"].drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
-    curves = scores.curves_table(study, tables["costs"])
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
     text = templates.get_template("report.md.j2").render(
         study=study,

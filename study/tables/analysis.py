@@ -1,4 +1,4 @@
-"""Beyond accuracy: is a model sure with reason, does sound find its picture, do the features tell classes apart.
+"""Beyond accuracy: is a model sure with reason, does audio find its video, do the features tell classes apart.
 
 All of it is of the test split. With several heads (EPIC-KITCHENS-100), classes are those of the first: a top
 probability and a calibration belong to one head.

@@ -120,27 +120,24 @@ def pairs_table(study: Study) -> pd.DataFrame:
     `low` and `high` are the bootstrap interval. Logits of the other classes play no part, so chance is 50.
     """
     names, rows = study.features["classes"], []
-    for result in study.reported:
-        parts = {}
-        for pair in study.features.get("pairs", []):
-            own = {}
+    for result in study.reported if study.features.get("pairs") else ():
+        told = {}
+        for pair in study.features["pairs"]:
+            seeds = {}
             for seed, table in zip(result.predictions, result.on_test(), strict=True):
-                table = table[table["label"].isin(pair)]
+                table = table[table["label"].isin(pair)].set_index("clip_id")
                 first, second = np.stack(table["logits"].tolist())[:, [names.index(name) for name in pair]].T
-                right = (first > second) == (table["label"] == pair[0]).to_numpy()
-                own[seed] = pd.Series(100.0 * right, table["clip_id"])
-            parts[" / ".join(pair)] = pd.DataFrame(own)
-        for pair, values in (parts | ({"all": pd.concat(parts.values())} if parts else {})).items():
-            right, low, high = study.mean(values)
-            rows.append((pair, result.name, *result.about.values(), len(values), right, low, high))
+                seeds[seed] = 100.0 * ((first > second) == (table["label"] == pair[0]))
+            told[" / ".join(pair)] = pd.DataFrame(seeds)
+        for pair, values in (told | {"all": pd.concat(told.values())}).items():
+            rows.append((pair, result.name, *result.about.values(), len(values), *study.mean(values)))
     columns = ["pair", "row", "model", "modality", "objective", "ours", "n", "right", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def ceilings_table(features: dict[str, Any]) -> pd.DataFrame:
     """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where the set states none."""
-    given = features.get("ceilings", {})
-    rows = [(split, modality, top) for split, tops in given.items() for modality, top in tops.items()]
+    rows = [(split, name, top) for split, tops in features.get("ceilings", {}).items() for name, top in tops.items()]
     return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
 
 

@@ -26,9 +26,8 @@ def robustness_table(study: Study) -> pd.DataFrame:
     parts = table["condition"].str.extract(r"^(?P<corruption>.*?)(?: (?P<level>-?[\d.]+) (?P<unit>dB|s))?$")
     table = table.join(parts).rename(columns={"run": "row"}).astype({"level": float})
     # The conditions' names are part of what kept runs are known by; readers get the field's words.
-    words = {"sound": "audio", "picture": "video"}
-    table["corruption"] = table["corruption"].replace(words, regex=True)
-    table["corruption"] = table["corruption"].where(table["condition"] != "", table["modality"].map(WITHHELD))
+    words = table["corruption"].replace({"sound": "audio", "picture": "video"}, regex=True)
+    table["corruption"] = words.where(table["condition"] != "", table["modality"].map(WITHHELD))
     table["model"] = table["row"].map({name: r.label for name, r in tested.items()})
     table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})
     clean = table[table["corruption"] == "none"].set_index("row")["top1"]
@@ -65,8 +64,7 @@ def search_table(study: Study) -> pd.DataFrame:
         for result in [*parts, used]:
             top1 = pd.Series([result.curves[trial]["val_top1"].max() for trial in trials])
             about = {"model": model, "lr": result.trained.lr, "setting": _setting(result.trained, used.trained)}
-            about["val_top1"] = top1.mean()
-            about["n_seeds"] = len({trial.seed for trial in trials})
+            about |= {"val_top1": top1.mean(), "n_seeds": len({trial.seed for trial in trials})}
             rows.append(about | {"taken": result is used})
     table = pd.DataFrame(rows, columns=["model", "lr", "setting", "val_top1", "n_seeds", "taken"])
     best = table.groupby("model")["val_top1"].transform("max") == table["val_top1"]
