@@ -4,17 +4,31 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+Number = float | int
 
-def write_bytes(path: Path, data: bytes) -> None:
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within it an OSError that names no file, as one of a write to a full disk, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `path` whole or not at all: a temporary file beside it, then a rename. Makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(name, 0o644)  # mkstemp makes it private
         os.replace(name, path)

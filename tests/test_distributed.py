@@ -10,15 +10,16 @@ from toy_features import MMT, make_params, make_recipe, make_run, write_features
 from mmtlib.config import ROOT, ParamsError, Trial, load
 from mmtlib.distributed import gather, gather_objects, rank, ranks
 from mmtlib.folders import Folders
+from mmtlib.models import resolved
 from mmtlib.models.hub import load_weights
 from mmtlib.training import __main__ as command
 from mmtlib.training.loop import Trainer
 from mmtlib.training.stage import TrainingError, train_runs
 
-# Nothing that a process draws by itself: no dropped path, no mixup.
-SURE = copy.deepcopy(MMT)
+# With dropped paths and dropout, which all ranks draw alike; without mixup, whose partners each finds by itself.
+RUN = make_run("mmt_t", overrides=MMT | {"dropout": 0.3}, objective={"avc": 0.3, "imc": 0.2})
+SURE = copy.deepcopy(MMT)  # nothing is drawn
 SURE["audio"]["drop_path"] = SURE["video"]["drop_path"] = 0.0
-RUN = make_run("mmt_t", overrides=SURE, objective={"avc": 0.3, "imc": 0.2})
 AUGMENTED = {
     "gain": 0.3,
     "noise": 0.1,
@@ -52,7 +53,7 @@ def params_of(**changes):
 
 
 def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(folders, tmp_path, monkeypatch, capsys):
-    alone = {one.seed: one for one in train_runs("train_mmt", params_of(), folders)}
+    alone = {one.trial.seed: one for one in train_runs("train_mmt", params_of(), folders)}
     weights = {seed: load_weights(one.weights)[0] for seed, one in alone.items()}
     for folder in ("runs", "models", "predictions"):
         (folders.root / folder).rename(tmp_path / folder)
@@ -75,12 +76,25 @@ def test_two_processes_have_the_loss_curve_of_one_and_go_on_where_it_stopped(fol
     assert "resumes after epoch 1 of 3" in told
     assert not list(folders.runs.glob("*.json")), "what the processes were told is taken away"
     for one in pair:
-        want = alone[one.seed]
+        want = alone[one.trial.seed]
         pd.testing.assert_frame_equal(one.history, want.history, rtol=1e-4, atol=1e-4)
         pd.testing.assert_frame_equal(one.scores, want.scores)
         found = load_weights(one.weights)[0]
-        for name, value in weights[one.seed].items():
+        for name, value in weights[one.trial.seed].items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_the_shipped_mmt_drops_the_same_paths_in_any_number_of_processes(folders, tmp_path):
+    settings = resolved("mmt_t", {})
+    assert min(settings[part]["drop_path"] for part in ("audio", "video")) > 0
+    curves = []
+    for nproc in (1, 2):
+        params = make_params(make_recipe(nproc=nproc), train_mmt=make_run("mmt_t", overrides={}, epochs=2))
+        (trained,) = train_runs("train_mmt", params, folders, [Trial(0)])
+        curves.append(trained.history)
+        for folder in ("runs", "models", "predictions"):
+            (folders.root / folder).rename(tmp_path / f"{folder}-{nproc}")
+    pd.testing.assert_frame_equal(*curves, rtol=1e-3, atol=1e-4)
 
 
 def test_a_failure_in_a_process_is_told_in_its_own_words(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mmtlib.files import write_json
+from mmtlib.models.ops import Dropout
 
 HUB_FILE = "model.safetensors"  # the name of a model's weights in a folder or repository of its own
 Audio = Float[Tensor, "batch 1 time mel"]
@@ -116,7 +117,7 @@ class StreamClassifier(OneModality):
     def __init__(self, reads: str, encoder: nn.Module, num_classes: int, dropout: float, norm: nn.Module | None = None):
         super().__init__()
         self.reads, self.encoder, self.norm = reads, encoder, norm or nn.Identity()
-        self.head, self.dropout = nn.Linear(encoder.dim, num_classes), nn.Dropout(dropout)
+        self.head, self.dropout = nn.Linear(encoder.dim, num_classes), Dropout(dropout)
 
     def features(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
         return self.norm(self.encoder.features(self.encoder(x)[0]))

@@ -12,6 +12,7 @@ from mmtlib.models.base import OneModality
 from mmtlib.models.fusion import transformer_block
 from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.multiscale import PATCH_CONV, Grid, MultiscaleEncoder
+from mmtlib.models.ops import Dropout
 
 AST = {
     "ast_t": dict(dim=96, depth=2, num_heads=3, size=(198, 128)),
@@ -85,23 +86,15 @@ class ASTClassifier(OneModality):
 
         self.patch_stride = (patch_stride, patch_stride)
         self.positions_grid = self.grid(tuple(size))[::-1]  # mel first, as transformers lays the patches out
-        self.encoder = ASTModel(
-            ASTConfig(
-                hidden_size=dim,
-                num_hidden_layers=depth,
-                num_attention_heads=num_heads,
-                intermediate_size=4 * dim,
-                time_stride=patch_stride,
-                frequency_stride=patch_stride,
-                max_length=size[0],
-                num_mel_bins=size[1],
-                initializer_range=0.5 * dim**-0.5,  # as in the multiscale core: 0.02 suits widths near 768
-            )
-        )
+        config = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=num_heads)
+        config |= dict(intermediate_size=4 * dim, max_length=size[0], num_mel_bins=size[1])
+        config |= dict(time_stride=patch_stride, frequency_stride=patch_stride)
+        spread = 0.5 * dim**-0.5  # as in the multiscale core: 0.02 suits widths near 768
+        self.encoder = ASTModel(ASTConfig(**config, initializer_range=spread))
         nn.init.trunc_normal_(self.encoder.embeddings.position_embeddings, std=0.02)  # transformers leaves zeros
         nn.init.trunc_normal_(self.encoder.embeddings.cls_token, std=0.02)
         nn.init.trunc_normal_(self.encoder.embeddings.distillation_token, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(dim, num_classes)
 
     def features(self, x: Float[Tensor, "batch 1 time mel"]) -> Float[Tensor, "batch dim"]:

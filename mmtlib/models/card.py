@@ -32,14 +32,7 @@ def model_card(
     if scores is not None:
         scores = scores[scores["split"].isin(["val", "test"])].rename(columns={"modality": "given", "n": "clips"})
         scores = scores.round(1).to_markdown(index=False, disable_numparse=True)
-    return ModelCard.from_template(
-        ModelCardData(license="apache-2.0", library_name="mmtlib", tags=["audio-video", about["name"]]),
-        template_path=str(TEMPLATE),
-        about=about,
-        parameters=parameters,
-        kind=MODALITY[about["name"]],
-        told={name: x if isinstance(x, str) else json.dumps(x) for name, x in told.items() if name not in UNTOLD},
-        scores=scores,
-        file=file,
-        generated=GENERATED,
-    )
+    told = {name: x if isinstance(x, str) else json.dumps(x) for name, x in told.items() if name not in UNTOLD}
+    shown = dict(about=about, parameters=parameters, told=told, scores=scores, file=file, generated=GENERATED)
+    data = ModelCardData(license="apache-2.0", library_name="mmtlib", tags=["audio-video", about["name"]])
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), kind=MODALITY[about["name"]], **shown)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmtlib.models.base import Flags
+from mmtlib.models.ops import Dropout
 
 Tokens = Float[Tensor, "batch _ dim"] | None  # of a modality; None: it was not given
 Share = Float[Tensor, " batch"]  # of audio in an average: 0.5 where both are there, else 1 or 0
@@ -99,7 +100,7 @@ class StreamHeads(nn.Module):
 
     def __init__(self, audio_dim: int, video_dim: int, num_classes: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.audio_norm, self.video_norm = nn.LayerNorm(audio_dim, eps=1e-6), nn.LayerNorm(video_dim, eps=1e-6)
         self.audio_head, self.video_head = nn.Linear(audio_dim, num_classes), nn.Linear(video_dim, num_classes)
 

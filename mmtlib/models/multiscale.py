@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from mmtlib.models import ops
 from mmtlib.models.base import StreamClassifier
@@ -170,7 +169,7 @@ class MultiscaleBlock(nn.Module):
         self.attention = MultiscaleAttention(dim_in, stage.dim, stage.num_heads, **options)
         self.project = nn.Linear(dim_in, stage.dim) if dim_in != stage.dim else None
         self.mlp = nn.Sequential(nn.Linear(stage.dim, 4 * stage.dim), nn.GELU(), nn.Linear(4 * stage.dim, stage.dim))
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = ops.DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch tokens dim_in"], grid: Grid) -> Pooled:
         normed = self.norm1(x)

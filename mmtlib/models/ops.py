@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtlib.distributed import rank, ranks
+
 Grid = tuple[int, ...]  # tokens along each axis, time first
 CONV = {2: F.conv2d, 3: F.conv3d}
 SLICE = 2**24  # bytes of the largest intermediate result of a slice: 2**20 was slower, and so was no slicing
@@ -44,6 +46,24 @@ def cached(function: Callable) -> Callable:
 
     call.cache_clear = kept.cache_clear
     return call
+
+
+class Dropout(nn.Dropout):
+    """Drawn for the clips of all ranks, from one seed; each keeps its own, so that their number changes nothing."""
+
+    whole = False  # every value by itself
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        if not (self.training and self.p):
+            return x
+        shape = [1] * (x.ndim - 1) if self.whole else x.shape[1:]
+        return x * super().forward(x.new_ones(len(x) * ranks(), *shape)).chunk(ranks())[rank()]
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al., ECCV 2016): a clip's branch is left out as a whole, with probability `p`."""
+
+    whole = True
 
 
 # Pooling.

@@ -5,15 +5,15 @@ interrupted goes on from there with the same result; a run with anything changed
 old weights.
 
 On several GPUs or machines each process trains on its share of every batch (DistributedDataParallel). What is trained
-does not depend on their number, but for what each draws by itself: dropped paths, dropout, the partners of mixup.
+does not depend on their number, but for the partners of mixup, which each finds among its own clips.
 """
 
+import io
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +27,7 @@ from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_gene
 from mmtlib.distributed import gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.evaluation.scores import topk_accuracy
+from mmtlib.files import write_bytes
 from mmtlib.models import build_model
 from mmtlib.models.base import Reading
 from mmtlib.models.build import modality_of
@@ -148,7 +149,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, bf16: bool) -> dict[str, float]:
         self.model.train()
         # All randomness of an epoch follows from (seed, epoch), so that a resumed run draws what a whole one does.
-        torch.manual_seed(self.seed * 100_003 + epoch + rank() * 1_000_003)
+        torch.manual_seed(self.seed * 100_003 + epoch)
         draws = Draws(epoch_generator(self.seed, epoch, "augmentation"), rank(), ranks())
         totals: Counter[str] = Counter()
         for number, batch in enumerate(self.train.stream(self._plan(epoch), self.modality, self.device), start=1):
@@ -156,9 +157,24 @@ class Trainer:
             batch, targets = mixup(self.augment(batch, draws), targets, self.recipe.mixup, draws)
             batch = modality_dropout(batch, self.run.modality_dropout, draws)
             last = number % self.recipe.accumulate == 0
-            totals.update(self.step(batch, targets, bf16, last))
+            try:
+                totals.update(self.step(batch, targets, bf16, last))
+            except torch.OutOfMemoryError:
+                raise ParamsError(self._too_many(batch, targets, bf16)) from None
         everyone = gather_objects(totals)
         return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
+
+    def _too_many(self, batch: Batch, targets: optim.Logits, bf16: bool) -> str:
+        """What to say where the GPU has no memory for a part of a batch; by halving, how many clips it has it for."""
+        clips = fits = len(batch.labels)
+        while fits := fits // 2 if ranks() == 1 else 0:  # of several ranks the others would wait
+            self.optimizer.zero_grad()
+            with suppress(torch.OutOfMemoryError):
+                self.step(Batch(*(x if x is None else x[:fits] for x in batch)), targets[:fits], bf16, last=False)
+                break
+        parts = self.recipe.accumulate * clips // max(fits, 1)
+        remedy = f", but for {fits}; set training.accumulate: {parts}" if fits else "; raise training.accumulate"
+        return f"The GPU has no memory for {clips} clips of {self.run.model}{remedy}."
 
     def step(self, batch: Batch, targets: optim.Logits, bf16: bool, last: bool = True) -> dict[str, float]:
         """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
@@ -195,28 +211,18 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the weights, with all that their use needs."""
-        save_model(
-            path,
-            self.model,
-            heads=self.train.heads,
-            stats=self.train.stats,
-            run=plain(self.run),
-            recipe=self.recipe.model_dump(),
-            seed=self.seed,
-            key=self.key,
-            clips=len(self.views),
-            encoders=self.origins,
-        )
+        data = {"heads": self.train.heads, "stats": self.train.stats, "clips": len(self.views)}
+        run = {"run": plain(self.run), "recipe": self.recipe.model_dump(), "seed": self.seed, "key": self.key}
+        save_model(path, self.model, **data, **run, encoders=self.origins)
 
     def _save(self, state: dict) -> None:
         """Write the checkpoint, whole or not at all; it is the same on all ranks."""
         if rank() > 0:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".tmp")
         parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, temporary)
-        os.replace(temporary, self.checkpoint)
+        buffer = io.BytesIO()  # torch.save itself does not say what went wrong with a file
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer)
+        write_bytes(self.checkpoint, buffer.getbuffer())
 
     def _restore(self) -> dict | None:
         if not self.checkpoint.is_file():

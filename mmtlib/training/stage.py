@@ -35,16 +35,11 @@ class Trained:
     """What a run leaves: its files, its learning curve, and its scores on validation and test."""
 
     name: str
-    seed: int
-    fold: int | None
+    trial: Trial
     weights: Path
     predictions: Path
     history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1
     scores: pd.DataFrame  # split, modality, n, top1, top5
-
-    @property
-    def trial(self) -> Trial:
-        return Trial(self.seed, self.fold)
 
 
 FAILED = "training failed: "  # begins the line in which a process says why
@@ -103,7 +98,7 @@ def _trained(name: str, folders: Folders, trial: Trial) -> Trained:
     """A run as its files tell it."""
     weights, predictions = folders.weights(name, *trial), folders.predictions(name, *trial)
     history = pd.read_csv(weights.with_suffix(".csv"))
-    return Trained(name, *trial, weights, predictions, history, scores(read_predictions(predictions)))
+    return Trained(name, trial, weights, predictions, history, scores(read_predictions(predictions)))
 
 
 def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> None:
@@ -128,10 +123,8 @@ def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> Non
         write_json(weights.with_suffix(".json"), {"key": key_of(parts), "parts": parts})
         if trained is not None:
             write_bytes(weights, trained.read_bytes())
-            about = {
-                "file": weights.relative_to(folders.root).as_posix(),
-                "scores": scores(read_predictions(found.predictions)),
-            }
+            file = weights.relative_to(folders.root).as_posix()
+            about = {"file": file, "scores": scores(read_predictions(found.predictions))}
             write_text(weights.with_suffix(".md"), str(from_pretrained(weights).generate_model_card(**about)))
         elif weights.is_file() and read_header(weights).get("key") != key_of(parts):
             weights.unlink()  # of another run

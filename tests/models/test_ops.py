@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from mmtlib.models import ops
 
@@ -88,3 +89,36 @@ def test_a_table_of_another_length_is_interpolated_between_row_centres():
     table = torch.tensor([[0.0, 4.0], [2.0, 0.0]])
     assert ops.resize_table(table, 2) is table
     assert ops.resize_table(table, 4).tolist() == [[0.0, 4.0], [0.5, 3.0], [1.5, 1.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("p", [0.3, 1.0])
+def test_dropped_paths_are_those_of_torchvision(p):
+    x = torch.randn(50, 3, 2)
+    found, want = ops.DropPath(p), StochasticDepth(p, "row")
+    for _ in range(2):  # the second draw is another one
+        state = torch.get_rng_state()
+        got = found(x)
+        torch.set_rng_state(state)
+        torch.testing.assert_close(got, want(x), rtol=0, atol=0)
+    assert found.eval()(x) is x
+    assert ops.DropPath(0.0)(x) is x
+
+
+def test_dropout_is_that_of_torch():
+    x = torch.randn(50, 4)
+    torch.manual_seed(0)
+    got = ops.Dropout(0.3)(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, torch.nn.Dropout(0.3)(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [ops.DropPath, ops.Dropout])
+def test_ranks_drop_what_one_process_would(monkeypatch, make):
+    drop, whole = make(0.5), torch.randn(12, 5, 4)
+    torch.manual_seed(0)
+    want = drop(whole)
+    monkeypatch.setattr(ops, "ranks", lambda: 3)
+    for number, own in enumerate(whole.chunk(3)):
+        monkeypatch.setattr(ops, "rank", lambda number=number: number)
+        torch.manual_seed(0)
+        torch.testing.assert_close(drop(own), want.chunk(3)[number], rtol=0, atol=0)

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from mmtlib.config import ROOT, ParamsError, load
+from mmtlib.config import ROOT, ParamsError, Trial, load
 from mmtlib.folders import Folders
 from mmtlib.training.stage import Trained
 from study import notebook
@@ -140,14 +140,14 @@ def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_loo
 def trained(name: str) -> list[Trained]:
     folders = Folders(ROOT, "smoke")
     files = folders.weights(name, 0), folders.predictions(name, 0)
-    return [Trained(name, 0, None, *files, history=pd.DataFrame(), scores=pd.DataFrame())]
+    return [Trained(name, Trial(0), *files, history=pd.DataFrame(), scores=pd.DataFrame())]
 
 
 @pytest.mark.parametrize("name", ["pretrain_mat", "train_mmt", *SMALL.ablations])
 def test_the_study_smoke_shows_the_kept_results_of_the_full_one(name, capsys):
     full = load(notebook.FULL)
     shown = to_show(name, trained(name), SMALL)
-    assert [one.seed for one in shown] == [seed for seed, _ in full.trials(name)]
+    assert [one.trial.seed for one in shown] == [seed for seed, _ in full.trials(name)]
     assert capsys.readouterr().out == f"of the study freedoom, whose predictions are kept: {len(shown)} seeds\n"
     for one in shown:
         assert one.predictions.parent == ROOT / full.training.kept

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -171,17 +172,18 @@ def test_a_run_killed_after_an_epoch_repeats_that_epoch(features, tmp_path, unin
 
 def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(features, tmp_path, uninterrupted, monkeypatch):
     run, recipe, want, _, _ = uninterrupted
-    original, count = torch.save, itertools.count()
+    original, count = os.fdopen, itertools.count()
 
-    def save(value, path, **options):
-        original(value, path, **options)
+    def write_a_part(handle, mode):
+        file = original(handle, mode)
         if next(count) == 1:
-            with open(path, "r+b") as file:
-                file.truncate(100)
+            file.write(100 * b"x")
+            file.close()
             raise KilledError
+        return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save)
+        patch.setattr(os, "fdopen", write_a_part)
         with pytest.raises(KilledError):
             fit(make_trainer(features, tmp_path, run, recipe))
     trainer = make_trainer(features, tmp_path, run, recipe)
@@ -581,3 +583,18 @@ def test_load_encoder_interpolates_the_positions_of_another_input_size(tmp_path)
     sound = torch.randn(1, 1, *longer)
     with torch.no_grad():  # which interpolates them whenever it is called
         torch.testing.assert_close(model.audio_encoder.eval()(sound)[0], want.encoder.eval()(sound)[0])
+
+
+@pytest.mark.parametrize(("room", "words"), [(3, "but for 2; set training.accumulate: 8"), (0, "raise training.acc")])
+def test_too_little_memory_is_said_with_the_batch_that_fits(features, tmp_path, monkeypatch, room, words):
+    trainer = make_trainer(features, tmp_path, recipe=make_recipe(batch_size=16, accumulate=2))
+    read = trainer.model.read
+
+    def limited(audio, *rest):
+        if len(audio) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return read(audio, *rest)
+
+    monkeypatch.setattr(trainer.model, "read", limited)
+    with pytest.raises(ParamsError, match=f"^The GPU has no memory for 8 clips of mat_t(, |; ){words}"):
+        trainer.fit(log=lambda line: None)

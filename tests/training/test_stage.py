@@ -63,14 +63,14 @@ def test_a_stage_leaves_weights_curve_and_predictions_of_each_seed(study):
     folders, params, trained = study
     for stage, runs in trained.items():
         for run in runs:
-            assert run.weights == folders.root / f"models/toy/{stage}/{stage}-seed{run.seed}.safetensors"
-            assert run.predictions == folders.root / f"predictions/toy/{stage}/{stage}-seed{run.seed}.parquet"
+            assert run.weights == folders.root / f"models/toy/{stage}/{stage}-seed{run.trial.seed}.safetensors"
+            assert run.predictions == folders.root / f"predictions/toy/{stage}/{stage}-seed{run.trial.seed}.parquet"
             curve = pd.read_csv(run.weights.with_suffix(".csv"))
             assert "seconds" not in curve, "a time would differ from run to run, and DVC compares bytes"
             pd.testing.assert_frame_equal(curve, run.history)
             model, header = load_model(run.weights)
             assert header["heads"] == {"label": CLASSES}
-            assert header["seed"] == run.seed
+            assert header["seed"] == run.trial.seed
             assert header["run"]["model"] == params.runs[stage].model
             assert header["stats"]["log_mel"]["mean"] == -7.0
             assert json.loads(run.weights.with_suffix(".json").read_text())["key"] == header["key"]
@@ -97,7 +97,7 @@ def test_weights_have_a_card_whose_figures_are_those_of_the_run(study):
             model, about = load_model(run.weights)
             count = sum(part.numel() for part in model.parameters())
             assert f"- model: {params.runs[stage].model}, {count:,} parameters" in card
-            assert f"- run: {about['key']}, seed {run.seed}" in card
+            assert f"- run: {about['key']}, seed {run.trial.seed}" in card
             assert f"- trained on: toy, fingerprint {about['stats']['fingerprint'][:16]}; 32 clips" in card
             assert f"- lr: {params.runs[stage].lr}\n" in card
             rows = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")][1:]
@@ -166,7 +166,7 @@ def test_a_run_trained_anew_gives_the_same_bytes_and_a_new_seed_others(study, tm
     before = bytes_of(trained["train_mmt"][0])
     folders.runs.rename(tmp_path / "runs")
     again = train_runs("train_mmt", params, folders)
-    assert [one.seed for one in again] == [0, 1]
+    assert [one.trial.seed for one in again] == [0, 1]
     assert bytes_of(again[0]) == before
     assert again[1].weights.read_bytes() != before[0]
 
@@ -203,7 +203,7 @@ def test_a_row_of_the_table_has_folders_and_seeds_of_its_own(tmp_path):
     params = make_params(seeds=(0,))
     rows = {"ast_t": params.ablations["ast_t"].model_copy(update={"seeds": [5]})}
     (run,) = train_runs("ast_t", params.model_copy(update={"ablations": rows}), folders)
-    assert run.seed == 5
+    assert run.trial.seed == 5
     assert run.weights == tmp_path / "models/toy/ablations/ast_t/ast_t-seed5.safetensors"
     assert run.predictions == tmp_path / "predictions/toy/ablations/ast_t/ast_t-seed5.parquet"
 
