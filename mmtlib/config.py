@@ -59,6 +59,12 @@ def _start(value: Any) -> str:
 
 Start = Annotated[str, BeforeValidator(_start)]
 OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
+CLASS_LISTS = {
+    "kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"],
+    "esc50": ["esc-10"],
+    "ucf101": ["all", "sound"],
+    "freedoom-sounds": ["freedoom-sounds-2"],
+}  # of the sources that have named ones
 
 
 __all__ = ["ROOT", "STAGES", "Params", "ParamsError", "Recipe", "Run", "Trial", "check", "compose", "load", "workspace"]
@@ -106,9 +112,7 @@ class Download(Section):
             **{name: ["media"] for name in ("esc50", "urbansound8k", "grid", "folder")},
         }.get(self.source, ["annotations", "media"])
         own = self.source == "ucf101"  # whose classes may be listed by name
-        known = {"kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"], "esc50": ["esc-10"]}
-        known |= {"freedoom-sounds": ["freedoom-sounds-2"]}
-        lists = ["all", "sound"] if own else known.get(self.source, [])
+        lists = CLASS_LISTS.get(self.source, [])
         more = ["annotations", "follow_links", *([] if of_folds else ["val_share"])]
         may = [*needed, *(["class_list"] if lists else []), *([] if self.source == "freedoom-sounds" else more)]
         for name in needed:

@@ -1,6 +1,6 @@
 """Data: manifests, clips, features and batches. Nothing here imports a model."""
 
 from mmtlib.data.manifest import ManifestError, media_root, read_manifest, write_manifest
-from mmtlib.data.sources.survey import build_manifest
+from mmtlib.data.sources.survey import survey
 
-__all__ = ["ManifestError", "build_manifest", "media_root", "read_manifest", "write_manifest"]
+__all__ = ["ManifestError", "media_root", "read_manifest", "survey", "write_manifest"]

@@ -6,22 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from freedoom_sounds.files import write_clip
 from mmtlib.config import ROOT
 from mmtlib.data.sources.listing import Listing, list_media
-from mmtlib.data.sources.survey import SOURCES
+from mmtlib.data.sources.survey import list_clips, survey
 
 
 def listed(source: str, annotations: Path | None, media: Path, class_list: str | list[str] | None = None) -> Listing:
     """What a source lists, no file looked into."""
-    return SOURCES[source](annotations, list_media(media), class_list=class_list, val_share=0.05)
+    return list_clips(source, annotations, list_media(media), class_list=class_list, val_share=0.05)
 
 
-def real_files(name: str) -> Path:
+def build_manifest(source: str, annotations: Path | None, media: Path, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The manifest of a data set and its coverage."""
+    found = survey(source, annotations, media, **options)
+    return found.manifest, found.coverage
+
+
+def real_files(name: str, kind: str = "realdata") -> Path:
     """The folder of a public set on this machine; skips the test where there is none."""
-    folder = ROOT.parent / "shared/realdata" / name
+    folder = ROOT.parent / "shared" / kind / name
     if not folder.is_dir():
         pytest.skip(f"{name} is not on this machine")
     return folder

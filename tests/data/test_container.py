@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pandas as pd
 import pytest
-from real_sets import counts, csv_text, flawed, video_id
+from real_sets import build_manifest, counts, csv_text, flawed, video_id
 
 from freedoom_sounds.files import write_clip
 from mmtlib.data.container import MediaError, locate, members, open_media
@@ -16,7 +16,6 @@ from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import ManifestError, read_manifest
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.listing import SourceError, list_media
-from mmtlib.data.sources.survey import build_manifest
 
 SETTINGS = {
     "sample_rate": 16000,

@@ -4,15 +4,16 @@ from functools import partial
 
 import pandas as pd
 import pytest
-from real_sets import clip_bytes, csv_text, put
+from real_sets import build_manifest, clip_bytes, csv_text, put, real_files
 
-from mmtlib.data import ManifestError, build_manifest
-from mmtlib.data.sources.survey import survey
+from mmtlib.data import ManifestError
+from mmtlib.data.sources.survey import list_clips, survey
 
 build = partial(build_manifest, workers=1)
 HEADER = ["narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp"]
 HEADER += ["start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class"]
 HEADER += ["all_nouns", "all_noun_classes"]
+OPTIONS = {"class_list": None, "val_share": 0.05}
 VERBS, NOUNS = ["take", "put", "turn-on"], ["tap", "spoon", "plate", "board:chopping"]
 
 
@@ -101,6 +102,21 @@ def test_whole_videos_are_held_out(made):
     per_video = manifest.groupby(manifest.clip_id.str.rpartition("_")[0]).split.nunique()
     assert (per_video == 1).all()
     assert 7 * 2 <= (manifest.split == "val").sum() <= 30 * 2
+
+
+def test_without_the_train_file_there_are_test_clips_alone(made, capsys):
+    annotations, media = made
+    (annotations / "EPIC_100_train.csv").unlink()
+    manifest, coverage = build("epic-kitchens-100", annotations, media)
+    assert manifest.split.tolist() == ["test"] * 3
+    assert coverage.set_index("split").listed.to_dict() == {"train": 0, "val": 0, "test": 3}
+    assert "EPIC_100_train.csv does not exist, so there are test clips alone" in capsys.readouterr().out
+
+
+def test_the_real_files():
+    clips = list_clips("epic-kitchens-100", real_files("epic-kitchens-100", "annotations"), [], **OPTIONS).clips
+    assert clips.split.value_counts().to_dict() == {"test": 9_668}
+    assert clips.iloc[0][["clip_id", "start", "end", "label"]].tolist() == ["P01_11_0", 0.0, 1.89, "take plate"]
 
 
 def test_the_second_version_of_a_class_list_serves_too(made):

@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
-from real_sets import clip_bytes, csv_text, put
+from real_sets import build_manifest, clip_bytes, csv_text, put
 
-from mmtlib.data import ManifestError, build_manifest, read_manifest, write_manifest
+from mmtlib.data import ManifestError, read_manifest, write_manifest
 from mmtlib.data.sources.listing import SourceError
 from mmtlib.data.sources.survey import survey
 

@@ -1,9 +1,9 @@
 """What holds for every source alike."""
 
 import pytest
-from real_sets import put
+from real_sets import build_manifest, put
 
-from mmtlib.data import build_manifest, read_manifest
+from mmtlib.data import read_manifest
 from mmtlib.data.download import download
 from mmtlib.data.manifest import ManifestError
 from mmtlib.data.sources.listing import SourceError, list_media

@@ -4,11 +4,14 @@ import csv
 from functools import partial
 
 import pytest
-from real_sets import clip_bytes, counts, csv_text, flawed, put, video_id
+from real_sets import build_manifest, clip_bytes, counts, csv_text, flawed, put, real_files, video_id
 
-from mmtlib.data import ManifestError, build_manifest
+from mmtlib.config import CLASS_LISTS
+from mmtlib.data import ManifestError
+from mmtlib.data.manifest import read_table
 from mmtlib.data.sources.listing import SourceError, class_names
-from mmtlib.data.sources.youtube import KINETICS_LISTS, SECONDS
+from mmtlib.data.sources.survey import list_clips
+from mmtlib.data.sources.youtube import SECONDS
 
 build = partial(build_manifest, workers=1)
 TRAIN = ["good", "good", "missing", "truncated", "no index", "silent", "blind", "short", "good", "good"]
@@ -182,7 +185,7 @@ def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path):
 
 
 def test_class_lists_are_the_published_ones():
-    vggsound, ks31, ks32 = (class_names(name) for name in ("vggsound-309", *KINETICS_LISTS))
+    vggsound, ks31, ks32 = (class_names(name) for name in ("vggsound-309", *CLASS_LISTS["kinetics-sounds"]))
     assert (len(set(vggsound)), len(set(ks31)), len(set(ks32))) == (309, 31, 32)
     assert vggsound[:2] == ["ambulance siren", "basketball bounce"]
     assert {"female speech, woman speaking", "playing tympani", "eletric blender running"} < set(vggsound)
@@ -227,3 +230,71 @@ def test_the_kinetics_list_must_be_named(tmp_path):
             build("kinetics-sounds", tmp_path, tmp_path / "m", class_list=name)
     with pytest.raises(SourceError, match="vggsound has no list 'vggsound-310'"):
         build("vggsound", tmp_path / "v.csv", tmp_path / "m", class_list="vggsound-310")
+
+
+LISTS = {
+    "my_train.txt": "aaaaaaaaaa0_000003_000013,10,0\naaaaaaaaaa1_000000_000004,4,30\naaaaaaaaaa2_000001_000011,10,7\n",
+    "my_test.txt": "aaaaaaaaaa3_2,10,4\naaaaaaaaaa4_7,10,4\naaaaaaaaaa5_60,10,23\n",
+}
+
+
+@pytest.fixture
+def shared_lists(tmp_path):
+    for name, text in LISTS.items():
+        put(tmp_path / "lists" / name, text.encode())
+    return tmp_path / "lists"
+
+
+def test_the_lists_that_the_literature_shares_are_read(shared_lists, tmp_path, files):
+    names = ("aaaaaaaaaa0_000003_000013", "aaaaaaaaaa3_2", "aaaaaaaaaa5_000060_000070")
+    for name in names:
+        put(tmp_path / f"m/{name}.mp4", files["good"])
+    options = {"class_list": "kinetics-sounds-31", "val_share": 0}
+    manifest, coverage = build("kinetics-sounds", shared_lists, tmp_path / "m", **options)
+    assert manifest.path[[0, 3, 5]].tolist() == [f"{name}.mp4" for name in names]  # one as its list calls it
+    assert manifest.clip_id[3] == "aaaaaaaaaa3_000002_000012"
+    assert manifest.split.tolist() == ["train"] * 3 + ["test"] * 3
+    classes = ["blowing nose", "tickling", "playing accordion", *["dribbling basketball"] * 2, "shoveling snow"]
+    assert manifest.label.tolist() == classes
+    assert manifest.start[[0, 3, 5]].isna().all()
+    assert coverage.set_index("split").found.to_dict() == {"train": 1, "val": 0, "test": 2}
+    lasts = list_clips("kinetics-sounds", shared_lists, [], **options).clips.lasts
+    assert lasts.tolist() == [10, 4, 10, 10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("my_train.txt", "aaaaaaaaaa0,10,0", "file is 'aaaaaaaaaa0'; it must look like <youtube_id>_<start>_<end>"),
+        ("my_train.txt", "aaaaaaaaa/0_1_2,10,0", "youtube_id is 'aaaaaaaaa/0'; it must be 11 of"),
+        ("my_train.txt", "aaaaaaaaaa0_5_5,10,0", "time_end is '5'; it must come after time_start"),
+        ("my_test.txt", "aaaaaaaaaa0_1,10,31", "class is '31'; it must be a number from 0 to 30"),
+        ("my_test.txt", "aaaaaaaaaa0_1,ten,3", "seconds is 'ten'; it must be whole seconds"),
+    ],
+)
+def test_a_broken_line_of_the_shared_lists_is_named(shared_lists, tmp_path, name, line, words):
+    (tmp_path / "m").mkdir()
+    put(shared_lists / name, (LISTS[name] + line + "\n").encode())
+    with pytest.raises(ManifestError) as error:
+        build("kinetics-sounds", shared_lists, tmp_path / "m", class_list="kinetics-sounds-31")
+    assert f"{name}, line 4: {words}" in str(error.value)
+
+
+def test_the_shared_lists_count_31_classes(shared_lists, tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(SourceError, match="counts 31 classes; name kinetics-sounds-31"):
+        build("kinetics-sounds", shared_lists, tmp_path / "m", class_list="kinetics-sounds-32")
+
+
+def test_the_real_shared_lists_name_the_classes_that_kinetics_does():
+    lists, kinetics = (real_files(name, "annotations") for name in ("kinetics-sounds-lists", "kinetics-400"))
+    options = {"class_list": "kinetics-sounds-31", "val_share": 0}
+    clips = list_clips("kinetics-sounds", lists / "KineticSound", [], **options).clips
+    assert clips.split.value_counts().to_dict() == {"train": 14_799, "test": 2_597}
+    assert clips.clip_id.is_unique
+    assert clips.label.nunique() == 31
+    published = read_table(kinetics / "test.csv", ("label", "youtube_id", "time_start", "time_end"))  # their test clips
+    names = published.set_index("youtube_id").label
+    known = clips[clips.clip_id.str[:11].isin(names.index)]
+    assert known.split.value_counts().to_dict() == {"test": 2_567}
+    assert (known.clip_id.str[:11].map(names) == known.label).all()

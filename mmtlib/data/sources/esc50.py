@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, by_stem, in_folds, named, stem
+from mmtlib.data.sources.listing import Listing, by_stem, in_folds, named, stem
 
 PUBLISHED = {"esc-50": 2000, "esc-10": 400}
 _COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
@@ -14,16 +14,13 @@ _ESC10 = (
 )
 
 
-def esc50(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+def esc50(annotations: Path | None, media: list[str], *, class_list: str | None) -> Listing:
     """The clips of meta/esc50.csv, or without it those of ESC-10's own folders (`001 - Dog bark/1-100032-A.ogg`).
 
     class_list: all 50 classes (None), or esc-10, the rows that the CSV marks so. fold: the official one; group:
-    the recording on Freesound that the clip was cut from. val_share is not used: val follows from the groups.
-    Raises SourceError for another list and where no file is named so, ManifestError for a line of the CSV that
-    breaks the format.
+    the recording on Freesound that the clip was cut from. Raises SourceError where no file is named so, ManifestError
+    for a line of the CSV that breaks the format.
     """
-    if class_list not in (None, "esc-10"):
-        raise SourceError(f"download.class_list: esc50 has no list {class_list!r}; name esc-10 or leave it out.")
     name = "esc-50" if class_list is None and annotations else "esc-10"
     if annotations is None:
         clips = named(media, _ESC10)

@@ -11,7 +11,7 @@ from mmtlib.data.sources.listing import Listing, SourceError, hold_out_of_each
 TEST_SHARE = 0.2
 
 
-def folder(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+def folder(annotations: Path | None, media: list[str], *, val_share: float | int) -> Listing:
     """The clips of folders named by their class, or of a CSV with columns path, label and what else it has.
 
     Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its
@@ -21,8 +21,6 @@ def folder(annotations: Path | None, media: list[str], *, class_list: str | None
     hash of the id, of each class one at least). Raises SourceError for a file outside a class folder, ManifestError
     for a CSV line that breaks a rule, for two labels of the same seconds and for an id of two clips.
     """
-    if class_list is not None:
-        raise SourceError(f"download.class_list: a folder has no list {class_list!r}; leave it out.")
     clips = _from_folders(media) if annotations is None else _from_csv(annotations)
     if "split" not in clips:
         is_test = hold_out_of_each(clips.clip_id, clips.label, TEST_SHARE, "test")

@@ -24,17 +24,15 @@ HEADS = ["command", "colour", "letter", "digit"]
 _SENTENCE = "".join(f"(?P<{part}>[{''.join(words)}])" for part, words in WORDS.items())
 
 
-def grid(annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+def grid(annotations: Path | None, media: list[str]) -> Listing:
     """The videos named by their sentences (`bbaf2n`: bin blue at f two now) anywhere below a talker's folder, `s1`.
 
     clip_id is `s1_bbaf2n`, and its own group. Our reading of the folds, as none are official: talkers, by number,
     are dealt round into five; of fewer than five talkers the clips are, in the order of the sha256 of their ids.
-    Audio is taken from the videos, files of audio beside them are ignored; so is val_share: val follows from the
-    groups. `annotations`, if given, is a folder of .align files, whose words are compared with the names. Raises
-    SourceError for a class_list, no video or .align file named so, ManifestError for an .align file of other words.
+    Audio is taken from the videos, files of audio beside them are ignored. `annotations`, if given, is a folder of
+    .align files, whose words are compared with the names. Raises SourceError where no video or .align file is named so,
+    ManifestError for an .align file of other words.
     """
-    if class_list is not None:
-        raise SourceError(f"download.class_list: grid has no list {class_list!r}; leave it out.")
     videos = [file for file in media if file.rpartition(".")[2].lower() in VIDEO]
     clips = named(videos, rf"(?:.*/)?s(?P<talker>[0-9]{{1,2}})/(?:[^/]+/)*(?P<said>{_SENTENCE})\.\w+")
     clips["talker"] = clips.talker.astype(int)

@@ -1,6 +1,7 @@
 """Real data sets: their official annotations and a local folder of media become a manifest and its coverage."""
 
 import os
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.esc50 import esc50
 from mmtlib.data.sources.folder import folder
 from mmtlib.data.sources.grid import grid
-from mmtlib.data.sources.listing import SourceError, list_media
+from mmtlib.data.sources.listing import Listing, SourceError, list_media
 from mmtlib.data.sources.ucf101 import ucf101
 from mmtlib.data.sources.urbansound8k import urbansound8k
 from mmtlib.data.sources.youtube import kinetics_sounds, vggsound
@@ -29,7 +30,7 @@ SOURCES = {
     "grid": grid,
     "folder": folder,
 }
-"""Name -> function(annotations, media files, *, class_list, val_share) that lists the clips."""
+"""Name -> function(annotations, media files) that lists the clips; it may take class_list and val_share, too."""
 
 _BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # the names of files and folders say enough
 
@@ -44,12 +45,6 @@ class Survey(NamedTuple):
     dataset: dict[str, Any]  # dataset.json
     coverage: pd.DataFrame  # split, listed, found, broken, silent, blind, too_short, in_train
     problems: pd.DataFrame  # clip_id, path, status, reason: a row for each problem of a clip
-
-
-def build_manifest(source: str, annotations, media, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The manifest of a data set and its coverage, a row a split; `survey` takes the same and returns more."""
-    found = survey(source, annotations, media, **options)
-    return found.manifest, found.coverage
 
 
 def survey(
@@ -86,7 +81,8 @@ def survey(
     if not root.is_dir():
         raise SourceError(f"download.media: {root} is no folder; give the one that holds the media files.")
     listed = None if annotations is None else config.workspace(annotations)
-    listing = SOURCES[source](listed, list_media(root, follow_links), class_list=class_list, val_share=val_share)
+    options = {"class_list": class_list, "val_share": val_share}
+    listing = list_clips(source, listed, list_media(root, follow_links), **options)
     clips, again = listing.clips, listing.clips.clip_id.duplicated()
     if again.any():
         first = clips.clip_id[again.idxmax()]
@@ -123,6 +119,19 @@ def survey(
         coverage.rename_axis(columns=None).rename_axis("split").reset_index(),
         problems[["clip_id", "path", "status", "reason"]],
     )
+
+
+def list_clips(source: str, annotations: Path | None, media: list[str], **options: Any) -> Listing:
+    """What the source lists, no file looked into; `options` are class_list and val_share, of which it may take none."""
+    known, class_list = config.CLASS_LISTS.get(source, []), options["class_list"]
+    names = ", ".join(known)
+    if source == "kinetics-sounds" and class_list not in known:
+        raise SourceError(f"download.class_list: {class_list!r} is none of {names}; name one.")
+    if source != "ucf101" and class_list not in (None, *known):  # whose classes may be listed, too
+        remedy = f"name {names} or leave it out" if known else "leave it out"
+        raise SourceError(f"download.class_list: {source} has no list {class_list!r}; {remedy}.")
+    takes = signature(SOURCES[source]).parameters.keys() & options.keys()
+    return SOURCES[source](annotations, media, **{name: options[name] for name in takes})
 
 
 def _judge(clips: pd.DataFrame, facts: pd.DataFrame, places: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -13,16 +13,14 @@ LISTS = (1, 2, 3)
 _CLIP = r"^(?P<clip>(?P<label>\w+)/(?P<clip_id>v_(?P=label)_g(?P<g>\d\d)_c\d\d)\.\w+)(?: (?P<number>\d+))?\s*$"
 
 
-def ucf101(
-    annotations: Path, media: list[str], *, class_list: str | list[str] | None, val_share: float | int
-) -> Listing:
+def ucf101(annotations: Path, media: list[str], *, class_list: str | list[str] | None) -> Listing:
     """The clips that trainlist01.txt to testlist03.txt in the folder `annotations` name, with its classInd.txt.
 
     A file may lie in any folder and have any extension; case does not count, as the lists' own spelling varies
     (HandstandPushups, HandStandPushups). fold N: list N tests the clip; group: its class and g number, the video
     that it was cut from. class_list: all (None), sound (the 51 classes with audio) or names of classes.
-    val_share is not used: val follows from the groups. Raises SourceError for an unknown class, ManifestError
-    for a line that breaks the format, and for lists that do not fit one another.
+    Raises SourceError for an unknown class, ManifestError for a line that breaks the format, and for lists that do not
+    fit one another.
     """
     classes = _classes(annotations / "classInd.txt")
     chosen = _chosen(class_list, classes)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmtlib.data.manifest import read_table, require
-from mmtlib.data.sources.listing import Listing, SourceError, in_folds, named
+from mmtlib.data.sources.listing import Listing, in_folds, named
 
 PUBLISHED = 8732
 CLASSES = ["air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling"]
@@ -14,18 +14,14 @@ _COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
 _NAME = r"(?P<clip_id>(?P<fsID>[0-9]+)-(?P<classID>[0-9])-[0-9]+-[0-9]+)"
 
 
-def urbansound8k(
-    annotations: Path | None, media: list[str], *, class_list: str | None, val_share: float | int
-) -> Listing:
+def urbansound8k(annotations: Path | None, media: list[str]) -> Listing:
     """The clips of metadata/UrbanSound8K.csv, or without it those whose names say all (`fold1/101415-3-0-2.wav`).
 
     A file lies in a folder fold1 to fold10, its extension does not count. fold: the official one; group: the
     recording on Freesound, of which five lie in two folds as published. The CSV's start and end are times in
-    that recording, not in the file, so they are not used; nor is val_share: val follows from the groups. Raises
-    SourceError for a class_list and where no file is named so, ManifestError for a line that breaks the format.
+    that recording, not in the file, so they are not used. Raises SourceError where no file is named so, ManifestError
+    for a line that breaks the format.
     """
-    if class_list is not None:
-        raise SourceError(f"download.class_list: urbansound8k has no list {class_list!r}; leave it out.")
     clips = named(media, rf"(?:.*/)?fold(?P<fold>10|[1-9])/{_NAME}\.\w+").drop_duplicates(["fold", "clip_id"])
     if annotations is not None:
         clips = _from_csv(annotations).merge(clips[["fold", "clip_id", "path"]], "left", ["fold", "clip_id"])

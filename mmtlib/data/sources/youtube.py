@@ -18,19 +18,16 @@ from mmtlib.data.sources.listing import Listing, SourceError, by_stem, class_nam
 
 _WHOLE = re.compile(r"^([A-Za-z0-9_-]{11})$|\[([A-Za-z0-9_-]{11})\]$")
 SECONDS = 10  # of a clip of VGGSound
-KINETICS_LISTS = ("kinetics-sounds-31", "kinetics-sounds-32")
 PUBLISHED = {"train": 246_535, "test": 19_907}  # clips of Kinetics-400, all its classes
 
 
-def vggsound(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+def vggsound(annotations: Path, media: list[str], *, val_share: float | int) -> Listing:
     """The clips of vggsound.csv, whose lines are youtube_id,start_seconds,label,split without a header.
 
     `annotations` may also be the folder of the authors' train.csv and test.csv, whose lines are <clip_id>.mp4,label.
     Classes are those of the authors' stat.csv in its order, which VGGSounder numbers likewise. Raises
     ManifestError for a line that breaks the format or names another class.
     """
-    if class_list not in (None, "vggsound-309"):
-        raise SourceError(f"download.class_list: vggsound has no list {class_list!r}; leave it out.")
     classes, parts, listed = class_names("vggsound-309"), [], 0
     lists = {split: annotations / f"{split}.csv" for split in ("train", "test")}
     for split, path in lists.items() if annotations.is_dir() else [("", annotations)]:
@@ -51,28 +48,47 @@ def vggsound(annotations: Path, media: list[str], *, class_list: str | None, val
     return held_out(pd.concat(parts, ignore_index=True), val_share, "vggsound", "vggsound-309", classes)
 
 
-def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str | None, val_share: float | int) -> Listing:
+def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str, val_share: float | int) -> Listing:
     """The clips of Kinetics-400 that fall in a list of classes; its validation split is our test split.
 
     `annotations` is the folder of train.csv and val.csv (or validate.csv), with columns label, youtube_id,
-    time_start, time_end; a test.csv there is not used, as is usual. Raises SourceError for a class list that
-    is not named, ManifestError for a line of these classes that breaks the format.
+    time_start, time_end; a test.csv there is not used, as is usual. Or it is that of my_train.txt and my_test.txt,
+    which the literature on balanced learning shares: lines <youtube_id>_<start>[_<end>],seconds,class, the classes
+    being those of kinetics-sounds-31, counted from 0. Raises SourceError for another class list, ManifestError for a
+    line of these classes that breaks the format.
     """
-    if class_list not in KINETICS_LISTS:
-        raise SourceError(f"download.class_list: {class_list!r} is none of {', '.join(KINETICS_LISTS)}; name one.")
-    classes = class_names(class_list)
-    validation = "val.csv" if (annotations / "val.csv").exists() else "validate.csv"
-    parts = []
-    for split, name in (("train", "train.csv"), ("test", validation)):
+    classes, parts = class_names(class_list), []
+    tests = ("my_test.txt", "val.csv", "validate.csv")
+    last = next((name for name in tests if (annotations / name).exists()), tests[-1])
+    if (shared := last == "my_test.txt") and class_list != "kinetics-sounds-31":
+        raise SourceError(f"download.class_list: {annotations} counts 31 classes; name kinetics-sounds-31.")
+    for split, name in (("train", "my_train.txt" if shared else "train.csv"), ("test", last)):
         path = annotations / name
-        table = read_table(path, ("label", "youtube_id", "time_start", "time_end"))
-        note_count(f"clips listed in {path.name}", len(table), PUBLISHED[split])
-        table = table[table.label.isin(classes)]
+        if shared:
+            table = _numbered(path, classes)
+        else:
+            table = read_table(path, ("label", "youtube_id", "time_start", "time_end"))
+            note_count(f"clips listed in {path.name}", len(table), PUBLISHED[split])
+            table = table[table.label.isin(classes)]
         start, end = (whole_seconds(path, table, column) for column in ("time_start", "time_end"))
         require(path, table, end > start, "time_end", "it must come after time_start")
-        parts.append(located(path, table, start, end, [start, end], media).assign(label=table.label, split=split))
-    clips = pd.concat(parts, ignore_index=True)
-    return held_out(clips, val_share, "kinetics-sounds", class_list, classes)
+        found = located(path, table, start, end, [start, end], media).assign(label=table.label, split=split)
+        if shared:  # a file may be called as the list calls it
+            own = by_stem(media)
+            found["path"] = [own.get(name, path) for name, path in zip(table.file, found.path, strict=True)]
+        parts.append(found)
+    return held_out(pd.concat(parts, ignore_index=True), val_share, "kinetics-sounds", class_list, classes)
+
+
+def _numbered(path: Path, classes: list[str]) -> pd.DataFrame:
+    """The lines of my_train.txt or my_test.txt as those of Kinetics' own files; where a name has no end, it follows."""
+    table = read_table(path, ("file", "seconds", "class"), header=False)
+    names = table.file.str.extract(r"^(.{11})_([0-9]{1,6})(?:_([0-9]{1,6}))?$")
+    require(path, table, names[0].notna(), "file", "it must look like <youtube_id>_<start>_<end>")
+    labels = table["class"].map({str(number): name for number, name in enumerate(classes)})
+    require(path, table, labels.notna(), "class", f"it must be a number from 0 to {len(classes) - 1}")
+    end = names[2].fillna((names[1].astype(int) + whole_seconds(path, table, "seconds")).astype(str))
+    return table.assign(youtube_id=names[0], time_start=names[1], time_end=end, label=labels)
 
 
 def whole_seconds(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
