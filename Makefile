@@ -50,8 +50,8 @@ test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebook
 	pytest --nbval notebooks/01_* notebooks/02_*
 	pytest --nbval -n $(JOBS) notebooks/08_* $(filter-out notebooks/01_% notebooks/02_% notebooks/08_%,$(wildcard notebooks/*.ipynb))
 
-faults: $(STAMP) ## damage 12,000 media files and kill the work 60 times; a part of it is in test
-	FUZZ=1000 KILLS=60 pytest -n $(JOBS) --durations=3 tests/data/test_fuzz.py tests/data/test_kills.py
+faults: $(STAMP) ## damage 12,000 media files, kill the work 60 times, fill the disk 30 times; a part of it is in test
+	FUZZ=1000 KILLS=60 FULL=30 pytest -n $(JOBS) --durations=3 $(addprefix tests/data/test_,fuzz.py kills.py full_disk.py)
 
 notebooks: $(STAMP) ## re-execute notebooks/ in place, at their defaults
 	python -m study.run notebooks

@@ -13,15 +13,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help=__doc__.splitlines()[0],
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+plain = dict(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, **plain)
 _REMEDIES = {
     errno.ENOSPC: "free space there, and run this again: what is finished is kept",
+    errno.EDQUOT: "free some of your quota there, and run this again: what is finished is kept",
     errno.EROFS: "make that folder writable, or work in another one",
     errno.EACCES: "make it readable and writable for you, or work in another folder",
 }

@@ -19,6 +19,7 @@ from mmtlib.data.dataset import normalised
 from mmtlib.data.decode import Decoded, Settings, Task, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
+from mmtlib.files import Number
 from mmtlib.models import AVModel, from_pretrained
 from mmtlib.models.hub import WeightsError
 
@@ -26,6 +27,7 @@ _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.s
 _TOGETHER = 16  # windows of a long file that are decoded and read at a time
 _COLUMNS = ["modality", "head", "rank", "label", "probability"]
 Heads = Mapping[str, Sequence[str]]  # name -> classes
+AnyModel = AVModel | str | Path  # a trained one, or its weights
 
 
 class PredictionError(ValueError):
@@ -47,12 +49,7 @@ class Prediction(NamedTuple):
 
 
 def predict_file(
-    model: AVModel | str | Path,
-    file: str | Path,
-    *,
-    top: int = 5,
-    seconds: float | int | None = None,
-    hop: float | int | None = None,
+    model: AnyModel, file: str | Path, *, top: int = 5, seconds: Number | None = None, hop: Number | None = None
 ) -> Prediction:
     """The `top` classes that a trained model, or one of these weights, names for a media file and for its windows.
 
@@ -90,16 +87,12 @@ def predict_file(
             verdict += _best(torch.stack(found).mean(0), modality, heads, top)
     if not verdict:
         raise PredictionError(f"{file} has nothing of what {model.about['name']} reads ({kind}); give another file.")
-    return Prediction(
-        file,
-        facts.duration,
-        _notes({modality: len(found) for modality, found in answers.items()}, len(spans)),
-        pd.DataFrame(verdict, columns=_COLUMNS),
-        pd.DataFrame(rows, columns=["start", "end", *_COLUMNS]),
-    )
+    notes = _notes({modality: len(found) for modality, found in answers.items()}, len(spans))
+    verdict, windows = pd.DataFrame(verdict, columns=_COLUMNS), pd.DataFrame(rows, columns=["start", "end", *_COLUMNS])
+    return Prediction(file, facts.duration, notes, verdict, windows)
 
 
-def ready(model: AVModel | str | Path) -> AVModel:
+def ready(model: AnyModel) -> AVModel:
     """The model, or that of these weights, on the GPU if there is one."""
     if not isinstance(model, AVModel):
         model = from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,7 +101,7 @@ def ready(model: AVModel | str | Path) -> AVModel:
     return model
 
 
-def window_spans(length: float, seconds: float | int, hop: float | int | None = None) -> list[tuple[float, float]]:
+def window_spans(length: float, seconds: Number, hop: Number | None = None) -> list[tuple[float, float]]:
     """Start and end, in seconds, of the windows of a file of that length; see `predict_file`."""
     hop = seconds if hop is None else hop
     if not hop > 0:

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 from mmtlib.config import ParamsError, Recipe, SpecAugment
 from mmtlib.data.dataset import Batch
+from mmtlib.files import Number
 
 Audio = Float[Tensor, "B 1 time mel"]
 Video = Float[Tensor, "B C T H W"]
+Targets = Float[Tensor, "B K"]
 
 
 class Draws(NamedTuple):
@@ -60,19 +62,19 @@ def _masks(batch: int, length: int, count: int, width: int, draws: Draws) -> Boo
     return ((position >= starts) & (position < starts + widths)).any(dim=1)
 
 
-def random_gain(audio: Audio, draws: Draws, gain: float | int) -> Audio:
+def random_gain(audio: Audio, draws: Draws, gain: Number) -> Audio:
     """Loudness: adds to each clip a constant from -gain to +gain (standard deviations of the log-mel)."""
     shift = gain * (2 * draws.uniform(len(audio), 1, 1, 1) - 1)
     return audio + shift.to(audio.device)
 
 
-def random_noise(audio: Audio, draws: Draws, noise: float | int) -> Audio:
+def random_noise(audio: Audio, draws: Draws, noise: Number) -> Audio:
     """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
     level = noise * draws.uniform(len(audio), 1, 1, 1)
     return audio + (level * draws.normal(*audio.shape)).to(audio.device)
 
 
-def random_crop(video: Video, draws: Draws, scale: tuple[float | int, float | int]) -> Video:
+def random_crop(video: Video, draws: Draws, scale: tuple[Number, Number]) -> Video:
     """Cuts from each clip one window, the same in all its frames, and resizes it back bilinearly.
 
     The window keeps the picture's shape; `scale` is the range of its area as a share of the picture (0 < low
@@ -102,9 +104,7 @@ def random_flip(video: Video, labels: Int[Tensor, " B"], draws: Draws, allowed: 
     return video
 
 
-def mixup(
-    batch: Batch, targets: Float[Tensor, "B K"], alpha: float | int, draws: Draws
-) -> tuple[Batch, Float[Tensor, "B K"]]:
+def mixup(batch: Batch, targets: Targets, alpha: Number, draws: Draws) -> tuple[Batch, Targets]:
     """Mixes each clip with another of the batch, and their targets likewise.
 
     Each clip keeps a share drawn from Beta(alpha, alpha), the same in both modalities and in its target.
@@ -134,7 +134,7 @@ def mixup(
     return mixed, mix(targets)
 
 
-def modality_dropout(batch: Batch, probability: float | int, draws: Draws) -> Batch:
+def modality_dropout(batch: Batch, probability: Number, draws: Draws) -> Batch:
     """Withholds audio or video, either as often, from that share of the clips that have both (our addition)."""
     if probability == 0:
         return batch

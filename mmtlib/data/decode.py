@@ -110,19 +110,9 @@ def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
     try:
         if locate(task.path) is None:
             return Decoded("missing", f"{task.path} does not exist; fetch it or drop its row.")
-        found = read_views(
-            task.path,
-            task.start,
-            task.end,
-            num_frames=settings.frames,
-            size=settings.size,
-            sample_rate=settings.sample_rate,
-            seconds=settings.seconds,
-            clips=clips,
-            crops=crops,
-            region=settings.region,
-            modality=modality,
-        )
+        view = {name: getattr(settings, name) for name in ("size", "sample_rate", "seconds", "region")}
+        view |= {"num_frames": settings.frames, "clips": clips, "crops": crops, "modality": modality}
+        found = read_views(task.path, task.start, task.end, **view)
     except (MediaError, OSError) as error:
         return Decoded("broken", str(error))
     if settings.snr is not None:

@@ -25,6 +25,7 @@ from numpy.lib.format import write_array_header_1_0
 from mmtlib.cluster import run_all
 from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
 from mmtlib.data.manifest import SHORT_S, SPLITS, media_root, read_manifest
+from mmtlib.files import naming
 
 # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
 _LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
@@ -63,7 +64,7 @@ def extract_features(
     manifest_path, out = Path(manifest_path), Path(out)
     manifest = read_manifest(manifest_path)
     dataset, root = _dataset(manifest_path, manifest), media_root(manifest_path)
-    with _replacing(out) as new:
+    with naming(out), _replacing(out) as new:
         facts = _decode_all(manifest, root, checked, cache, workers, new)
         coverage, used = _coverage(manifest, facts), facts[facts.status == "used"]
         if not coverage["train"]["used"]:

@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from mmtlib.data.container import CUT_OFF_S, MediaError, describe, open_media, reason
+from mmtlib.files import Number
 
 # A lossy audio decoder needs a few packets before its output is exact, so a seek lands this much early.
 _PREROLL_S = 0.1
@@ -33,28 +34,23 @@ class Clip(NamedTuple):
     duration: float  # length of the window read, seconds
 
 
-def read_clip(
-    path: str | os.PathLike,
-    start: float | int | None = None,
-    end: float | int | None = None,
-    **view: Any,
-) -> Clip:
+def read_clip(path: str | os.PathLike, start: Number | None = None, end: Number | None = None, **view: Any) -> Clip:
     """Read one view of a window of a file; `view` are the settings of `read_views` that say what is read."""
     return read_views(path, start, end, **view)[0]
 
 
 def read_views(
     path: str | os.PathLike,
-    start: float | int | None = None,
-    end: float | int | None = None,
+    start: Number | None = None,
+    end: Number | None = None,
     *,
     num_frames: int,
     size: int,
     sample_rate: int,
-    seconds: float | int | None,
+    seconds: Number | None,
     clips: int = 1,
     crops: int = 1,
-    region: Sequence[float | int] | None = None,
+    region: Sequence[Number] | None = None,
     modality: str = "av",
 ) -> list[Clip]:
     """Read the audio and `num_frames` frames of a window of a file in `clips` x `crops` views, decoding it once.
@@ -147,11 +143,8 @@ def _read(path, container, start, end, picture, sample_rate, seconds, clips, mod
             raise MediaError(f"{path} is cut off: its {stream.type} ends early; fetch it again or drop its row.")
     # In mkv and webm only the file says how long it is, and its streams may well be shorter, or have no packets.
     reached = max((math.inf if sink.done else sink.reached for sink in sinks.values()), default=math.inf)
-    if (
-        (modality == "av" or len(ends) == 1)
-        and min(ends.values()) == math.inf
-        and reached < min(high, last) - CUT_OFF_S
-    ):
+    is_judged_by_it = (modality == "av" or len(ends) == 1) and min(ends.values()) == math.inf
+    if is_judged_by_it and reached < min(high, last) - CUT_OFF_S:
         raise MediaError(f"{path} is cut off: its content ends early; fetch it again or drop its row.")
     waveforms = sinks[audio].waveforms() if audio in sinks else [None] * clips
     frames = sinks[video].frames() if video in sinks else [[None] * picture[2]] * clips
@@ -180,9 +173,7 @@ def _decode_shown(packets: list[av.Packet], stream: av.VideoStream, picker: _Fra
                 picker.add(frame)
 
 
-def _windows(
-    path: Path, start, end, length: float | int, seconds: float | int | None, clips: int
-) -> list[tuple[float, float]]:
+def _windows(path: Path, start, end, length: Number, seconds: Number | None, clips: int) -> list[tuple[float, float]]:
     """Bounds of the windows in seconds from the file's beginning."""
     low = 0.0 if start is None else float(start)
     high = length if end is None else min(float(end), length)
@@ -206,8 +197,8 @@ class _FramePicker:
         num_frames: int,
         size: int,
         crops: int,
-        region: Sequence[float | int],
-        aspect: float | int = 1,
+        region: Sequence[Number],
+        aspect: Number = 1,
     ):
         parts = np.arange(num_frames) + 0.5
         times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])

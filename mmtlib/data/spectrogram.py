@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import MelSpectrogram
 
+from mmtlib.files import Number
+
 LOG_OFFSET = 1e-6  # added to the power before the logarithm; its logarithm is the value of digital silence
 LOW_HZ = 20.0  # lower edge of the lowest mel band
 
@@ -24,9 +26,7 @@ class LogMel(nn.Module):
     reading: the papers give neither window nor mel scale.
     """
 
-    def __init__(
-        self, sample_rate: int = 16000, mel_bins: int = 128, window_ms: float | int = 25, hop_ms: float | int = 10
-    ):
+    def __init__(self, sample_rate: int = 16000, mel_bins: int = 128, window_ms: Number = 25, hop_ms: Number = 10):
         super().__init__()
         self.window = round(sample_rate * window_ms / 1000)
         self.hop = round(sample_rate * hop_ms / 1000)

@@ -3,7 +3,9 @@
 FUZZ says how many files of each container there are (`make faults`: 1,000).
 """
 
+import itertools
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -78,9 +80,48 @@ def test_a_damaged_file_is_read_or_is_one_broken_clip(tmp_path, reader, suffix):
         path.write_bytes(damaged(data, seed))
         jobs[path] = reader.submit(read, path, *((0.6, 1.4) if seed % 4 == 0 else (None, None)))
     for path, job in jobs.items():
-        for status, reason in job.result(timeout=60):
-            assert status in ("ok", "used", "broken"), (path, status, reason)
-            if status == "broken":
-                assert reason.startswith(str(path)), reason
-                assert "\n" not in reason
-                assert reason.endswith("."), reason
+        check(path, job.result(timeout=60), ("ok", "used", "broken"))
+
+
+def check(path: Path, found: list[tuple[str, str]], known: tuple[str, ...]) -> None:
+    """Each status is a known one, and what is broken is said in one sentence that names the file."""
+    for status, reason in found:
+        assert status in known, (path, status, reason)
+        if status == "broken":
+            assert reason.startswith(str(path)), reason
+            assert "\n" not in reason
+            assert reason.endswith("."), reason
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mp3", "ts"])
+def test_a_file_that_is_replaced_while_it_is_read_is_one_clip_at_most(tmp_path, reader, suffix):
+    """Written over in place, and by renaming another over it, as fast as can be."""
+    video, audio = CODECS[suffix]
+    rate, path, done = {"libmp3lame": 22050}.get(audio, 16000), tmp_path / f"a.{suffix}", threading.Event()
+    contents = []
+    for shade, hz in ((5, 500), (3, 900)):
+        tracks = [Track(video, 25, grey(np.arange(50) * shade))] if video else []
+        contents.append(encode(path, *tracks, Track(audio, rate, tone(2.0, rate, hz))).read_bytes())
+    contents += [contents[0][: len(contents[0]) // 2], b"", contents[1] + contents[0]]
+
+    def replace() -> None:
+        other = tmp_path / "other"
+        for number, content in enumerate(itertools.cycle(contents)):
+            if done.is_set():
+                return
+            (other if number % 2 else path).write_bytes(content)
+            if number % 2:
+                other.replace(path)
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        found = [reader.submit(read, path, None, None).result(timeout=60) for _ in range(2 * COUNT)]
+    finally:
+        done.set()
+        replacing.join()
+    for one in found:
+        check(path, one, ("ok", "used", "broken", "missing"))
+    assert len({status for one in found for status, _ in one}) > 1  # it did change
+    path.write_bytes(contents[0])
+    assert [status for status, _ in read(path, None, None)] == ["ok", "used"]
