@@ -116,7 +116,7 @@ def main() -> None:
         app()
     except (ValueError, OSError, RuntimeError) as error:
         remedy = _REMEDIES.get(getattr(error, "errno", None))
-        where = getattr(error, "filename", None) or "a temporary file"
+        where = getattr(error, "filename", None) or "a temporary file or /dev/shm"
         print(f"{where}: {error.strerror}; {remedy}." if remedy else error, file=sys.stderr)
         sys.exit(1)
 

@@ -6,6 +6,7 @@ running, whose workers must have this package installed and see the same files u
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import time
@@ -52,6 +53,7 @@ def connect(workers: int | str) -> Iterator[Client]:
             raise ClusterError(
                 f"workers is {workers}; give a count, 0 for one process a core, or a scheduler's address."
             )
+        multiprocessing.Lock()  # fails without /dev/shm, as Dask does, but Dask tells of it in pages
         # A worker may decode in processes of its own; memory is the system's to watch.
         # Dask has workers give freed memory back at once (MALLOC_TRIM_THRESHOLD_), which doubles the time of training.
         environment = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}

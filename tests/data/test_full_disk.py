@@ -91,9 +91,14 @@ def predictions(folder: Path) -> dict[str, pd.DataFrame]:
     return {file.parent.name.split("-")[0]: pd.read_parquet(file) for file in folder.glob("*/*.parquet")}
 
 
-def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(params, tmp_path):
+def can_have_namespaces() -> None:
+    """Skips the test where it has none."""
     if not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace can be had here")
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(params, tmp_path):
+    can_have_namespaces()
     disk, left = tmp_path / "disk", tmp_path / "left"
     disk.mkdir()
     shares = ((np.arange(FULL) + np.random.default_rng(0).uniform(0.1, 0.9, FULL)) / FULL).tolist()
@@ -102,15 +107,32 @@ def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(params, tmp_path)
     assert done.returncode == 0, done.stderr
     wanted = predictions(left / "alone")
     assert len(wanted) == 2
-    full = (
-        rf"{re.escape(str(disk))}/\S+: No space left on device; free space there, and run this again: what is finished"
-    )
+    room = "free space there, and run this again: what is finished is kept"
+    full = rf"{re.escape(str(disk))}/\S+: No space left on device; {room}"
     needed = r"The arrays need [\d.]+ GiB, [\d.]+ are free; free some disk"
     for share in shares:
-        command, said = json.loads((left / f"{share}.json").read_text())
-        assert command, f"the disk was not full at {share}"
+        failed, said = json.loads((left / f"{share}.json").read_text())
+        assert failed, f"the disk was not full at {share}"
         assert re.fullmatch(rf"(?:{full}|{needed})\.\n", said), said
         found = predictions(left / str(share))
         assert found.keys() == wanted.keys()
         for key, table in wanted.items():
             pd.testing.assert_frame_equal(found[key], table, obj=key)
+
+
+SHARED = """
+import sys
+from mmtlib import __main__ as command
+from mmtlib.cluster import run_all
+
+command.app = lambda: list(run_all(abs, list(range(99)), 2, what="numbers"))
+command.main()
+"""
+
+
+def test_a_machine_without_shared_memory_is_told_in_one_sentence():
+    can_have_namespaces()
+    shell = ["sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$0" -c "$1"', sys.executable, SHARED]
+    done = subprocess.run([*NAMESPACE, *shell], capture_output=True, text=True, check=False)
+    told = "a temporary file or /dev/shm: Read-only file system; make that folder writable, or work in another one.\n"
+    assert (done.returncode, done.stderr) == (1, told)

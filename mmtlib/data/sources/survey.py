@@ -81,8 +81,7 @@ def survey(
     if not root.is_dir():
         raise SourceError(f"download.media: {root} is no folder; give the one that holds the media files.")
     listed = None if annotations is None else config.workspace(annotations)
-    options = {"class_list": class_list, "val_share": val_share}
-    listing = list_clips(source, listed, list_media(root, follow_links), **options)
+    listing = list_clips(source, listed, list_media(root, follow_links), class_list=class_list, val_share=val_share)
     clips, again = listing.clips, listing.clips.clip_id.duplicated()
     if again.any():
         first = clips.clip_id[again.idxmax()]
