@@ -33,7 +33,7 @@ class EventClass(NamedTuple):
 
     kind: a key of KINDS. script: a key of scripts.PLANNERS. what: its weapon, actor or direction. sound: out of
     view, as (the engine's sound, tics between repetitions, repetitions). Of the kind told_by_both two classes at a time
-    are a pair: one event of `script` (several) is seen and one is heard, by `what` the same, an other one, or the same
+    are a pair: one event of `script` (several) is seen and one is heard, by `what` the same, another, or the same
     apart in time. What is seen, what is heard and when have, each by itself, the same distribution in both of them.
     """
 
