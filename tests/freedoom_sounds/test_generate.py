@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pandas as pd
 import psutil
@@ -142,8 +143,10 @@ def test_an_interrupted_set_leaves_no_process_and_ends_up_the_same(whole, tmp_pa
     command = [sys.executable, "-m", "freedoom_sounds", str(tmp_path), "--seed", "3", "--workers", "2"]
     command += ["--train", "0", "--val", "0", "--test", "1"]
     records, kept = tmp_path / RECORDS, []
+    # A shell starts its background jobs with SIGINT ignored, the tests perhaps among them.
+    options = dict(stderr=subprocess.PIPE, text=True, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     for how in (signal.SIGINT, signal.SIGKILL):  # one call goes on from the other
-        started, least, children = subprocess.Popen(command, stderr=subprocess.PIPE, text=True), len(kept) + 3, []
+        started, least, children = subprocess.Popen(command, **options), len(kept) + 3, []
 
         def at_work(parent=started.pid, found=children):
             found[:] = psutil.Process(parent).children(recursive=True)

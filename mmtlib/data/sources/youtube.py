@@ -58,8 +58,7 @@ def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str, val
     line of these classes that breaks the format.
     """
     classes, parts = class_names(class_list), []
-    tests = ("my_test.txt", "val.csv", "validate.csv")
-    last = next((name for name in tests if (annotations / name).exists()), tests[-1])
+    last = next((name for name in ("my_test.txt", "val.csv") if (annotations / name).exists()), "validate.csv")
     if (shared := last == "my_test.txt") and class_list != "kinetics-sounds-31":
         raise SourceError(f"download.class_list: {annotations} counts 31 classes; name kinetics-sounds-31.")
     for split, name in (("train", "my_train.txt" if shared else "train.csv"), ("test", last)):
