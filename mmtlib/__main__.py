@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-plain = dict(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, **plain)
+options = dict(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, **options)
 _REMEDIES = {
     errno.ENOSPC: "free space there, and run this again: what is finished is kept",
     errno.EDQUOT: "free some of your quota there, and run this again: what is finished is kept",

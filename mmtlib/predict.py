@@ -83,8 +83,7 @@ def predict_file(
                 answers[modality].append(probabilities)
     verdict = []
     for modality, found in answers.items():
-        if found:
-            verdict += _best(torch.stack(found).mean(0), modality, heads, top)
+        verdict += _best(torch.stack(found).mean(0), modality, heads, top) if found else []
     if not verdict:
         raise PredictionError(f"{file} has nothing of what {model.about['name']} reads ({kind}); give another file.")
     notes = _notes({modality: len(found) for modality, found in answers.items()}, len(spans))

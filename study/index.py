@@ -46,11 +46,11 @@ def measured(reports: Path) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     pooled = []
     real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & ~table["study"].isin(GENERATED)]
-    for name, part in real.groupby("id"):
+    for (name, above), part in real.groupby(["id", "holds_above"]):
         if len(part) > 1:
             mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)
             row = {"id": name, "study": POOLED, "measured": mean, "ci_low": mean - half, "ci_high": mean + half}
-            row["verdict"] = verdict(*(end - part["holds_above"].iloc[0] for end in (mean - half, mean + half)))
+            row["verdict"] = verdict(mean - half - above, mean + half - above)
             pooled.append(row | {"n_studies": len(part), "n_seeds": part["n_seeds"].min(), "paper": ""})
     return pd.concat([table, pd.DataFrame(pooled)], ignore_index=True) if pooled else table
 

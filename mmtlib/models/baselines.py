@@ -86,11 +86,10 @@ class ASTClassifier(OneModality):
 
         self.patch_stride = (patch_stride, patch_stride)
         self.positions_grid = self.grid(tuple(size))[::-1]  # mel first, as transformers lays the patches out
-        config = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=num_heads)
-        config |= dict(intermediate_size=4 * dim, max_length=size[0], num_mel_bins=size[1])
-        config |= dict(time_stride=patch_stride, frequency_stride=patch_stride)
+        config = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=num_heads, max_length=size[0])
+        config |= dict(time_stride=patch_stride, frequency_stride=patch_stride, num_mel_bins=size[1])
         spread = 0.5 * dim**-0.5  # as in the multiscale core: 0.02 suits widths near 768
-        self.encoder = ASTModel(ASTConfig(**config, initializer_range=spread))
+        self.encoder = ASTModel(ASTConfig(**config, intermediate_size=4 * dim, initializer_range=spread))
         nn.init.trunc_normal_(self.encoder.embeddings.position_embeddings, std=0.02)  # transformers leaves zeros
         nn.init.trunc_normal_(self.encoder.embeddings.cls_token, std=0.02)
         nn.init.trunc_normal_(self.encoder.embeddings.distillation_token, std=0.02)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 from mmtlib.models.ops import fit_tables
 
-SMALL = dict(stride_kv=(1, 2, 2), patch_kernel=(5, 9, 9), patch_stride=(4, 8, 8))
-SMALL |= dict(class_token=False, absolute_positions=True)
+SMALL = dict(stride_kv=(1, 2, 2), patch_kernel=(5, 9, 9), patch_stride=(4, 8, 8), class_token=False)
 LARGE = dict(dim=96, stride_kv=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
 MVIT = {
-    "mvitv2_t": dict(depths=(1, 1, 1), dim=64, size=(16, 64, 64), drop_path=0.1, **SMALL),
+    "mvitv2_t": dict(depths=(1, 1, 1), dim=64, size=(16, 64, 64), drop_path=0.1, absolute_positions=True, **SMALL),
     "mvitv2_s": dict(depths=(1, 2, 11, 2), size=(16, 224, 224), drop_path=0.2, **LARGE),
     "mvitv2_b": dict(depths=(2, 3, 16, 3), size=(32, 224, 224), drop_path=0.3, **LARGE),
 }

@@ -157,24 +157,24 @@ class Trainer:
             batch, targets = mixup(self.augment(batch, draws), targets, self.recipe.mixup, draws)
             batch = modality_dropout(batch, self.run.modality_dropout, draws)
             last = number % self.recipe.accumulate == 0
-            try:
+            with suppress(torch.OutOfMemoryError):
                 totals.update(self.step(batch, targets, bf16, last))
-            except torch.OutOfMemoryError:
-                raise ParamsError(self._too_many(batch, targets, bf16)) from None
+                continue
+            raise ParamsError(self._too_many(batch, targets, bf16))  # here no traceback holds the step's tensors
         everyone = gather_objects(totals)
         return {name: sum(own[name] for own in everyone) / (number * ranks()) for name in totals}
 
     def _too_many(self, batch: Batch, targets: optim.Logits, bf16: bool) -> str:
         """What to say where the GPU has no memory for a part of a batch; by halving, how many clips it has it for."""
-        clips = fits = len(batch.labels)
+        size = fits = len(batch.labels)
         while fits := fits // 2 if ranks() == 1 else 0:  # of several ranks the others would wait
             self.optimizer.zero_grad()
             with suppress(torch.OutOfMemoryError):
                 self.step(Batch(*(x if x is None else x[:fits] for x in batch)), targets[:fits], bf16, last=False)
                 break
-        parts = self.recipe.accumulate * clips // max(fits, 1)
+        parts = self.recipe.accumulate * next((n for n in range(1, size) if size % n == 0 and size // n <= fits), size)
         remedy = f", but for {fits}; set training.accumulate: {parts}" if fits else "; raise training.accumulate"
-        return f"The GPU has no memory for {clips} clips of {self.run.model}{remedy}."
+        return f"The GPU has no memory for {size} clips of {self.run.model}{remedy}."
 
     def step(self, batch: Batch, targets: optim.Logits, bf16: bool, last: bool = True) -> dict[str, float]:
         """Add the gradient of a batch, or of a part of one, and after the `last` part let the optimiser step.
@@ -222,6 +222,10 @@ class Trainer:
         parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
         buffer = io.BytesIO()  # torch.save itself does not say what went wrong with a file
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer)
+        for half in self.checkpoint.parent.glob(
+            f".{self.checkpoint.name}.*"
+        ):  # of a process that was killed writing it
+            half.unlink()
         write_bytes(self.checkpoint, buffer.getbuffer())
 
     def _restore(self) -> dict | None:

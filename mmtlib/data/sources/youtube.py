@@ -28,7 +28,7 @@ def vggsound(annotations: Path, media: list[str], *, val_share: float | int) -> 
     Classes are those of the authors' stat.csv in its order, which VGGSounder numbers likewise. Raises
     ManifestError for a line that breaks the format or names another class.
     """
-    classes, parts, listed = class_names("vggsound-309"), [], 0
+    classes, parts = class_names("vggsound-309"), []
     lists = {split: annotations / f"{split}.csv" for split in ("train", "test")}
     for split, path in lists.items() if annotations.is_dir() else [("", annotations)]:
         if split:
@@ -43,8 +43,7 @@ def vggsound(annotations: Path, media: list[str], *, val_share: float | int) -> 
         start = whole_seconds(path, table, "start_seconds")
         parts.append(located(path, table, start, start + SECONDS, [start], media))
         parts[-1] = parts[-1].assign(label=table.label, split=table.split)
-        listed += len(table)
-    note_count(f"clips listed in {annotations.name}", listed, 199_176, 199_467)
+    note_count(f"clips listed in {annotations.name}", sum(map(len, parts)), 199_176, 199_467)
     return held_out(pd.concat(parts, ignore_index=True), val_share, "vggsound", "vggsound-309", classes)
 
 
