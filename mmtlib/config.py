@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from mmtlib.overlays import ROOT, STAGES, ParamsError, compose, put, whole_row
+from mmtlib.overlays import ROOT, STAGES, compose, put, whole_row
+from mmtlib.overlays import ParamsError as ParamsError  # for others
 from mmtlib.sections import Section, check
 
 
@@ -65,9 +66,6 @@ CLASS_LISTS = {
     "ucf101": ["all", "sound"],
     "freedoom-sounds": ["freedoom-sounds-2"],
 }  # of the sources that have named ones
-
-
-__all__ = ["ROOT", "STAGES", "Params", "ParamsError", "Recipe", "Run", "Trial", "check", "compose", "load", "workspace"]
 
 
 class Trial(NamedTuple):
@@ -232,41 +230,6 @@ class Report(Section):
     confidence: float = Field(gt=0.5, lt=1, description="level of the intervals")
 
 
-class Pair(Section):
-    """One row of the table `efficiency.pairs`, named by our model: what it is measured against, and on what."""
-
-    peer: Slug = Field(description="name known to build_model, or torchvision: its mvit_v2_s")
-    batch: int = Field(ge=1, description="clips in a step")
-    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
-    video: list[int] | None = Field(default=None, min_length=3, max_length=3, description="frames, height, width")
-    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
-
-    @model_validator(mode="after")
-    def _input(self) -> "Pair":
-        if self.seconds is None and self.video is None:
-            raise ValueError("neither seconds nor video is given, so the model reads nothing; give one or both")
-        return self
-
-
-class Curve(Section):
-    """A training step against the length of the sound, in fp32."""
-
-    model: Slug = Field(description="name known to build_model")
-    peer: Slug = Field(description="name known to build_model")
-    batch: int = Field(ge=1, description="clips in a step")
-    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
-    lengths: list[Annotated[float, Field(ge=0.2, le=120)]] = Field(min_length=1, description="s of sound")
-
-
-class Efficiency(Section):
-    """Stage `efficiency`: what the models cost, measured beside their peers (`make bench`)."""
-
-    precisions: list[Literal["fp32", "bf16"]] = Field(min_length=1, description="bf16 = under autocast")
-    pairs: dict[Slug, Pair] = Field(min_length=1)
-    curve: Curve
-    stages: list[Slug] = Field(min_length=1, description="models whose operations are told apart by stage")
-
-
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -283,7 +246,7 @@ class Params(Section):
     train_mmt: Run | None = Field(description="null = a study of audio alone")
     ablations: dict[Slug, Ablation] = Field(min_length=1)
     report: Report
-    efficiency: Efficiency
+    efficiency: dict[str, JsonValue] = Field(description="of `make bench`: see study.bench.Efficiency")
 
     @model_validator(mode="after")
     def _across(self) -> "Params":

@@ -11,24 +11,23 @@ import statistics
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from math import prod
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
-from mmtlib.config import Curve, Pair
+from mmtlib.config import Section
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.files import write_bytes, write_text
-from mmtlib.models import MODALITY, build_model, cost, resolved
-from mmtlib.models.multiscale import pooled_grid
+from mmtlib.models import MODALITY, build_model, cost
 from study import timing
 from study.figures import efficiency as figures
 from study.figures.style import png
@@ -44,6 +43,30 @@ OPERATIONS = {"train": 6, "inference": 2}
 TORCHVISION = [16, 224, 224]  # the only input of torchvision's mvit_v2_s, the peer called torchvision
 FIRST = ["model", "input", "params_m", "gmacs", "gmacs_no_attention", "train_step_ratio", "peak_memory_ratio"]
 FIRST += ["peer", "precision", "inference_ratio", "peak_memory_gib", "peer_peak_memory_gib"]
+
+
+class Pair(Section):
+    """One row of the table `efficiency.pairs`, named by our model: what it is measured against, and on what."""
+
+    peer: str = Field(description="name known to build_model, or torchvision: its mvit_v2_s")
+    batch: int = Field(ge=1, description="clips in a step")
+    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
+    video: list[int] | None = Field(default=None, min_length=3, max_length=3, description="frames, height, width")
+    rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
+
+    @model_validator(mode="after")
+    def _input(self) -> "Pair":
+        if self.seconds is None and self.video is None:
+            raise ValueError("neither seconds nor video is given, so the model reads nothing; give one or both")
+        return self
+
+
+class Efficiency(Section):
+    """Stage `efficiency`: what the models cost, measured beside their peers (`make bench`)."""
+
+    precisions: list[Literal["fp32", "bf16"]] = Field(min_length=1, description="bf16 = under autocast")
+    pairs: dict[str, Pair] = Field(min_length=1)
+
 
 Pairs = Collection[tuple[str, Pair]]  # our model's name, and what it is measured against
 
@@ -156,10 +179,7 @@ def in_fresh_process(name: str, pair: Pair, mode: str, precision: str, measure: 
 
 
 def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
-    """Parameters and operations of each pair, for one clip.
-
-    Counted on a processor: on other devices the core takes other ways, and a few more operations.
-    """
+    """Parameters and operations of a clip for each pair, as on a CPU: elsewhere the core takes a few more."""
     rows = []
     for name, pair in pairs:
         inputs = clips(pair, 1, device)
@@ -209,50 +229,6 @@ def _columns(found: dict[str, Any], mode: str, counted: dict[str, Any]) -> dict[
     return row
 
 
-def length_table(curve: Curve, measure: Callable = in_fresh_process) -> pd.DataFrame:
-    """A training step in fp32 against the length of the sound, as efficiency_length.csv has it."""
-    same = curve.model_dump(include={"peer", "batch", "rounds"})
-    pairs = [(curve.model, Pair(seconds=seconds, **same)) for seconds in curve.lengths]
-    return pairs_table(pairs, ["fp32"], ["train"], measure)
-
-
-def stages_table(names: Sequence[str], device: torch.device = CPU) -> pd.DataFrame:
-    """Where the operations go in models of the multiscale core, stage by stage, as efficiency_stages.csv has it.
-
-    Input: 10 s of sound, or the frames that the model is made for. Stage 0 is the patch embedding, the last row of
-    a model its head. `tokens` and `keys` are those of a stage's last block, without a class token.
-    """
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for name in names:
-        settings = resolved(name, {})
-        reads = {"seconds": 10.0} if MODALITY[name] == "audio" else {"video": list(settings["size"])}
-        pair = Pair(peer=name, batch=1, rounds=1, **reads)
-        (model, _), inputs = build_pair(name, pair, device), clips(pair, 1, device)
-        stages = [index for index, depth in enumerate(settings["depths"], start=1) for _ in range(depth)]
-        grid = model.encoder.grid(tuple(inputs[0].shape[2:]))
-        for stage, block in zip(stages, model.encoder.blocks, strict=True):
-            keys, grid = pooled_grid(grid, block.attention.stride_kv), pooled_grid(grid, block.stride_q)
-            row = rows.setdefault((name, stage), {"blocks": 0, "width": block.attention.project.out_features})
-            row |= {"blocks": row["blocks"] + 1, "tokens": prod(grid), "keys": prod(keys)}
-        parts = zip([*model.encoder.blocks, model.head], [*stages, stages[-1] + 1], strict=True)
-        with cost.counting(model, *inputs) as counter:
-            for part, stage in parts:
-                part.register_forward_pre_hook(lambda *_, at=(name, stage): setattr(counter, "where", at))
-            counter.where = (name, 0)
-            model(*inputs)
-        for (where, kind), count in counter.macs.items():
-            rows.setdefault(where, {})[f"{kind}_gmacs"] = count / 1e9
-    kinds = [f"{kind}_gmacs" for kind in cost.KINDS]
-    table = pd.DataFrame([{"model": name, "stage": stage, **row} for (name, stage), row in sorted(rows.items())])
-    table = table.reindex(columns=["model", "stage", "blocks", "width", "tokens", "keys", *kinds])
-    return table.fillna(0).astype(dict.fromkeys(("blocks", "width", "tokens", "keys"), int))
-
-
-def claims_table(table: pd.DataFrame) -> pd.DataFrame:
-    """What the paper states of MAT-B beside AST-B, what was measured in fp32 (% less), and what follows."""
-    return efficiency_claims(table)[["claim", "paper", "measured", "unit", "verdict"]]
-
-
 def machine() -> dict[str, str]:
     """What the measurements were made on, without names of hosts or folders."""
     info = Path("/proc/cpuinfo")
@@ -266,20 +242,16 @@ def machine() -> dict[str, str]:
     } | {name: version(name) for name in ("torch", "torchvision", "transformers")}
 
 
-def write_efficiency(folder: Path, pairs: pd.DataFrame, lengths: pd.DataFrame, stages: pd.DataFrame) -> dict[str, Path]:
-    """Write the three tables, their figures and README.md into `folder`; gives the files by name."""
-    tables = {"efficiency": pairs, "efficiency_length": lengths, "efficiency_stages": stages}
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
-        write_bytes(folder / f"{name}.png", png(getattr(figures, name)(table)))
-    shown = tables | {"efficiency": beside(pairs), "efficiency_length": beside(lengths)}
+def write_efficiency(folder: Path, pairs: pd.DataFrame) -> dict[str, Path]:
+    """Write the table, its figure and README.md into `folder`; gives the files by name."""
+    write_text(folder / "efficiency.csv", pairs.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+    write_bytes(folder / "efficiency.png", png(figures.efficiency(pairs)))
+    shown = {"efficiency": beside(pairs), "claims": efficiency_claims(pairs)}
     shown["machine"] = pd.DataFrame(machine().items(), columns=["machine", "measured on"])
-    shown["claims"] = claims_table(pairs)
     templates = Environment(loader=PackageLoader("study"), undefined=StrictUndefined, keep_trailing_newline=True)
     page = templates.get_template("efficiency.md.j2")
     write_text(folder / "README.md", page.render({n: _markdown(t) for n, t in shown.items()}, classes=CLASSES))
-    files = ["README.md", *(f"{name}.{kind}" for name in tables for kind in ("csv", "png"))]
-    return {name: folder / name for name in files}
+    return {name: folder / name for name in ("README.md", "efficiency.csv", "efficiency.png")}
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:

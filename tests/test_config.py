@@ -175,8 +175,8 @@ def test_download_the_table_and_the_pairs_are_replaced_whole(overlay):
     )
     assert given.download.seed is given.download.clips_per_class is None
     assert list(given.ablations) == ["own"]
-    assert list(given.efficiency.pairs) == ["mat_t"]
-    assert given.efficiency.curve == load().efficiency.curve
+    assert list(given.efficiency["pairs"]) == ["mat_t"]
+    assert given.efficiency["precisions"] == load().efficiency["precisions"]
 
 
 @pytest.mark.parametrize(

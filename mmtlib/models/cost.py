@@ -5,7 +5,6 @@ tokens with tokens and tokens with tables of positions are the same operator, bm
 """
 
 from collections import Counter
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-KINDS = ("linear", "attention", "convolution", "positions")
-"""Products of tokens with weights; of tokens with tokens; convolutions (patches, pooling); tokens with tables."""
-
 
 class ProductCounter(TorchDispatchMode):
-    """Counts multiply-accumulates by (place, kind): `macs[where, kind]`, `where` being set from outside.
+    """Counts multiply-accumulates by their kind, in `macs`.
+
+    linear: products of tokens with weights; attention: of tokens with tokens; convolution: patches and pooling;
+    positions: tokens with tables.
 
     A matrix product is attention when both of its factors depend on the input; one with a weight has one such
     factor. Which memory depends on the input is followed from operator to operator: views share theirs, and
@@ -28,8 +27,7 @@ class ProductCounter(TorchDispatchMode):
 
     def __init__(self, *inputs: Tensor):
         super().__init__()
-        self.where: object = ""
-        self.macs: Counter[tuple[object, str]] = Counter()
+        self.macs: Counter[str] = Counter()
         self._live = {_memory(x): True for x in inputs}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -43,7 +41,7 @@ class ProductCounter(TorchDispatchMode):
                 kind = "convolution"
             elif all(map(self._depends, args[-2:])):  # the two factors
                 kind = "attention"
-            self.macs[self.where, kind] += flop_registry[operator](*args, **kwargs, out_val=out) // 2
+            self.macs[kind] += flop_registry[operator](*args, **kwargs, out_val=out) // 2
         return out
 
     def _depends(self, x: object) -> bool:
@@ -66,24 +64,17 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
 
 
 def macs(model: nn.Module, *inputs: Tensor) -> Counter[str]:
-    """Multiply-accumulates of one forward pass by KINDS. Element-wise work is not counted; works on the meta device."""
-    with counting(model, *inputs) as counter:
-        model(*inputs)
-    return Counter({kind: count for (_, kind), count in counter.macs.items()})
+    """Multiply-accumulates of one forward pass in evaluation mode, by their kind; works on the meta device.
 
-
-@contextmanager
-def counting(model: nn.Module, *inputs: Tensor):
-    """Within it a forward pass of `model` in evaluation mode is counted; gives the ProductCounter.
-
-    Fused attention is broken up into matrix products so that it is seen.
+    Element-wise work is not counted. Fused attention is broken up into matrix products so that it is seen.
     """
     training, fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ProductCounter(*inputs) as counter:
-            yield counter
+            model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(training)
+    return counter.macs

@@ -12,9 +12,9 @@ from torch import nn
 from torchvision.models.video import MViT, mvit_v2_s
 
 from mmtlib import config as params
-from mmtlib.config import ROOT, Curve, Pair, ParamsError
+from mmtlib.config import ROOT, ParamsError, load
 from study import bench as benchmark
-from study.bench import BenchmarkError, build_pair, claims_table, costs_table, pairs_table
+from study.bench import BenchmarkError, Efficiency, Pair, build_pair, costs_table, efficiency_claims, pairs_table
 from study.figures.style import png
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -76,6 +76,13 @@ def test_a_pair_that_does_not_fit_is_refused_by_name(name, changed, problem):
         build_pair(name, TINY.model_copy(update=changed), META)
 
 
+@pytest.mark.parametrize("file", ["params.yaml", "params/smoke.yaml"])
+def test_the_section_of_a_parameter_file_is_one_of_pairs(file):
+    section = params.check(Efficiency, load(file).efficiency, file)
+    for name, pair in section.pairs.items():
+        build_pair(name, pair, META)
+
+
 def test_a_pair_that_reads_nothing_is_refused():
     with pytest.raises(ParamsError, match="neither seconds nor video is given"):
         params.check(Pair, {"peer": "ast_t", "batch": 1, "rounds": 1}, "pair")
@@ -125,8 +132,7 @@ def test_a_batch_that_would_not_fit_is_not_timed_and_says_why(quick, monkeypatch
     found = benchmark.compare("mat_t", TINY, "train", "fp32")
     assert not {"times", "peak"} & found.keys()
     assert found["skipped"].endswith("GiB where 0.0 GiB are free")
-    curve = Curve(model="mat_t", peer="ast_t", batch=2, rounds=1, lengths=[1.0])
-    table = benchmark.length_table(curve, lambda *_, **__: found)
+    table = pairs_table([("mat_t", TINY)], ["fp32"], measure=lambda *_: found)
     assert table["skipped"][0] == found["skipped"]
     assert "train_s" not in table
 
@@ -169,24 +175,10 @@ def test_columns_are_ratios_and_shares_worked_out_by_hand():
     assert row.gmacs_no_attention < row.gmacs
 
 
-def test_the_stages_add_up_to_the_model():
-    table = benchmark.stages_table(["mat_b"], META)
-    pair = Pair(peer="ast_b", batch=1, seconds=10.0, rounds=1)
-    cost = costs_table([("mat_b", pair)], META).iloc[0]
-    kinds = [name for name in table if name.endswith("_gmacs")]
-    # The tables of relative positions are made for 1,024 frames there, and interpolated: no MACs.
-    assert table[kinds].to_numpy().sum() == pytest.approx(cost.gmacs)
-    assert cost.gmacs - table["attention_gmacs"].sum() == pytest.approx(cost.gmacs_no_attention)
-    blocks = table[table["blocks"] > 0]
-    assert list(blocks["blocks"]) == [2, 3, 16, 3]
-    assert list(blocks["width"]) == [96, 192, 384, 768]
-    assert list(blocks["tokens"]) == [99 * 12, 50 * 12, 25 * 6, 13 * 3]
-
-
 def claims(gmacs, params_m, memory):
     row = {"model": "mat_b", "peer": "ast_b", "precision": "fp32", "peer_gmacs": 100.0, "peer_params_m": 100.0}
     row |= {"gmacs": gmacs, "params_m": params_m, "peak_memory_gib": memory, "peer_peak_memory_gib": 10.0}
-    return claims_table(pd.DataFrame([row, row | {"model": "mat_t", "gmacs": 1.0}]))
+    return efficiency_claims(pd.DataFrame([row, row | {"model": "mat_t", "gmacs": 1.0}]))
 
 
 def test_claims_are_settled_by_the_numbers():
@@ -197,27 +189,24 @@ def test_claims_are_settled_by_the_numbers():
     assert list(bad["verdict"]) == ["does not hold"] * 3
     empty = claims(10.0, 58.0, float("nan"))
     assert list(empty["verdict"]) == ["holds", "holds", "undecided"]
-    others = claims_table(pairs_table([("mat_t", TINY)], ["fp32"], measure=made_up))
+    others = efficiency_claims(pairs_table([("mat_t", TINY)], ["fp32"], measure=made_up))
     assert list(others["verdict"]) == ["undecided"] * 3
     assert others["measured"].isna().all()
 
 
 def test_tables_figures_and_page_are_written(tmp_path):
     pairs = pairs_table([("mat_t", TINY)], ["fp32", "bf16"], measure=made_up)
-    curve = Curve(model="mat_t", peer="ast_t", batch=2, rounds=2, lengths=[1.0, 2.0])
-    lengths, stages = benchmark.length_table(curve, made_up), benchmark.stages_table(["mat_t"])
-    written = benchmark.write_efficiency(tmp_path, pairs, lengths, stages)
+    written = benchmark.write_efficiency(tmp_path, pairs)
     assert set(written.values()) == {path for path in tmp_path.rglob("*.*") if path.is_file()}
     read = pd.read_csv(written["efficiency.csv"])
     assert list(read) == list(pairs)
     assert written["efficiency.png"].read_bytes().startswith(b"\x89PNG")
     text = written["README.md"].read_text()
     assert str(tmp_path) not in text
-    for name in ("efficiency", "efficiency_length", "efficiency_stages"):
-        assert f"({name}.png)" in text
-        assert f"({name}.csv)" in text
-    assert all(f"| {column} " in text for column in [*stages, "ours / peer", "GMACs", "inference, times as fast"])
-    assert text.count("| mat_t / ast_t | ") == len(pairs) + len(lengths)
+    assert "(efficiency.png)" in text
+    assert "(efficiency.csv)" in text
+    assert all(f"| {column} " in text for column in ["ours / peer", "GMACs", "inference, times as fast"])
+    assert text.count("| mat_t / ast_t | ") == len(pairs)
     assert all(f"| {name} " in text for name in benchmark.machine())
 
 
@@ -230,11 +219,7 @@ def test_the_notebook_says_what_each_column_means():
 
 
 def test_figures_show_what_was_not_timed_as_nothing():
-    curve = Curve(model="mat_t", peer="ast_t", batch=2, rounds=2, lengths=[1.0, 2.0])
-    lengths = benchmark.length_table(curve, made_up)
     pairs = pairs_table([("mat_t", TINY)], ["fp32"], measure=lambda *_: {"gflops": 1.0, "skipped": "too large"})
     assert png(benchmark.figures.efficiency(pairs))
     assert list(benchmark.beside(pairs)) == ["ours / peer", "precision", "input", "params (M)", "GMACs", "skipped"]
-    assert list(claims_table(pairs)["verdict"]) == ["undecided"] * 3
-    skipped = lengths.drop(columns=[name for name in lengths if name.startswith(("train", "peer_train"))])
-    assert png(benchmark.figures.efficiency_length(skipped))  # nothing was timed: no points, no error
+    assert list(efficiency_claims(pairs)["verdict"]) == ["undecided"] * 3

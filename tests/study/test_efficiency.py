@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -13,11 +12,10 @@ from study.figures import efficiency, sheets
 from study.figures.style import png
 
 
-@pytest.mark.parametrize("name", ["efficiency", "efficiency_length", "efficiency_stages"])
-def test_a_figure_is_drawn_from_its_table_and_shows_what_changes_in_it(name):
-    table = pd.read_csv(ROOT / f"reports/efficiency/{name}.csv")
+def test_the_figure_is_drawn_from_its_table_and_shows_what_changes_in_it():
+    table = pd.read_csv(ROOT / "reports/efficiency/efficiency.csv")
     other = table[table["model"] == table["model"].iloc[0]].iloc[:2]
-    drawn = [png(getattr(efficiency, name)(part)) for part in (table, table, other)]
+    drawn = [png(efficiency.efficiency(part)) for part in (table, table, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     pixels = np.asarray(Image.open(io.BytesIO(drawn[0])).convert("L"))
     assert pixels.std() > 5
