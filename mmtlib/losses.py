@@ -1,17 +1,18 @@
 """The two supervised contrastive losses of MMT: AVC across the modalities and IMC within each.
 
 Both are SupCon (Khosla et al., NeurIPS 2020): for an anchor, the mean over its positives of minus the
-log-softmax of cosine similarity over temperature. Positives are clips of the anchor's label. The paper names the
-losses but gives no formula; who is a positive and what is averaged is our reading.
+log-softmax of cosine similarity over temperature. Positives are clips of the anchor's label; of several labels a clip,
+those that share one, weighted by the Jaccard index of the two sets. The paper names the losses but gives no formula;
+who is a positive and what is averaged is our reading.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Embeddings = Float[Tensor, "batch dim"]
-Labels = Int[Tensor, " batch"]
+Labels = Int[Tensor, "batch ..."]  # of several a clip: 0 or 1 for each class
 
 
 def audio_video_contrastive(
@@ -21,7 +22,7 @@ def audio_video_contrastive(
 
     Both directions are averaged. Embeddings need not be unit norm: the cosine is taken here.
     """
-    positive = labels[:, None] == labels[None, :]
+    positive = shared(labels)
     logits = cosine(audio_z, video_z) / temperature
     return (supervised_contrast(logits, positive) + supervised_contrast(logits.T, positive)) / 2
 
@@ -32,8 +33,17 @@ def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 
     An anchor without another clip of its label does not count; a batch without any positive gives 0.
     """
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive = (labels[:, None] == labels[None, :]) & ~own
+    positive = shared(labels).masked_fill(own, 0)
     return supervised_contrast((cosine(z, z) / temperature).masked_fill(own, -torch.inf), positive)
+
+
+def shared(labels: Labels) -> Float[Tensor, "batch batch"]:
+    """How far two clips have the same labels, 0 to 1: the Jaccard index."""
+    if labels.ndim == 1:
+        return (labels[:, None] == labels[None, :]).float()
+    labels = labels.float()
+    both, count = labels @ labels.T, labels.sum(1)
+    return both / (count[:, None] + count[None, :] - both).clamp(min=1)
 
 
 def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
@@ -43,10 +53,13 @@ def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor
 
 
 def supervised_contrast(
-    logits: Float[Tensor, "anchors candidates"], positive: Bool[Tensor, "anchors candidates"]
+    logits: Float[Tensor, "anchors candidates"], positive: Float[Tensor, "anchors candidates"]
 ) -> Float[Tensor, ""]:
-    """Mean over the anchors that have a positive of the mean over those of -log softmax; -inf: not a candidate."""
-    log_softmax = logits.log_softmax(dim=1)
-    count = positive.sum(1)
-    per_anchor = -log_softmax.masked_fill(~positive, 0.0).sum(1) / count.clamp(min=1)
-    return per_anchor.sum() / (count > 0).sum().clamp(min=1)
+    """Mean over the anchors that have a positive of the weighted mean over those of -log softmax.
+
+    `positive` are weights, 0 for none; logits of -inf are no candidates.
+    """
+    log_softmax = logits.log_softmax(dim=1).masked_fill(positive == 0, 0.0)
+    weight = positive.sum(1)
+    per_anchor = -(log_softmax * positive).sum(1) / weight.clamp(min=1e-6)
+    return per_anchor.sum() / (weight > 0).sum().clamp(min=1)

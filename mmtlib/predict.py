@@ -19,6 +19,7 @@ from mmtlib.data.dataset import normalised
 from mmtlib.data.decode import Decoded, Settings, Task, decode
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.data.probe import look
+from mmtlib.evaluation.scores import probabilities
 from mmtlib.files import Number
 from mmtlib.models import AVModel, from_pretrained
 from mmtlib.models.hub import WeightsError
@@ -78,9 +79,9 @@ def predict_file(
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
         for (start, end), by_modality in zip(group, _answers(model, stats, heads, made, len(group)), strict=True):
-            for modality, probabilities in by_modality.items():
-                rows += [(start, end, *row) for row in _best(probabilities, modality, heads, top)]
-                answers[modality].append(probabilities)
+            for modality, answer in by_modality.items():
+                rows += [(start, end, *row) for row in _best(answer, modality, heads, top)]
+                answers[modality].append(answer)
     verdict = []
     for modality, found in answers.items():
         verdict += _best(torch.stack(found).mean(0), modality, heads, top) if found else []
@@ -147,10 +148,9 @@ def _answers(
             if all(part is None for part in given[modality]):
                 continue
             logits = model.read(*given[modality]).logits.float().cpu()
-            parts = logits.split([len(names) for names in heads.values()], dim=1)
-            means = reduce(
-                torch.cat([part.softmax(1) for part in parts], 1), "(windows crops) c -> windows c", "mean", crops=crops
-            )
+            sizes = [1] * logits.shape[1] if stats.get("multilabel") else [len(names) for names in heads.values()]
+            views = probabilities(logits, sizes)
+            means = reduce(views, "(windows crops) c -> windows c", "mean", crops=crops)
             for place, mean in zip(where[::crops], means, strict=True):
                 answers[place // crops][modality] = mean
     return answers

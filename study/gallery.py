@@ -18,7 +18,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from freedoom_sounds.card import write_data_card
 from freedoom_sounds.files import write_clip
 from mmtlib.config import Trial
 from mmtlib.data.augment import Augmenter, Draws
@@ -55,14 +54,6 @@ def clip_sheet(clips: Mapping[str, Path]) -> Picture:
         rows.append((title, clip.frames, log_mel, clip.duration))
     text = f"{len(clips)} clips, 4 frames and a log-mel spectrogram each"
     return sheet(rows, text, height=1.15 * len(clips) + 0.3, ratios=(4, 1.9))
-
-
-def data_card(clips: Path) -> list[str]:
-    """Write the data card of a generated set (freedoom_sounds.card) beside its folder; return the files' names.
-
-    It is no output of a stage: a word changed in the card makes no clip again.
-    """
-    return sorted(path.relative_to(clips.parent).as_posix() for path in write_data_card(clips).values())
 
 
 def preview(path: Path) -> bytes:
@@ -162,12 +153,14 @@ def costs(
 
 def curve_figure(name: str, histories: Mapping[Trial, pd.DataFrame], modality: str) -> Picture:
     """Learning curves of one run, a line for each trial (see train_runs)."""
-    parts = []
+    parts, score = [], "top-1"
     for (seed, fold), history in histories.items():
+        score = "mAP" if "val_map" in history else score
+        history = history.rename(columns={"val_map": "val_top1"})
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
         about = {"run": name, "modality": modality, "ours": True, "seed": seed, "fold": fold}
         parts.append(history.assign(**about, kept=history.index == best))
-    return picture_of(learning_curves(pd.concat(parts)), f"learning curves of {name}")
+    return picture_of(learning_curves(pd.concat(parts), score), f"learning curves of {name}")
 
 
 def positives_figure(labels: Sequence[str]) -> Picture:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from ruamel.yaml import YAML
 from sklearn.metrics import confusion_matrix
 from tabulate import tabulate
@@ -38,6 +39,13 @@ from study.tables.results import GROUPS, ReportError
 __all__ = ["Report", "ReportError", "build_report", "write_report"]
 
 VERDICTS = ("holds", "does not hold", "undecided")
+LABEL_TERMS = {
+    "top-1": "mAP",
+    "top1": "map",
+    "Cross-entropy": "Binary cross-entropy",
+    "Test accuracy": "Average precision",
+}
+LABEL_TERMS |= {"test clips of the class that are recognised (%)": "average precision of the class on test (%)"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     something that an earlier stage writes is missing.
     """
     report = build_report(folders, params)
+    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()}
+    report = report if "confusion" in report.figures else in_terms_of_labels(report)
     tables = {name: folders.report / f"tables/{name}.csv" for name in report.tables}
     for name, path in tables.items():
         write_text(path, report.tables[name].to_csv(index=False, float_format=_number, lineterminator="\n"))
@@ -67,8 +77,21 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     write_text(readme, report.text)
     if folders.root == ROOT and params.study not in NOT_COMMITTED:
         write_index(ROOT)
-    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()}
     return {"readme": readme, "tables": tables, "figures": pictures, "test_top1": top1}
+
+
+def in_terms_of_labels(report: Report) -> Report:
+    """The report of clips with several labels: mAP in the place of top-1 in its tables, figures and text."""
+
+    def say(text: Any) -> Any:
+        for one, other in LABEL_TERMS.items() if isinstance(text, str) else ():
+            text = text.replace(one, other)
+        return text
+
+    for text in (text for figure in report.figures.values() for text in figure.findobj(Text)):
+        text.set_text(say(text.get_text()))
+    tables = {name: table.rename(columns=say).map(say) for name, table in report.tables.items()}
+    return Report(tables, report.figures, say(report.text))
 
 
 def main(file: str) -> None:
@@ -80,9 +103,11 @@ def main(file: str) -> None:
 def build_report(folders: Folders, params: Params) -> Report:
     """Compute the tables, figures and text of a study; write nothing. Raises ReportError."""
     study = load_study(folders, params)
-    costs, clustering = scores.costs_table(study), analysis.clustering_table(study)
+    costs, several = scores.costs_table(study), study.features["multilabel"]
+    of_one_label = () if several else ("calibration", "retrieval", "clustering")
+    analyses = {name: getattr(analysis, f"{name}_table")(study) for name in of_one_label}
     tables = {
-        "claims": claims_table(study, costs, clustering, read_efficiency(folders.root)),
+        "claims": claims_table(study, costs, analyses.get("clustering", pd.DataFrame()), read_efficiency(folders.root)),
         "results": scores.results_table(study),
         "headline": scores.headline_table(study, costs),
         "ablations": scores.ablations_table(study, costs),
@@ -91,9 +116,7 @@ def build_report(folders: Folders, params: Params) -> Report:
         "ceilings": scores.ceilings_table(study.features),
         "costs": costs,
         "pairs": scores.pairs_table(study),
-        "calibration": analysis.calibration_table(study),
-        "retrieval": analysis.retrieval_table(study),
-        "clustering": clustering,
+        **analyses,
         "robustness": studies.robustness_table(study),
         "data_efficiency": studies.data_table(study),
         "search": studies.search_table(study),
@@ -104,30 +127,38 @@ def build_report(folders: Folders, params: Params) -> Report:
 
 def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> dict[str, Figure]:
     """All figures by the name of their file."""
-    main, classes, head = study.defaults, study.features["classes"], tables["headline"]
+    head, per_class = tables["headline"], tables["per_class"].dropna()
+    chance = 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
+    chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
+    return {
+        "claims": figures.claims(tables["claims"]),
+        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
+        "learning_curves": figures.learning_curves(curves),
+        "per_class": figures.per_class(per_class),
+        "ablations": figures.ablations(tables["ablations"]),
+        "robustness": analysis_figures.robustness(tables["robustness"]),
+        "data_efficiency": analysis_figures.data_efficiency(tables["data_efficiency"]),
+    } | ({} if study.features["multilabel"] else _figures_of_one_label(study, tables))
+
+
+def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    main, classes = study.defaults, study.features["classes"]
     audio_peers = [r for r in study.reported if r.group == "baseline" and r.modality == "audio"]
     mapped = [main[name] for name in ("av", "audio") if name in main] + audio_peers[:1]
-    matrices, chance = {}, 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
+    matrices = {}
     for name, result in main.items():
         clips = study.on_test(result)  # of all seeds
         matrix = confusion_matrix(clips["label"], clips["guess"], labels=range(len(classes)))
         matrices[f"{result.label}, {READS[name]}"] = matrix.astype(float)
     clips = analysis.certainties(study).values()
     return {
-        "claims": figures.claims(tables["claims"]),
-        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
-        "learning_curves": figures.learning_curves(curves),
         "confusion": figures.confusion(matrices, classes),
-        "per_class": figures.per_class(tables["per_class"].dropna()),
         "tsne": figures.tsne(
             {f"{r.label}, {READS[r.modality]}": scores.tsne_points(r, classes) for r in mapped}, classes
         ),
-        "ablations": figures.ablations(tables["ablations"]),
         "calibration": analysis_figures.calibration(
             tables["calibration"], [*map(analysis.reliability, clips)], [*map(analysis.selective, clips)]
         ),
-        "robustness": analysis_figures.robustness(tables["robustness"]),
-        "data_efficiency": analysis_figures.data_efficiency(tables["data_efficiency"]),
     }
 
 
@@ -144,7 +175,8 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     known = tables["per_class"].dropna().set_index("class")
     search = tables["search"].groupby("model", sort=False)
     # the models of all rows read the same clips, so one line of chance is enough
-    chance = tables["retrieval"].drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
+    retrieval = tables.get("retrieval", pd.DataFrame(columns=["query", "wanted", *analysis.CHANCES]))
+    chance = retrieval.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
     text = templates.get_template("report.md.j2").render(
@@ -164,7 +196,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         changed=[r.name for r in study.reported if plain(r.trained) != plain(study.params.runs[r.name])],
         parameters=params_yaml(study.params).strip(),
         versions=pd.DataFrame(about_versions().items(), columns=["what", "version"]),
-        retrieval=pd.concat([tables["retrieval"], chance]),
+        retrieval=pd.concat([retrieval, chance]),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -24,7 +24,7 @@ from mmtlib.data.features import extract_features
 from mmtlib.data.media import CUT_OFF_S
 from mmtlib.evaluation.predictions import predict as pipeline_predict
 from mmtlib.models import build_model
-from mmtlib.models.hub import WeightsError, export, load_weights, save_model
+from mmtlib.models.hub import WeightsError, load_model, load_weights, save_model
 from mmtlib.predict import PredictionError, predict_file, window_spans
 from study.figures import predict as predict_figures
 from study.figures import results as figures
@@ -219,7 +219,7 @@ def test_the_committed_weights_are_taken_unless_others_are_named(clips, mmt, tmp
     words = [sys.executable, "-m", "mmtlib.predict", str(clips / "one.mp4"), "--json", "--top", "3"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout)["verdict"][0]["label"] in load_weights(Path(COMMITTED))[1]["heads"]["label"]
-    export(mmt, tmp_path / "half.safetensors")
+    save_model(tmp_path / "half.safetensors", load_model(mmt)[0].half())
     told = json.loads(command(clips / "one.mp4", "--json", "--model", tmp_path / "half.safetensors").stdout)["verdict"]
     want = predict_file(mmt, clips / "one.mp4").verdict.set_index(["modality", "label"])["probability"]
     for row in told:

@@ -2,5 +2,3 @@
 
 from mmtlib.data.manifest import ManifestError, media_root, read_manifest, write_manifest
 from mmtlib.data.sources.survey import survey
-
-__all__ = ["ManifestError", "media_root", "read_manifest", "survey", "write_manifest"]

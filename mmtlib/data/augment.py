@@ -95,10 +95,10 @@ def random_crop(video: Video, draws: Draws, scale: tuple[Number, Number]) -> Vid
     return sampled.view(video.shape)
 
 
-def random_flip(video: Video, labels: Int[Tensor, " B"], draws: Draws, allowed: Bool[Tensor, " K"]) -> Video:
-    """Mirrors half of the clips left to right, but only those whose class is `allowed` to be mirrored."""
-    chosen = draws.uniform(len(video)).to(video.device) < 0.5
-    chosen &= allowed.to(video.device)[labels.to(video.device)]
+def random_flip(video: Video, labels: Int[Tensor, "B ..."], draws: Draws, allowed: Bool[Tensor, " K"]) -> Video:
+    """Mirrors half of the clips left to right, but only those whose class (or each) is `allowed` to be mirrored."""
+    chosen, allowed, labels = (x.to(video.device) for x in (draws.uniform(len(video)) < 0.5, allowed, labels))
+    chosen &= allowed[labels] if labels.ndim == 1 else (allowed | (labels == 0)).all(1)
     video = video.clone()
     video[chosen] = video[chosen].flip(-1)
     return video

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmtlib.cluster import ahead, connect, spread
 from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode
-from mmtlib.data.manifest import media_root
+from mmtlib.data.manifest import label_lists, media_root
 from mmtlib.files import digest
 
 Device = torch.device | str
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     audio: Float[Tensor, "B 1 time mel"] | None  # log-mel, normalised with the train split's mean and std
     video: Float[Tensor, "B 3 T H W"] | None  # RGB, normalised per channel in the same way
-    labels: Int[Tensor, " B"]
+    labels: Int[Tensor, "B ..."]  # a number, or where a clip has several 0 or 1 for each class
     has_audio: Bool[Tensor, " B"]
     has_video: Bool[Tensor, " B"]
 
@@ -56,8 +56,9 @@ class FeatureDataset:
     """One split of a feature folder, an item a row of index.csv: a batch reads, or decodes, its own and no more.
 
     Attributes: index (the split's rows of index.csv), clip_ids, heads (name -> classes; an ordinary set has the one
-    head "label"), num_logits (classes of all heads), classes (what labels count: with several heads their
-    combinations, the last head fastest), labels (int64), has_audio, has_video (bool), stats (features.json as read:
+    head "label"), num_logits (classes of all heads), sizes (see evaluation.scores), classes (what labels count: with
+    several heads their combinations, the last head fastest), labels (int64; of several a clip, a row of 0 and 1 for
+    each clip and a column a class), has_audio, has_video (bool), stats (features.json as read:
     settings, normalisation, coverage), fingerprint (of every bit) and identity (which data this is, as JSON: source,
     classes, settings and a hash of the clips' ids; the same on every machine). Of a set of folds, `fold` is the one
     whose clips are the test split; the others are train and val (see fold_splits), without it all are train. Raises
@@ -70,6 +71,8 @@ class FeatureDataset:
             self.stats = json.loads((self.root / "features.json").read_text(encoding="utf-8"))
             self.heads: dict[str, list[str]] = self.stats.get("heads") or {"label": self.stats["classes"]}
             self.num_logits = sum(len(names) for names in self.heads.values())
+            self.multilabel = bool(self.stats.get("multilabel"))
+            self.sizes = [1] * self.num_logits if self.multilabel else [len(names) for names in self.heads.values()]
             self.classes = [" ".join(names) for names in itertools.product(*self.heads.values())]
             self.fingerprint: str = self.stats["fingerprint"]
             # Text stays text: a clip may be called 007 and a class NA.
@@ -107,9 +110,13 @@ class FeatureDataset:
             raise DatasetError(f"{self.root} has no clip of split {split!r}; use one of {known}{hint}.")
         self.index = index.iloc[self._rows].reset_index(drop=True)
         self.clip_ids: list[str] = self.index["clip_id"].tolist()
-        numbers = [pd.Index(names).get_indexer(self.index[head]) for head, names in self.heads.items()]
-        sizes = [len(names) for names in self.heads.values()]
-        self.labels = torch.from_numpy(np.ravel_multi_index(numbers, sizes))
+        if self.multilabel:
+            found = label_lists(self.index["label"], self.stats).explode()
+            self.labels = torch.zeros(len(self), self.num_logits, dtype=torch.int8)
+            self.labels[found.index.tolist(), pd.Index(self.classes).get_indexer(found).tolist()] = 1
+        else:
+            numbers = [pd.Index(names).get_indexer(self.index[head]) for head, names in self.heads.items()]
+            self.labels = torch.from_numpy(np.ravel_multi_index(numbers, self.sizes))
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
         filled = self.index.get("audio_frames")
@@ -120,6 +127,7 @@ class FeatureDataset:
         columns += [name for name in ("fold", "group") if "folds" in self.stats]
         rows = index.reindex(columns=columns).to_json(orient="values", double_precision=15)
         about = {name: self.stats.get(name) for name in ("name", "class_list", "source", "settings")}
+        about |= {"multilabel": True} if self.multilabel else {}
         # A list of pairs: the order of the heads is that of their logits.
         return about | {"heads": [list(head) for head in self.heads.items()], "clips": digest(rows.encode())}
 
@@ -269,7 +277,7 @@ def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: flo
     """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
     if share == 1:
         return indices
-    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.labels[indices].numpy()})
+    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.index["label"].to_numpy()[indices.numpy()]})
     table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
     place = table.sort_values("order").groupby("label").cumcount()
     count = table.groupby("label")["index"].transform("size")

@@ -1,8 +1,7 @@
 """Turn a manifest's clips into two arrays on disk: log-mel spectrograms and small frames.
 
-Decoding is what makes audio-video training slow, so it is done once. Every clip that cannot be used is
-counted and listed with its reason, and a clip without audio or video carries a flag rather than zeros that
-look real.
+Decoding is what makes audio-video training slow, so it is done once. Every clip that cannot be used is counted and
+listed with its reason, and a clip without audio or video carries a flag rather than zeros that look real.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from mmtlib.cluster import run_all
 from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
-from mmtlib.data.manifest import SHORT_S, SPLITS, media_root, read_manifest
+from mmtlib.data.manifest import SHORT_S, SPLITS, label_lists, media_root, read_manifest
 from mmtlib.files import naming
 
 # A setting that has its default is left out where an older folder did not have it: the same fingerprint.
@@ -147,13 +146,13 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
             raise FeatureError(
                 f"{path} has the head {column!r}, which is no column of the manifest; correct its heads."
             )
-        unknown = sorted(set(manifest[column].astype(str)) - set(names))
+        unknown = sorted(set(label_lists(manifest[column].astype(str), given).explode()) - set(names))
         if unknown:
             raise FeatureError(f"{path} has no class {unknown[0]!r} that the manifest uses; correct its classes.")
         if len(set(names)) < len(names):
             raise FeatureError(f"{path} names a class twice; correct its classes.")
     described = {"name": name, "class_list": str(given.get("class_list", name)), "classes": classes}
-    described |= {"heads": heads} if heads else {}
+    described |= {"heads": heads} if heads else {"multilabel": True} if given.get("multilabel") else {}
     return described | {name: given[name] for name in _ABOUT if name in given}
 
 

@@ -1,7 +1,8 @@
 """Read and write manifests: the CSV table that says which clips a data set has.
 
 Columns: clip_id (unique), path (relative to the media root), start and end (seconds, may be empty: the whole
-file), label, split (train, val or test); further columns are kept as they are. The media root is the folder
+file), label, split (train, val or test); further columns are kept as they are. In a set of several labels a clip,
+whose dataset.json says `multilabel`, label holds them joined by `|`. The media root is the folder
 that dataset.json beside the manifest names as `media`, else the manifest's own. Whether the files exist is not
 checked here: the features stage counts those that are missing.
 """
@@ -11,7 +12,9 @@ import io
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -90,6 +93,11 @@ def require(path: Path, table: pd.DataFrame, good: pd.Series, column: str, wante
     if not good.all():
         line = good.idxmin()
         raise ManifestError(f"{path}, line {line}: {column} is {_shown(table.at[line, column])}; {wanted}.")
+
+
+def label_lists(labels: pd.Series, dataset: Mapping[str, Any]) -> pd.Series:
+    """Each clip's labels as a list; `dataset` is dataset.json, which says whether there are several."""
+    return labels.str.split("|") if dataset.get("multilabel") else labels.map(lambda name: [name])
 
 
 def _shown(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Attribution(NamedTuple):
@@ -63,6 +64,8 @@ def occlusion(
         inputs = {name: changed.get(name, whole).expand(count, *whole.shape[1:]) for name, whole in given.items()}
         out = model(*map(inputs.get, reads))
         logits = (out.logits if kind == "av" else out).float()
+        if heads and max(heads) == 1:  # of several labels a clip
+            return F.logsigmoid(logits)
         return torch.cat([part.log_softmax(1) for part in logits.split(heads or logits.shape[1], 1)], dim=1)
 
     classes = ask()[0]

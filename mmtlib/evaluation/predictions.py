@@ -11,6 +11,7 @@ from torch import Tensor
 from mmtlib.data.corruption import corrupt
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import gather_objects, rank, ranks
+from mmtlib.evaluation.scores import probabilities
 from mmtlib.models import AVModel
 
 
@@ -54,16 +55,15 @@ def predict(
 ) -> pd.DataFrame:
     """Logits and features of every clip of a split that the model can read, one row a clip and modality.
 
-    Columns: clip_id, split, label, label_index, modality, logits, embedding (both lists); with several heads, whose
-    logits lie side by side, also `heads` (JSON: name -> number of classes). A model of both modalities is read three
-    times: with both ("av"), and with one withheld ("audio", "video": the other is missing). Of a clip with several
-    views the probabilities are averaged, and their logarithms are its logits. Embeddings are in half precision, and
-    of the test split with all that the model reads; elsewhere there are none. With `condition`, one of
+    Columns: clip_id, split, label, label_index (of several labels a list), modality, logits, embedding (both lists);
+    with several heads, whose logits lie side by side, also `heads` (JSON: name -> number of classes). A model of both
+    modalities is read three times: with both ("av"), and with one withheld ("audio", "video": the other is missing). Of
+    a clip with several views the probabilities are averaged, and taken back to logits. Embeddings are in half
+    precision, and of the test split with all that the model reads; elsewhere there are none. With `condition`, one of
     corruption.CONDITIONS, clips are read corrupted, with both, and the split is called "test: " and its name.
     Raises ValueError where no clip has what the model reads.
     """
     kind = model.reads
-    sizes = {head: len(classes) for head, classes in dataset.heads.items()}
     frames = []
     for modality in ("av", "audio", "video") if kind == "av" and condition is None else (kind,):
         indices = usable(dataset, modality)
@@ -71,24 +71,24 @@ def predict(
             continue  # a set without audio, or without video, has no such rows
         logits, embeddings = outputs(model, dataset, indices, modality, batch_size, condition)
         rows = dataset.index.iloc[indices.numpy()][["clip_id", "split", "label"]].reset_index(drop=True)
-        rows["label_index"] = dataset.labels[indices].numpy()
+        labels = dataset.labels[indices]
+        rows["label_index"] = [row.nonzero()[:, 0].numpy() for row in labels] if dataset.multilabel else labels.numpy()
         rows["modality"] = modality
         if "view" in dataset.index:
             clip = torch.from_numpy(pd.factorize(rows["clip_id"])[0])[:, None]
             rows = rows.drop_duplicates("clip_id", ignore_index=True)
-            probabilities = torch.cat([part.softmax(1) for part in logits.split(list(sizes.values()), 1)], dim=1)
-            probabilities, embeddings = (
+            means, embeddings = (
                 torch.zeros(len(rows), x.shape[1]).scatter_reduce_(0, clip.expand_as(x), x, "mean", include_self=False)
-                for x in (probabilities, embeddings)
+                for x in (probabilities(logits, dataset.sizes), embeddings)
             )
-            logits = probabilities.clamp(min=1e-12).log()
+            logits = means.logit(eps=1e-7) if dataset.multilabel else means.clamp(min=1e-12).log()
         rows["logits"] = list(logits.numpy())
         wanted = dataset.split == "test" and modality == kind and condition is None
         rows["embedding"] = list(embeddings.half().numpy()) if wanted else None
         if condition is not None:
             rows["split"] = f"{dataset.split}: {condition}"
-        if len(sizes) > 1:
-            rows["heads"] = json.dumps(sizes)
+        if len(dataset.heads) > 1:
+            rows["heads"] = json.dumps(dict(zip(dataset.heads, dataset.sizes, strict=True)))
         frames.append(rows)
     if not frames:
         raise ValueError(f"no clip of split {dataset.split!r} has what {model.about['name']} reads ({kind})")

@@ -1,4 +1,8 @@
-"""Scores that follow from a table of predictions."""
+"""Scores that follow from a table of predictions.
+
+The logits of several heads lie side by side; `sizes` are their numbers of classes. A clip of several labels has a head
+of one class for each: is it there, or not.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor
 
 Logits = Float[Tensor | np.ndarray, "clips logits"]
@@ -16,8 +20,7 @@ Labels = Int[Tensor | np.ndarray, " clips"]
 def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> Bool[Tensor, "clips heads"]:
     """Whether the label is among the k largest logits of each head.
 
-    `sizes` are the numbers of classes of the heads (one head: not needed), whose logits lie side by side; a label of
-    several heads counts through all combinations, the last head fastest.
+    `sizes` is not needed for one head; a label of several counts through all combinations, the last head fastest.
     """
     logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
     sizes = [logits.shape[1]] if sizes is None else list(sizes)
@@ -27,9 +30,37 @@ def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = N
     return torch.stack(found, dim=1)
 
 
-def topk_accuracy(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> float:
-    """Share of clips whose label is among the k largest logits, in percent; with several heads, in each of them."""
-    return 100.0 * hits(logits, labels, k, sizes).all(1).float().mean().item()
+def probabilities(logits: Float[Tensor, "clips logits"], sizes: Sequence[int]) -> Float[Tensor, "clips logits"]:
+    """Of each class among those of its head; of a head of one class, that it is there."""
+    if max(sizes) == 1:
+        return logits.sigmoid()
+    return torch.cat([part.softmax(1) for part in logits.split(list(sizes), 1)], dim=1)
+
+
+def label_scores(logits: Logits, targets: Integer[Tensor | np.ndarray, "clips classes"]) -> dict[str, float]:
+    """Of clips with several labels: mAP and AUC (percent) and d', means over the classes that some clips have, not all.
+
+    map: average precision; auc: area under the ROC curve; dprime: the distance of two normal distributions with that
+    area, as AST's authors take it from the mean (Gong et al., 2021). Not a number where there is no such class.
+    """
+    from scipy.special import ndtri  # slow to import, as is the next
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    logits, targets = np.asarray(logits), np.asarray(targets) > 0
+    known = targets.any(0) & ~targets.all(0)
+    pairs = list(zip(targets.T[known], logits.T[known], strict=True))
+    precision, area = (np.mean([score(*pair) for pair in pairs]) for score in (average_precision_score, roc_auc_score))
+    return {"map": 100 * precision, "auc": 100 * area, "dprime": 2**0.5 * float(ndtri(area))}
+
+
+def targets_of(predictions: pd.DataFrame) -> UInt8[np.ndarray, "clips classes"] | None:
+    """0 or 1 for each class, of a table of clips with several labels; None of another one."""
+    if predictions["label_index"].dtype != object:
+        return None
+    targets = np.zeros((len(predictions), len(predictions["logits"].iloc[0])), np.uint8)
+    for row, numbers in zip(targets, predictions["label_index"], strict=True):
+        row[numbers] = 1
+    return targets
 
 
 def head_sizes(predictions: pd.DataFrame) -> Mapping[str, int]:
@@ -49,15 +80,18 @@ def guesses(predictions: pd.DataFrame) -> Int[np.ndarray, " clips"]:
 def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Top-1 and top-5 in percent of each split and modality of a table of predictions, with the number of clips.
 
-    With several heads, a clip counts where all of them are right, and columns like `verb_top1` say how each does.
+    With several heads, a clip counts where all of them are right, and columns like `verb_top1` say how each does. Of
+    clips with several labels it is what `label_scores` gives instead.
     """
-    sizes = head_sizes(predictions)
-    rows = []
+    sizes, rows = head_sizes(predictions), []
     for (split, modality), group in predictions.groupby(["split", "modality"], sort=False):
         logits = np.stack(group["logits"].tolist())
+        row = {"split": split, "modality": modality, "n": len(group)}
+        if (targets := targets_of(group)) is not None:
+            rows.append(row | label_scores(logits, targets))
+            continue
         labels = group["label_index"].to_numpy(copy=True)  # pandas lends it read-only, of which torch warns
         right = {k: hits(logits, labels, k, list(sizes.values())) for k in (1, 5)}
-        row = {"split": split, "modality": modality, "n": len(group)}
         row |= {f"top{k}": 100.0 * found.all(1).float().mean().item() for k, found in right.items()}
         if len(sizes) > 1:
             for index, head in enumerate(sizes):

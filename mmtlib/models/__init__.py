@@ -9,20 +9,3 @@ from mmtlib.models.mmt import MMT
 from mmtlib.models.multiscale import MultiscaleClassifier
 from mmtlib.models.mvit import load_torchvision_mvit
 from mmtlib.models.resnet import ResNetAV
-
-__all__ = [
-    "MBT",
-    "MMT",
-    "MODALITY",
-    "ASTClassifier",
-    "AVModel",
-    "AVOutput",
-    "MultiscaleClassifier",
-    "ResNetAV",
-    "StreamClassifier",
-    "build_model",
-    "from_pretrained",
-    "load_timm_mvit",
-    "load_torchvision_mvit",
-    "resolved",
-]

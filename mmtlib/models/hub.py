@@ -27,20 +27,11 @@ def save_model(path: Path, model: AVModel, **about: Any) -> None:
     """Write `model` to `path`, atomically.
 
     What the model says of itself, and `about` (classes, normalisation statistics, settings of the run), is kept beside
-    the weights as JSON.
+    the weights as JSON. `model.half()` makes the file half as large.
     """
-    _write(path, model.state_dict(), model.about | about)
-
-
-def export(source: Path, target: Path) -> None:
-    """Copy a weights file in half precision. Raises WeightsError as `load_weights` does."""
-    tensors, header = load_weights(source)
-    _write(target, {key: x.half() if x.is_floating_point() else x for key, x in tensors.items()}, header)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: dict) -> None:
+    header = model.about | about
     header = dict(sorted((header | {"overrides": dict(sorted(header["overrides"].items()))}).items()))
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # One key holds everything: the order of several keys in a safetensors header is not stable from run to run.
     # What lies deeper keeps its order: that of several heads is the order of their logits.
     write_bytes(path, save(tensors, metadata={"mmtlib": json.dumps(header)}))

@@ -26,7 +26,7 @@ from mmtlib.models.hub import WeightsError, load_encoder, load_weights, origin
 from mmtlib.models.mat import MAT
 from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder
-from mmtlib.models.mvit import MVIT, load_named
+from mmtlib.models.mvit import MVIT, load_named, our_name
 from mmtlib.overlays import ROOT
 
 # Blocks of each stage -> timm's name; all begin 96 wide.
@@ -103,9 +103,7 @@ _OUR_WORDS = {
 def _our_name(key: str, depths: Sequence[int], axes: int) -> str:
     key = BLOCK.sub(lambda match: f"blocks.{sum(depths[: int(match[1])]) + int(match[2])}.", key)
     key = key.replace("rel_pos_h", f"rel_pos.{axes - 2}").replace("rel_pos_w", f"rel_pos.{axes - 1}")
-    for theirs, ours in _OUR_WORDS.items():
-        key = re.sub(theirs, ours, key)
-    return key if key.startswith("head.") else f"encoder.{key}"
+    return our_name(key, _OUR_WORDS)
 
 
 def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[str, Path]:

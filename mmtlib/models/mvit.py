@@ -4,6 +4,7 @@
 Time is never pooled after the patch embedding, as in MViTv2.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     own = model.state_dict()
     tensors = {}
     for key, value in state_dict.items():
-        name = _our_name(key)
+        name = our_name(key, _OUR_WORDS)
         same = name in own and value.numel() == own[name].numel()
         tensors[name] = (key, value.reshape(own[name].shape) if same else value)
     load_named(model, tensors, "torchvision's mvit_v2_s")
@@ -73,21 +74,22 @@ def load_named(
 
 
 _OUR_WORDS = {
-    "conv_proj.": "patch_embed.",
-    "pos_encoding.class_token": "class_token",
-    ".attn.project.0.": ".attention.project.",
-    ".attn.": ".attention.",
-    ".pool.weight": ".weight",
-    ".norm_act.0.": ".norm.",
-    ".rel_pos_t": ".rel_pos.0",
-    ".rel_pos_h": ".rel_pos.1",
-    ".rel_pos_w": ".rel_pos.2",
-    ".mlp.3.": ".mlp.2.",
-    "head.1.": "head.",
+    r"conv_proj\.": "patch_embed.",
+    r"pos_encoding\.class_token": "class_token",
+    r"\.attn\.project\.0\.": ".attention.project.",
+    r"\.attn\.": ".attention.",
+    r"\.pool\.weight": ".weight",
+    r"\.norm_act\.0\.": ".norm.",
+    r"\.rel_pos_t": ".rel_pos.0",
+    r"\.rel_pos_h": ".rel_pos.1",
+    r"\.rel_pos_w": ".rel_pos.2",
+    r"\.mlp\.3\.": ".mlp.2.",
+    r"head\.1\.": "head.",
 }
 
 
-def _our_name(key: str) -> str:
-    for theirs, ours in _OUR_WORDS.items():
-        key = key.replace(theirs, ours)
+def our_name(key: str, words: Mapping[str, str]) -> str:
+    """Another library's name of a weight as ours: `words` are patterns and what stands in their place."""
+    for theirs, ours in words.items():
+        key = re.sub(theirs, ours, key)
     return key if key.startswith("head.") else f"encoder.{key}"

@@ -26,7 +26,7 @@ from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
 from mmtlib.distributed import gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, usable
-from mmtlib.evaluation.scores import topk_accuracy
+from mmtlib.evaluation.scores import hits, label_scores
 from mmtlib.files import write_bytes
 from mmtlib.models import build_model
 from mmtlib.models.base import Reading
@@ -64,7 +64,8 @@ class Trainer:
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
                 raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
-        self.sizes = [len(classes) for classes in self.train.heads.values()]  # of the heads, side by side in the logits
+        self.sizes = self.train.sizes
+        self.score = "mAP" if self.train.multilabel else "top-1"  # which of validation decides
         self.batch_size = self._divide(recipe.batch_size)
         self.augment = Augmenter(self.train.classes, recipe)
         torch.manual_seed(seed)
@@ -92,7 +93,7 @@ class Trainer:
     def fit(self, log: Callable[[str], None] = print) -> pd.DataFrame:
         """Train to the last epoch, keep the weights of the best one on validation, return the learning curve.
 
-        The weights of the epoch with the highest validation top-1 (of equals, the lowest validation loss) stay
+        The weights of the epoch with the highest validation top-1, or mAP (of equals, the lowest validation loss), stay
         in `self.model`. One line an epoch goes to `log`, from the first rank.
         """
         log = log if rank() == 0 else lambda line: None
@@ -111,7 +112,7 @@ class Trainer:
             row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
             row |= self._train_epoch(epoch, bf16) | self._validate()
             row["seconds"] = time.perf_counter() - started
-            key = (row["val_top1"], -row["val_loss"])
+            key = (row["val_map" if self.train.multilabel else "val_top1"], -row["val_loss"])
             if state["best_key"] is None or key > tuple(state["best_key"]):
                 state["best_key"] = list(key)
                 state["best"] = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
@@ -120,7 +121,7 @@ class Trainer:
             self._save(state)
             log(
                 f"epoch {epoch + 1:3d}/{self.run.epochs}  loss {row['loss']:.3f}  "
-                f"val loss {row['val_loss']:.3f}  val top-1 {row['val_top1']:.1f}  {row['seconds']:.1f} s"
+                f"val loss {row['val_loss']:.3f}  val {self.score} {key[0]:.1f}  {row['seconds']:.1f} s"
             )
         self.model.load_state_dict(state["best"])
         return pd.DataFrame(state["history"])
@@ -204,10 +205,10 @@ class Trainer:
         indices = usable(self.val, self.modality)
         logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]
-        return {
-            "val_loss": optim.cross_entropy(logits, optim.one_hot(labels, self.sizes), self.sizes).item(),
-            "val_top1": topk_accuracy(logits, labels, 1, self.sizes),
-        }
+        loss = optim.cross_entropy(logits, optim.one_hot(labels, self.sizes), self.sizes).item()
+        if self.train.multilabel:
+            return {"val_loss": loss, "val_map": label_scores(logits, labels)["map"]}
+        return {"val_loss": loss, "val_top1": 100.0 * hits(logits, labels, 1, self.sizes).all(1).float().mean().item()}
 
     def save(self, path: Path) -> None:
         """Write the weights, with all that their use needs."""
@@ -222,9 +223,7 @@ class Trainer:
         parts = dict(model=self.model, optimizer=self.optimizer, schedule=self.schedule)
         buffer = io.BytesIO()  # torch.save itself does not say what went wrong with a file
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer)
-        for half in self.checkpoint.parent.glob(
-            f".{self.checkpoint.name}.*"
-        ):  # of a process that was killed writing it
+        for half in self.checkpoint.parent.glob(f".{self.checkpoint.name}.*"):  # a process was killed writing it
             half.unlink()
         write_bytes(self.checkpoint, buffer.getbuffer())
 

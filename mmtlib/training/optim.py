@@ -47,8 +47,10 @@ def training_loss(
     return loss, parts
 
 
-def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Logits:
-    """Targets of labels, side by side for the heads (see evaluation.scores.hits)."""
+def one_hot(labels: Int[Tensor, "batch ..."], sizes: Sequence[int]) -> Logits:
+    """Targets of labels, side by side for the heads (see evaluation.scores); several labels a clip are targets."""
+    if labels.ndim == 2:
+        return labels.float()
     parts = zip(torch.unravel_index(labels, sizes), sizes, strict=True)
     return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
 
@@ -56,7 +58,9 @@ def one_hot(labels: Int[Tensor, " batch"], sizes: Sequence[int]) -> Logits:
 def cross_entropy(
     logits: Logits, targets: Logits, sizes: Sequence[int], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy, averaged over the heads (our reading) and the batch."""
+    """Cross-entropy, averaged over the heads (our reading) and the batch; of heads of one class the binary one."""
+    if max(sizes) == 1:
+        return F.binary_cross_entropy_with_logits(logits, targets + label_smoothing * (0.5 - targets))
     pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
     return sum(F.cross_entropy(*pair, label_smoothing=label_smoothing) for pair in pairs) / len(sizes)
 

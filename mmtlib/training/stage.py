@@ -38,8 +38,8 @@ class Trained:
     trial: Trial
     weights: Path
     predictions: Path
-    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1
-    scores: pd.DataFrame  # split, modality, n, top1, top5
+    history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1 (or val_map)
+    scores: pd.DataFrame  # of evaluation.scores
 
 
 FAILED = "training failed: "  # begins the line in which a process says why

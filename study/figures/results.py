@@ -77,8 +77,8 @@ def over_studies(claims: pd.DataFrame) -> Figure:
 
 
 @rc_context(STYLE)
-def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Training cross-entropy and validation top-1 by epoch and by `gmacs`, if given; dots mark the epochs kept.
+def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
+    """Training cross-entropy and validation `score` by epoch and by `gmacs`, if given; dots mark the epochs kept.
 
     Of several seeds and folds: their mean, and a band from the lowest to the highest.
     """
@@ -97,7 +97,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
                 ax.plot(*part.loc[part["kept"], [x, y]].to_numpy().T, "o", color=COLOURS[modality], markersize=4)
     axes[0].set(title="training cross-entropy", ylim=(0, None))
     for ax in axes[1:]:
-        ax.set(title="validation top-1 (%)", ylim=(0, 100))
+        ax.set(title=f"validation {score} (%)", ylim=(0, 100))
     for ax in axes[:2]:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)

@@ -30,7 +30,7 @@ def claims_table(study: Study, costs: pd.DataFrame, clustering: pd.DataFrame, ef
             rows[name] = saved("MMACs", len(seeds), *sides)
         else:
             rows[name] = dict.fromkeys(("unit", "measure"), "silhouette")
-            rows[name] |= _silhouette(clustering, others[0]) if complete else {}
+            rows[name] |= _silhouette(clustering, others[0]) if complete and len(clustering) else {}
     return ledger(rows, study.params.study)
 
 

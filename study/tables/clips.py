@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, UInt8
 from scipy.special import log_softmax
 
 from mmtlib.config import Params
 from mmtlib.evaluation import stats
-from mmtlib.evaluation.scores import guesses, head_sizes, hits
+from mmtlib.evaluation.scores import guesses, head_sizes, hits, label_scores, targets_of
 from mmtlib.folders import Folders
 from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features
 
@@ -71,7 +72,7 @@ class Study:
     def rights(self, result: Result, modality: str | None = None) -> pd.DataFrame:
         """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed.
 
-        Of a set of folds the rows are named by fold, group and clip.
+        Of several labels a clip its part in mAP (map_parts). Of a set of folds rows are named by fold, group and clip.
         """
         clips = self.on_test(result, modality).astype({"right": float})
         groups = self.features.get("groups", {})
@@ -103,7 +104,7 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
     classes of the first head, by number. `right`: the guess of every head; `top5`: so with the five best guesses. With
     several heads, columns like `verb_top1` say the same of each. `confidence` is the top probability of the first head,
     `nll` (nats) the negative logarithm of that of the truth, `brier` the squared distance between the probabilities
-    and the truth, summed over the classes: 0 to 2.
+    and the truth, summed over the classes: 0 to 2. Of several labels a clip there is `right` alone, by map_parts.
     """
     parts = [
         _scored(predictions).assign(run=result.name, seed=seed)
@@ -114,6 +115,14 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
+    split = predictions["split"].str.partition(": ")
+    columns = {"fold": predictions["fold"], "split": split[0], "condition": split[2]}
+    columns |= {"modality": predictions["modality"], "clip": predictions["clip_id"]}
+    if (targets := targets_of(predictions)) is not None:
+        logits, table = np.stack(predictions["logits"].tolist()), pd.DataFrame(columns)
+        places = [*table.groupby(["split", "condition", "modality"]).indices.values()]
+        parts = np.concatenate([map_parts(logits[rows], targets[rows]) for rows in places]) / 100
+        return table.assign(right=pd.Series(parts, np.concatenate(places)))
     heads = head_sizes(predictions)
     sizes = list(heads.values())
     logits, labels = np.stack(predictions["logits"].tolist()), predictions["label_index"].to_numpy(copy=True)
@@ -121,13 +130,7 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     label, guess = (np.unravel_index(numbers, sizes)[0] for numbers in (labels, guesses(predictions)))
     logs = log_softmax(logits[:, : sizes[0]].astype(np.float64), axis=1)
     chances, own = np.exp(logs), logs[np.arange(len(logs)), label]
-    split = predictions["split"].str.partition(": ")
-    columns = {
-        "fold": predictions["fold"],
-        "split": split[0],
-        "condition": split[2],
-        "modality": predictions["modality"],
-        "clip": predictions["clip_id"],
+    columns |= {
         "label": label,
         "guess": guess,
         "right": top1.all(axis=1),
@@ -140,6 +143,33 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
         for number, head in enumerate(heads):
             columns |= {f"{head}_top1": top1[:, number], f"{head}_top5": top5[:, number]}
     return pd.DataFrame(columns)
+
+
+def map_parts(
+    logits: Float[np.ndarray, "clips classes"], targets: UInt8[np.ndarray, "clips classes"]
+) -> Float[np.ndarray, " clips"]:
+    """Values of the clips whose mean is their mAP (percent), and whose bootstrap is near that of mAP.
+
+    They are the jackknife's: what mAP would gain or lose without the clip, times the number of clips. (Efron, "The
+    Jackknife, the Bootstrap and Other Resampling Plans", 1982.) A class that only that clip has, or all have, is left
+    out of its value.
+    """
+    count, order = len(logits), np.argsort(-logits, axis=0, kind="stable")
+    hit = np.take_along_axis(targets, order, 0).astype(np.float64)  # (clips, classes), the most probable clip first
+    found, total, rank = hit.cumsum(0), hit.sum(0), np.arange(1, count + 1)[:, None]
+
+    def after(values: np.ndarray) -> np.ndarray:
+        return values.sum(0) - values.cumsum(0)
+
+    precision, one_less = hit * found / rank, np.maximum(rank - 1, 1)  # of those after it the rank is one less
+    rest = precision.cumsum(0) - precision + after(hit * found / one_less) - hit * after(hit / one_less)
+    whole, fewer = precision.sum(0) / np.maximum(total, 1), total - hit
+    known = (fewer > 0) & (total > 0) & (total < count)
+    moved = np.where(known, (count - 1) * (whole - rest / np.maximum(fewer, 1)), 0.0)
+    values = np.empty_like(moved)
+    np.put_along_axis(values, order, moved, 0)
+    parts = 100 * values[:, (total > 0) & (total < count)].mean(1)
+    return parts - parts.mean() + label_scores(logits, targets)["map"]
 
 
 def scores_table(clips: pd.DataFrame, folds: bool = False) -> pd.DataFrame:

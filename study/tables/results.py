@@ -95,7 +95,7 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
                 trained = run_of(about["parts"])
                 own = read_predictions(folders.predictions(name, *trial))
                 predictions.setdefault(trial.seed, []).append(own.assign(fold=trial.fold))
-                curves[trial] = pd.read_csv(weights.with_suffix(".csv"))
+                curves[trial] = pd.read_csv(weights.with_suffix(".csv")).rename(columns={"val_map": "val_top1"})
             except (ValueError, OSError, KeyError, TypeError) as error:
                 problem = f"the files of {name} with {trial} are missing or damaged ({error!r})"
                 raise ReportError(f"{problem}; run stage {stage_of(name, group)}.") from error
@@ -133,6 +133,7 @@ def read_features(folders: Folders) -> dict[str, Any]:
     """features.json; ReportError if the stage has not run.
 
     `heads` is always there; with several of them `classes` are those of the first, by which the report tells classes.
+    `multilabel`: whether a clip may have several labels; mAP then stands where top-1 does.
     `groups` of a set of folds: clip_id -> the recording or person that it shares with others.
     """
     path = folders.features / "features.json"
@@ -142,7 +143,8 @@ def read_features(folders: Folders) -> dict[str, Any]:
         groups = {}
         if "folds" in features:
             groups = pd.read_csv(path.with_name("index.csv"), dtype=str, na_filter=False).set_index("clip_id").group
-        return features | {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups.items())}
+        own = {"heads": heads, "classes": next(iter(heads.values())), "groups": dict(groups.items())}
+        return {"multilabel": False} | features | own
     except FileNotFoundError as error:
         raise ReportError(f"{error.filename} does not exist; run stage features.") from None
     except ValueError as error:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Int
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
-from mmtlib.evaluation.scores import head_sizes
+from mmtlib.evaluation.scores import head_sizes, targets_of
 from mmtlib.evaluation.stats import verdict
 from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
@@ -28,8 +29,8 @@ def results_table(study: Study) -> pd.DataFrame:
     runs = pd.DataFrame([{"run": r.name, "model": r.label, "objective": r.objective} for r in study.results])
     table = scores_table(study.clips, folds=True).merge(runs, on="run", how="left").assign(dataset=study.dataset)
     table.loc[table["condition"] != "", "split"] += ": " + table["condition"]
-    columns = ["dataset", "model", "modality", "objective", "seed", "fold", "split", "n", "top1", "top5"]
-    return table[[*columns, *table.filter(regex="_top[15]$")]]
+    columns = ["dataset", "model", "modality", "objective", "seed", "fold", "split", "n"]
+    return table[[*columns, *table.filter(regex="top[15]$")]]
 
 
 def costs_table(study: Study) -> pd.DataFrame:
@@ -103,9 +104,14 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_class_table(study: Study) -> pd.DataFrame:
-    """class, n (test clips), audio, video, av: percent recognised by the default model of each modality there is."""
+    """class, n (test clips), audio, video, av: percent recognised (or average precision) by each default model."""
     table = pd.DataFrame(index=pd.Index(study.features["classes"], name="class"))
     for modality, result in study.defaults.items():
+        if study.features["multilabel"]:
+            seeds = [(targets_of(found), np.stack(found["logits"].tolist())) for found in result.on_test()]
+            precision = [average_precision_score(*pair, average=None) for pair in seeds]
+            table["n"], table[modality] = seeds[0][0].sum(0), 100 * np.mean(precision, axis=0)
+            continue
         clips = study.on_test(result).drop_duplicates("clip")
         names = pd.Series(np.asarray(study.features["classes"])[clips["label"]], index=clips["clip"])
         rights = study.rights(result).mean(axis=1)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mmtlib.evaluation.scores import scores, topk_accuracy
+from mmtlib.evaluation.scores import hits, scores
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
@@ -17,15 +17,15 @@ def test_topk_equals_a_count_over_sorted_logits(k, kind):
     want = 100 * np.mean([rank < k for rank in ranks])
     if kind == "torch":
         logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
-    assert topk_accuracy(logits, labels, k) == pytest.approx(want)
+    assert 100 * hits(logits, labels, k).all(1).float().mean() == pytest.approx(want)
 
 
 def test_scores_are_per_split_and_modality():
     rows = []
-    for split, modality, hits in [("val", "av", 3), ("val", "audio", 1), ("test", "av", 0)]:
+    for split, modality, right in [("val", "av", 3), ("val", "audio", 1), ("test", "av", 0)]:
         for clip in range(4):
             logits = np.arange(6, dtype=np.float32)  # class 5 first, then 4, ..., class 0 last
-            label = 5 if clip < hits else (0 if clip == 3 else 1)
+            label = 5 if clip < right else (0 if clip == 3 else 1)
             rows.append({"split": split, "modality": modality, "label_index": label, "logits": logits})
     table = scores(pd.DataFrame(rows))
     assert table.to_dict("records") == [

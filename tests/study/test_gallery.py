@@ -79,12 +79,6 @@ def test_a_contact_sheet_grows_with_its_clips_and_says_what_a_clip_lacks(tmp_pat
         gallery.clip_sheet({"gone": tmp_path / "gone.mp4"})
 
 
-def test_the_files_of_a_data_card_are_named_from_the_folder_of_the_clips(tmp_path, monkeypatch):
-    files = {"readme": tmp_path / "README.md", "a": tmp_path / "card/a.jpg"}
-    monkeypatch.setattr(gallery, "write_data_card", lambda clips: files if clips == tmp_path / "clips" else {})
-    assert gallery.data_card(tmp_path / "clips") == ["README.md", "card/a.jpg"]
-
-
 @pytest.mark.parametrize(("sound", "picture"), [(True, True), (False, True), (True, False)])
 def test_a_preview_is_the_clip_in_small(tmp_path, sound, picture):
     data = gallery.preview(write(tmp_path / "a.mp4", sound=sound, picture=picture))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmtlib.data.manifest import SPLITS, ManifestError, read_table, typed_rows
+from mmtlib.data.manifest import SPLITS, ManifestError, label_lists, read_table, require, typed_rows
 from mmtlib.data.sources.listing import Listing, SourceError, hold_out_of_each
 
 TEST_SHARE = 0.2
@@ -14,22 +14,24 @@ TEST_SHARE = 0.2
 def folder(annotations: Path | None, media: list[str], *, val_share: float | int) -> Listing:
     """The clips of folders named by their class, or of a CSV with columns path, label and what else it has.
 
-    Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its
-    id; where all first folders are called train, val or test, they are splits and hold the class folders. A
-    CSV may add clip_id (else the path, and `#t=start,end` of a part), start, end, split and columns of its own. Where
-    no split is given a fifth of the clips is test; where none is val, `val_share` of the train clips is (each by a
-    hash of the id, of each class one at least). Raises SourceError for a file outside a class folder, ManifestError
-    for a CSV line that breaks a rule, for two labels of the same seconds and for an id of two clips.
+    Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its id; where
+    all first folders are called train, val or test, they are splits and hold the class folders. A CSV may add clip_id
+    (else the path, and `#t=start,end` of a part), start, end, split and columns of its own; `labels` in the place of
+    label gives a clip several, joined by `|`. Where no split is given a fifth of the clips is test; where none is val,
+    `val_share` of the train clips is (each by a hash of the id, of each class, or first label, one at least). Raises
+    SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule, for two labels of
+    the same seconds and for an id of two clips.
     """
-    clips = _from_folders(media) if annotations is None else _from_csv(annotations)
+    clips, dataset = (_from_folders(media), {}) if annotations is None else _from_csv(annotations)
+    labels = label_lists(clips.label, dataset)
     if "split" not in clips:
-        is_test = hold_out_of_each(clips.clip_id, clips.label, TEST_SHARE, "test")
+        is_test = hold_out_of_each(clips.clip_id, labels.str[0], TEST_SHARE, "test")
         clips["split"] = np.where(is_test, "test", "train")
     if "val" not in set(clips.split):
         train = clips[clips.split == "train"]
-        clips.loc[train.index[hold_out_of_each(train.clip_id, train.label, val_share)], "split"] = "val"
-    classes = sorted(set(clips.label))
-    return Listing(clips.assign(lasts=np.nan), {"name": "folder", "class_list": "labels found", "classes": classes})
+        clips.loc[train.index[hold_out_of_each(train.clip_id, labels.str[0], val_share)], "split"] = "val"
+    dataset |= {"name": "folder", "class_list": "labels found", "classes": sorted(set(labels.explode()))}
+    return Listing(clips.assign(lasts=np.nan), dataset)
 
 
 def _from_folders(media: list[str]) -> pd.DataFrame:
@@ -51,8 +53,13 @@ def _from_folders(media: list[str]) -> pd.DataFrame:
     return clips
 
 
-def _from_csv(path: Path) -> pd.DataFrame:
-    given = read_table(path, ("path", "label"))
+def _from_csv(path: Path) -> tuple[pd.DataFrame, dict[str, bool]]:
+    """The lines, and whether their clips have several labels as dataset.json says it."""
+    given = read_table(path, ("path",))
+    dataset = {"multilabel": True} if "labels" in given else {}
+    given = given.rename(columns={"labels": "label"}) if dataset else read_table(path, ("path", "label"))
+    good = label_lists(given.label, dataset).map(lambda names: all(names) and len(set(names)) == len(names))
+    require(path, given, good | (not dataset), "label", "join names by |, each once")
     absent = {"clip_id": given.path, "start": "", "end": "", "split": SPLITS[0]}
     table = given.assign(**{name: value for name, value in absent.items() if name not in given})
     rows = typed_rows(path, table)
@@ -72,4 +79,4 @@ def _from_csv(path: Path) -> pd.DataFrame:
             raise ManifestError(
                 f"{path}, lines {first} and {line}: two {name} of {same[line]!r}; keep one of the lines."
             )
-    return rows.drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True)
+    return rows.drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True), dataset

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mmtlib import config
-from mmtlib.data.manifest import COLUMNS, SHORT_S, SPLITS, ManifestError, stays_below
+from mmtlib.data.manifest import COLUMNS, SHORT_S, SPLITS, ManifestError, label_lists, stays_below
 from mmtlib.data.probe import probe
 from mmtlib.data.sources.epic_kitchens import epic_kitchens
 from mmtlib.data.sources.esc50 import esc50
@@ -65,13 +65,12 @@ def survey(
     share of train clips held out where the set has neither a validation split nor folds. follow_links: take files
     that links lead to out of `media`, too. workers, cache: see `probe`.
 
-    The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file
-    of a clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage
-    counts files: found (missing ones are not), broken (not whole, no media, or over before the clip begins),
-    and of the others silent (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip); and
-    clips of val and test that are in_train: some of their seconds are those of a train clip. Prints notes of these and
-    of classes that train lacks.
-    Raises SourceError for a setting, ManifestError for an annotation file that cannot be used, ClusterError.
+    The manifest has every clip listed; where its file is not there, the path at which it was looked for. A file of a
+    clip and at most a second more is taken whole, of a longer one the clip's seconds are used. Coverage counts files:
+    found (missing ones are not), broken (not whole, no media, or over before the clip begins), and of the others silent
+    (no audio), blind (no video) and too_short (it lacks more than 0.5 s of the clip); and clips of val and test that
+    are in_train: some of their seconds are those of a train clip. Prints notes of these and of classes that train
+    lacks. Raises SourceError for a setting, ManifestError for an annotation file that cannot be used, ClusterError.
     """
     if source not in SOURCES:
         raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
@@ -100,9 +99,10 @@ def survey(
     if shared := problems.clip_id[problems.status == "in_train"].tolist():
         notes.append(f"{len(shared)} clips of val and test are in train, too, {shared[0]!r} is the first")
     for head in listing.dataset.get("heads", ["label"]):
+        names = label_lists(clips[head], listing.dataset).explode()
         for split in ["train"] if "folds" in listing.dataset else SPLITS:
-            known = set(clips[head][clips.split == split])
-            if unknown := [name for name in clips[head].unique() if name not in known]:
+            known = set(names[clips.split == split])
+            if unknown := [name for name in names.unique() if name not in known]:
                 notes.append(f"{len(unknown)} classes have no clip in {split}, {unknown[0]!r} is the first")
     for note in notes:
         print(f"note: {note}", flush=True)

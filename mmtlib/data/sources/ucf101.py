@@ -17,10 +17,9 @@ def ucf101(annotations: Path, media: list[str], *, class_list: str | list[str] |
     """The clips that trainlist01.txt to testlist03.txt in the folder `annotations` name, with its classInd.txt.
 
     A file may lie in any folder and have any extension; case does not count, as the lists' own spelling varies
-    (HandstandPushups, HandStandPushups). fold N: list N tests the clip; group: its class and g number, the video
-    that it was cut from. class_list: all (None), sound (the 51 classes with audio) or names of classes.
-    Raises SourceError for an unknown class, ManifestError for a line that breaks the format, and for lists that do not
-    fit one another.
+    (HandstandPushups, HandStandPushups). fold N: list N tests the clip; group: its class and g number, the video that
+    it was cut from. class_list: all (None), sound (the 51 classes with audio) or names of classes. Raises SourceError
+    for an unknown class, ManifestError for a line that breaks the format, and for lists that do not fit one another.
     """
     classes = _classes(annotations / "classInd.txt")
     chosen = _chosen(class_list, classes)
