@@ -31,7 +31,7 @@ from study.figures.results import learning_curves
 from study.figures.sheets import HEAT, Picture, indexed, panels_of, picture_of, sheet, show_log_mel
 from study.figures.style import COLOURS
 from study.tables.results import STAGES as DEFAULT_STAGE  # noqa: F401 (for the notebooks)
-from study.tables.scores import cost
+from study.timing import cost
 
 FPS, SIZE, HZ = 8, 96, 16_000  # of a preview
 

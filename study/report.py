@@ -103,9 +103,8 @@ def main(file: str) -> None:
 def build_report(folders: Folders, params: Params) -> Report:
     """Compute the tables, figures and text of a study; write nothing. Raises ReportError."""
     study = load_study(folders, params)
-    costs, several = scores.costs_table(study), study.features["multilabel"]
-    of_one_label = () if several else ("calibration", "retrieval", "clustering")
-    analyses = {name: getattr(analysis, f"{name}_table")(study) for name in of_one_label}
+    kinds = () if study.features["multilabel"] else ("calibration", "retrieval", "clustering")
+    costs, analyses = scores.costs_table(study), {name: getattr(analysis, f"{name}_table")(study) for name in kinds}
     tables = {
         "claims": claims_table(study, costs, analyses.get("clustering", pd.DataFrame()), read_efficiency(folders.root)),
         "results": scores.results_table(study),

@@ -1,12 +1,16 @@
-"""What a call costs on this machine, in seconds and bytes; both depend on it, so they are measured beside a peer."""
+"""What a model costs: its operations and, on this machine, seconds and bytes, which are measured beside a peer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from mmtlib.models import MODALITY, build_model
+from mmtlib.models.cost import count_macs, count_parameters
 
 
 def interleaved(
@@ -64,3 +68,16 @@ def available_memory(device: torch.device) -> int:
     from distributed.system import MEMORY_LIMIT  # slow to import
 
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
+
+
+def cost(
+    name: str, num_classes: int, audio: Sequence[int], video: Sequence[int], overrides: Mapping[str, Any]
+) -> tuple[str, float, float]:
+    """What a model reads, its parameters and its multiply-accumulates for a clip, both in millions.
+
+    audio: (time, mel); video: (frames, height, width).
+    """
+    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
+    model = build_model(name, num_classes, **{"audio_size": audio, "video_size": video} | overrides)
+    given = [inputs[part] for part in inputs if MODALITY[name] in ("av", part)]
+    return MODALITY[name], count_parameters(model) / 1e6, count_macs(model, *given) / 1e6

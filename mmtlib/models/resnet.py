@@ -5,10 +5,10 @@ video is a few frames, each read by itself, whose features are averaged.
 """
 
 from collections import OrderedDict
+from importlib import import_module
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from mmtlib.models.base import AVModel, StreamClassifier
 from mmtlib.models.mmt import TwoStreams
@@ -28,7 +28,7 @@ class ResNetStream(nn.Sequential):
     dim = 512
 
     def __init__(self, in_channels: int):
-        net = resnet18()
+        net = import_module("torchvision.models").resnet18()  # slow to import: no other model waits for it
         if in_channels != 3:
             net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does

@@ -150,9 +150,8 @@ def map_parts(
 ) -> Float[np.ndarray, " clips"]:
     """Values of the clips whose mean is their mAP (percent), and whose bootstrap is near that of mAP.
 
-    They are the jackknife's: what mAP would gain or lose without the clip, times the number of clips. (Efron, "The
-    Jackknife, the Bootstrap and Other Resampling Plans", 1982.) A class that only that clip has, or all have, is left
-    out of its value.
+    They are the jackknife's (Efron, 1982): what mAP would gain or lose without the clip, times the number of clips. A
+    class that only that clip has, or all have, is left out of its value.
     """
     count, order = len(logits), np.argsort(-logits, axis=0, kind="stable")
     hit = np.take_along_axis(targets, order, 0).astype(np.float64)  # (clips, classes), the most probable clip first

@@ -97,5 +97,4 @@ def bench_row(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
 
 def efficiency_claims(table: pd.DataFrame) -> pd.DataFrame:
     """What the paper states of MAT-B beside AST-B, what efficiency.csv has of it (% less), and what follows."""
-    found = ledger({name: bench_row(claim, table) for name, claim in claims().items() if claim.kind == "bench"})
-    return found[["claim", "paper", "measured", "unit", "verdict"]]
+    return ledger({name: bench_row(claim, table) for name, claim in claims().items() if claim.kind == "bench"})

@@ -1,11 +1,9 @@
 """The tables of scores: headline, ablations, classes, and what belongs beside them."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Int
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -14,11 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.scores import head_sizes, targets_of
 from mmtlib.evaluation.stats import verdict
-from mmtlib.models import MODALITY, build_model
-from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.experiment import encoder_runs
 from study.tables.clips import Study, scores_table
 from study.tables.results import GROUPS, Result
+from study.timing import cost
 
 
 def results_table(study: Study) -> pd.DataFrame:
@@ -41,19 +38,6 @@ def costs_table(study: Study) -> pd.DataFrame:
     runs = {result.label: result.trained for result in study.reported}
     rows = [(label, *cost(run.model, num_classes, *sizes, run.overrides)) for label, run in runs.items()]
     return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
-
-
-def cost(
-    name: str, num_classes: int, audio: Sequence[int], video: Sequence[int], overrides: Mapping[str, Any]
-) -> tuple[str, float, float]:
-    """What a model reads, its parameters and its multiply-accumulates for a clip, both in millions.
-
-    audio: (time, mel); video: (frames, height, width).
-    """
-    inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
-    model = build_model(name, num_classes, **{"audio_size": audio, "video_size": video} | overrides)
-    given = [inputs[part] for part in inputs if MODALITY[name] in ("av", part)]
-    return MODALITY[name], count_parameters(model) / 1e6, count_macs(model, *given) / 1e6
 
 
 def headline_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
