@@ -72,7 +72,7 @@ def over_studies(claims: pd.DataFrame) -> Figure:
         intervals(axes, part["measured"], part.assign(modality=modality), y)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_yticks(range(len(studies)), studies if axes is panels[0] else [""] * len(studies))
-        axes.set(title=title, xlabel="points of top-1 (scenes: mAP)", ylim=(-0.6, len(studies) - 0.4))
+        axes.set(title=title, xlabel="points", ylim=(-0.6, len(studies) - 0.4))
     return figure
 
 
