@@ -1,9 +1,10 @@
 """Scenes of two sounds each out of UrbanSound8K, both named: a small set of clips with several labels.
 
-`python docs/mix_scenes.py data/raw/UrbanSound8K data/raw/UrbanSound8K-scenes` reads the folders fold1, fold2 and fold10
-and writes scenes.csv (path, labels, split) and as many scenes as there are clips. Every clip is heard in two scenes,
-with two other clips of the same split: fold 10 is test, of the recordings in the other folds 15 % are val. The second
-sound is at most 5 dB softer or louder than the first. All of it follows from the names of the files.
+`python docs/mix_scenes.py data/raw/UrbanSound8K data/raw/UrbanSound8K-scenes` reads the folders fold1, fold2, ... that
+are there (the study scenes was made of folds 1, 2 and 10) and writes as many scenes as there are clips and scenes.csv
+(path, labels, split). Every clip is heard in two scenes, with two other clips of the same split: fold 10 is test, of
+the recordings in the other folds 15 % are val. The second sound is at most 5 dB softer or louder than the first. All
+of it follows from the names of the files.
 """
 
 import csv
@@ -60,6 +61,8 @@ def main(source: Path, target: Path) -> None:
         recording, *rest = path.stem.split("-")
         if len(rest) == 3:
             clips[split_of(path.parent.name, recording)].append(path)
+    if empty := [split for split, paths in clips.items() if not paths]:
+        sys.exit(f"{source} has no clip for {', '.join(empty)}; give the folder that holds fold1, ..., fold10.")
     rows = [("path", "labels", "split")]
     for split, paths in clips.items():
         sounds = {path: sound for path in paths if (sound := read(path)) is not None}
@@ -80,4 +83,6 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python docs/mix_scenes.py URBANSOUND8K SCENES")
+    main(*map(Path, sys.argv[1:]))

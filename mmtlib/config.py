@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from mmtlib.overlays import ROOT, STAGES, compose, put, whole_row
-from mmtlib.overlays import ParamsError as ParamsError  # for others
+from mmtlib.overlays import ROOT, STAGES, ParamsError, compose, put, whole_row
 from mmtlib.sections import Section, check
 
 

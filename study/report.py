@@ -65,8 +65,6 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     something that an earlier stage writes is missing.
     """
     report = build_report(folders, params)
-    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in report.tables["headline"].itertuples()}
-    report = report if "confusion" in report.figures else in_terms_of_labels(report)
     tables = {name: folders.report / f"tables/{name}.csv" for name in report.tables}
     for name, path in tables.items():
         write_text(path, report.tables[name].to_csv(index=False, float_format=_number, lineterminator="\n"))
@@ -77,6 +75,8 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     write_text(readme, report.text)
     if folders.root == ROOT and params.study not in NOT_COMMITTED:
         write_index(ROOT)
+    head = report.tables["headline"].rename(columns={"map": "top1"})
+    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in head.itertuples()}
     return {"readme": readme, "tables": tables, "figures": pictures, "test_top1": top1}
 
 
@@ -121,7 +121,8 @@ def build_report(folders: Folders, params: Params) -> Report:
         "search": studies.search_table(study),
     }
     curves = scores.curves_table(study, costs)
-    return Report(tables, report_figures(study, tables, curves), report_text(study, tables, curves))
+    report = Report(tables, report_figures(study, tables, curves), report_text(study, tables, curves))
+    return in_terms_of_labels(report) if study.features["multilabel"] else report
 
 
 def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> dict[str, Figure]:

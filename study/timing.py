@@ -73,10 +73,7 @@ def available_memory(device: torch.device) -> int:
 def cost(
     name: str, num_classes: int, audio: Sequence[int], video: Sequence[int], overrides: Mapping[str, Any]
 ) -> tuple[str, float, float]:
-    """What a model reads, its parameters and its multiply-accumulates for a clip, both in millions.
-
-    audio: (time, mel); video: (frames, height, width).
-    """
+    """What a model reads, its parameters and MACs of a clip, in millions. Sizes: time, mel; frames, height, width."""
     inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
     model = build_model(name, num_classes, **{"audio_size": audio, "video_size": video} | overrides)
     given = [inputs[part] for part in inputs if MODALITY[name] in ("av", part)]

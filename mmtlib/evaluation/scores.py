@@ -41,16 +41,18 @@ def label_scores(logits: Logits, targets: Integer[Tensor | np.ndarray, "clips cl
     """Of clips with several labels: mAP and AUC (percent) and d', means over the classes that some clips have, not all.
 
     map: average precision; auc: area under the ROC curve; dprime: the distance of two normal distributions with that
-    area, as AST's authors take it from the mean (Gong et al., 2021). Not a number where there is no such class.
+    area, as AST's authors take it from the mean (Gong et al., 2021). Raises ValueError where there is no such class.
     """
-    from scipy.special import ndtri  # slow to import, as is the next
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
 
     logits, targets = np.asarray(logits), np.asarray(targets) > 0
     known = targets.any(0) & ~targets.all(0)
+    if not known.any():
+        raise ValueError(f"no class is in some of {len(targets)} clips but not in all, so mAP is undefined; add clips")
     pairs = list(zip(targets.T[known], logits.T[known], strict=True))
     precision, area = (np.mean([score(*pair) for pair in pairs]) for score in (average_precision_score, roc_auc_score))
-    return {"map": 100 * precision, "auc": 100 * area, "dprime": 2**0.5 * float(ndtri(area))}
+    dprime = 2**0.5 * torch.special.ndtri(torch.tensor(area)).item()
+    return {"map": 100 * precision, "auc": 100 * area, "dprime": dprime}
 
 
 def targets_of(predictions: pd.DataFrame) -> UInt8[np.ndarray, "clips classes"] | None:

@@ -15,14 +15,11 @@ from torch.utils.flop_counter import flop_registry
 
 
 class ProductCounter(TorchDispatchMode):
-    """Counts multiply-accumulates by their kind, in `macs`.
+    """Counts multiply-accumulates in `macs`, by their kind: linear, attention, convolution or positions.
 
-    linear: products of tokens with weights; attention: of tokens with tokens; convolution: patches and pooling;
-    positions: tokens with tables.
-
-    A matrix product is attention when both of its factors depend on the input; one with a weight has one such
-    factor. Which memory depends on the input is followed from operator to operator: views share theirs, and
-    memory that is used again is first written by an operator, which says so anew.
+    Those are products of tokens with weights; of tokens with tokens; patches and pooling; of tokens with tables. A
+    product is attention when both of its factors depend on the input. Which memory does is followed from operator to
+    operator: views share theirs, and memory that is used again is first written by an operator, which says so anew.
     """
 
     def __init__(self, *inputs: Tensor):

@@ -94,7 +94,8 @@ def per_class_table(study: Study) -> pd.DataFrame:
         if study.features["multilabel"]:
             seeds = [(targets_of(found), np.stack(found["logits"].tolist())) for found in result.on_test()]
             precision = [average_precision_score(*pair, average=None) for pair in seeds]
-            table["n"], table[modality] = seeds[0][0].sum(0), 100 * np.mean(precision, axis=0)
+            table["n"], means = seeds[0][0].sum(0), 100 * np.mean(precision, axis=0)
+            table[modality] = np.where(table["n"] > 0, means, np.nan)
             continue
         clips = study.on_test(result).drop_duplicates("clip")
         names = pd.Series(np.asarray(study.features["classes"])[clips["label"]], index=clips["clip"])

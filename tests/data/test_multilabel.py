@@ -137,6 +137,11 @@ def test_a_class_that_no_clip_has_or_all_have_does_not_count():
     assert label_scores(np.concatenate([logits, logits[:, :2]], axis=1), more) == label_scores(logits, wanted)
 
 
+def test_clips_that_cannot_be_scored_are_an_error():
+    with pytest.raises(ValueError, match="no class is in some of 3 clips but not in all, so mAP is undefined"):
+        label_scores(np.zeros((3, 2), np.float32), np.array([[1, 0]] * 3))
+
+
 def test_the_parts_of_clips_are_those_of_the_jackknife():
     wanted = targets(30, 3)
     wanted[:, 2] = 0
@@ -199,6 +204,13 @@ def test_a_bar_is_part_of_the_name_where_clips_have_one_label(tmp_path):
     found = listed(tmp_path, [("a.wav", "rock|pop", "train")], ("path", "label", "split"))
     assert found.dataset["classes"] == ["rock|pop"]
     assert "multilabel" not in found.dataset
+
+
+def test_labels_count_where_the_csv_has_a_label_too(tmp_path):
+    rows = [("a.wav", "a sound", "dog|rain", "train"), ("b.wav", "a sound", "wind", "test")]
+    found = listed(tmp_path, rows, ("path", "label", "labels", "split"))
+    assert found.manifest.label.tolist() == ["dog|rain", "wind"]
+    assert found.dataset["classes"] == ["dog", "rain", "wind"]
 
 
 @pytest.mark.parametrize("labels", ["dog|", "dog||rain", "dog|dog"])
@@ -287,7 +299,7 @@ def test_training_learns_them(toy, tmp_path):
     history = trainer.fit(log=lines.append)
     assert {"avc", "imc", "val_map"} <= set(history)
     assert "val_top1" not in history
-    assert history["val_map"].max() > 75 > 50  # half of the labels are there
+    assert history["val_map"].max() > 75  # by chance 50: half of the labels are there
     assert history["ce"].iloc[-1] < history["ce"].iloc[0]
     assert "val mAP" in lines[-1]
     again = trainer._validate()["val_map"]
@@ -363,6 +375,8 @@ def test_scenes_hold_two_clips_of_one_split(tmp_path, capsys):
     table = pd.read_csv(target / "scenes.csv")
     assert "test: 4 scenes of 4 clips" in (said := capsys.readouterr().out)
     assert "left out" in said
+    with pytest.raises(SystemExit, match="has no clip for train, val, test; give the folder that holds fold1"):
+        code["main"](tmp_path / "nowhere", target)
     by_split = table.groupby("split").size()
     assert by_split["test"] == 4
     assert by_split.sum() == len(names)  # without the empty file

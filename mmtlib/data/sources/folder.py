@@ -57,7 +57,9 @@ def _from_csv(path: Path) -> tuple[pd.DataFrame, dict[str, bool]]:
     """The lines, and whether their clips have several labels as dataset.json says it."""
     given = read_table(path, ("path",))
     dataset = {"multilabel": True} if "labels" in given else {}
-    given = given.rename(columns={"labels": "label"}) if dataset else read_table(path, ("path", "label"))
+    if not {"label", "labels"} & set(given):
+        read_table(path, ("path", "label"))  # says what is missing
+    given = given.assign(label=given["labels"]).drop(columns="labels") if dataset else given
     good = label_lists(given.label, dataset).map(lambda names: all(names) and len(set(names)) == len(names))
     require(path, given, good | (not dataset), "label", "join names by |, each once")
     absent = {"clip_id": given.path, "start": "", "end": "", "split": SPLITS[0]}
