@@ -202,7 +202,7 @@ class Run(Section):
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
     init: Start = Field(
-        default="scratch", description="pretrained = trained encoders; imagenet, or a file from the root: timm's MViTv2"
+        default="scratch", description="pretrained = trained encoders; imagenet, or a file of timm's"
     )
     encoders: dict[Literal["audio", "video"], Slug] = Field(
         default={}, description="stage or row that each encoder comes from; empty = pretrain_mat and pretrain_mvit"

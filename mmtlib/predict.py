@@ -219,7 +219,6 @@ def as_json(found: Prediction, windows: bool = False) -> str:
 
 if __name__ == "__main__":  # as `mmt predict`
     import runpy
-    import sys
 
     sys.argv.insert(1, "predict")
     runpy.run_module("mmtlib", run_name="__main__")

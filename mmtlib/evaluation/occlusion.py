@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mmtlib.evaluation.scores import probabilities
 
 
 class Attribution(NamedTuple):
@@ -63,10 +64,8 @@ def occlusion(
         """Log-probabilities of `count` clips; of what is not `changed` each time the same."""
         inputs = {name: changed.get(name, whole).expand(count, *whole.shape[1:]) for name, whole in given.items()}
         out = model(*map(inputs.get, reads))
-        logits = (out.logits if kind == "av" else out).float()
-        if heads and max(heads) == 1:  # of several labels a clip
-            return F.logsigmoid(logits)
-        return torch.cat([part.log_softmax(1) for part in logits.split(heads or logits.shape[1], 1)], dim=1)
+        logits = (out.logits if kind == "av" else out).double()
+        return probabilities(logits, heads or [logits.shape[1]]).log()
 
     classes = ask()[0]
     if not 0 <= target < len(classes):

@@ -66,7 +66,6 @@ class ASTClassifier(OneModality):
 
     reads = "audio"
     POSITIONS = "embeddings.position_embeddings"
-    position_tables = (f"encoder.{POSITIONS}",)
     patch_kernel, patch_padding = (16, 16), (0, 0)
     grid = MultiscaleEncoder.grid
 
@@ -109,7 +108,6 @@ class ViTStream(nn.Module):
     positions are made for; any other one of at least a patch works too, with the positions interpolated.
     """
 
-    position_tables = ("position",)
     grid = MultiscaleEncoder.grid
 
     def __init__(

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
-from mmtlib.models.baselines import resize_positions
-from mmtlib.models.build import Size, build_model
+from mmtlib.models.build import build_model
 from mmtlib.models.ops import fit_tables
 
 
@@ -64,12 +63,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict]]:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 
 
-def load_model(path: Path, *, audio_size: Size = None, video_size: Size = None) -> tuple[AVModel, dict]:
+def load_model(path: Path) -> tuple[AVModel, dict]:
     """Build the model that `path` describes, in evaluation mode with its weights, and return it with the header.
 
-    `audio_size` (time, mel) and `video_size` (T, H, W) build it for inputs of another size, with its position tables
-    interpolated once, here, rather than whenever it is called.
-    Raises WeightsError if the file is missing, damaged or not of this project, ValueError for a size too small.
+    Raises WeightsError if the file is missing, damaged or not of this project.
     """
     tensors, header = load_weights(path)
     try:
@@ -77,29 +74,16 @@ def load_model(path: Path, *, audio_size: Size = None, video_size: Size = None) 
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} was written by another version of the models; train it again") from error
-    sizes = {"audio_size": audio_size, "video_size": video_size}
-    sizes = {name: list(size) for name, size in sizes.items() if size is not None}
-    overrides = header["overrides"] | sizes
-    if sizes:
-        trained, model = model, build_model(header["name"], header["num_classes"], **overrides)
-        tensors = fit_tables(tensors, model.state_dict())
-        for (prefix, module), new in zip(trained.named_modules(), model.modules(), strict=True):
-            for table in getattr(module, "position_tables", ()):  # of the baselines: one for the whole grid
-                name = f"{prefix}.{table}".removeprefix(".")
-                tensors[name] = resize_positions(tensors[name], module.positions_grid, new.positions_grid)
-        model.load_state_dict(tensors)
-    model.about = header | {"overrides": overrides}
+    model.about = header
     return model.eval(), header
 
 
-def from_pretrained(
-    source: str | Path, *, audio_size: Size = None, video_size: Size = None, **download: Any
-) -> AVModel:
+def from_pretrained(source: str | Path, **download: Any) -> AVModel:
     """A trained model, in evaluation mode; what its weights say of it is in its `about`.
 
     `source` is a weights file, a folder that `save_pretrained` wrote, or the name of a repository (owner/name) on the
     Hugging Face hub; `download` goes to huggingface_hub.hf_hub_download (revision, cache_dir, local_files_only, ...).
-    Sizes are those of `load_model`. Raises WeightsError.
+    Raises WeightsError.
     """
     path = Path(source)
     if path.is_dir():
@@ -113,7 +97,7 @@ def from_pretrained(
                 f"https://huggingface.co/{source}/resolve/main/{HUB_FILE}, put it into a folder weights/{path.name} "
                 "and give that folder"
             ) from error
-    return load_model(path, audio_size=audio_size, video_size=video_size)[0]
+    return load_model(path)[0]
 
 
 def origin(weights: Path) -> dict[str, Any]:

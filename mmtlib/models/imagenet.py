@@ -1,13 +1,14 @@
-"""Encoders that start from pictures: timm's MViTv2 (Li et al., CVPR 2022), trained on ImageNet.
+"""Models that start from pictures: weights that timm trained on ImageNet.
 
-With two axes and three channels our core is the same network. MAT and the video encoder take what has a counterpart in
-them and keep what they drew of the rest: the class token and the tables of absolute positions.
+With two axes and three channels our core is MViTv2 (Li et al., CVPR 2022). MAT and the video encoder take what has a
+counterpart in them and keep what they drew of the rest: the class token and the tables of absolute positions. The peers
+start as they were published: AST from a distilled DeiT, MBT from a ViT, and ResNet-18 from its own.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,27 @@ from torch import Tensor, nn
 
 from mmtlib.files import digest, write_bytes
 from mmtlib.models.base import HUB_FILE, AVModel
+from mmtlib.models.baselines import AST, MBT, MBT_SIZES, VIT, ASTClassifier, resize_positions
 from mmtlib.models.build import modality_of, resolved
 from mmtlib.models.hub import WeightsError, load_encoder, load_weights, origin
 from mmtlib.models.mat import MAT
-from mmtlib.models.mmt import TwoStreams
-from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder
+from mmtlib.models.mmt import MMT_SIZES, TwoStreams
+from mmtlib.models.multiscale import Grid, MultiscaleClassifier, MultiscaleEncoder
 from mmtlib.models.mvit import MVIT, load_named, our_name
+from mmtlib.models.resnet import RESNET
 from mmtlib.overlays import ROOT
 
-# Blocks of each stage -> timm's name; all begin 96 wide.
-SIZES = {(1, 2, 5, 2): "mvitv2_tiny", (1, 2, 11, 2): "mvitv2_small", (2, 3, 16, 3): "mvitv2_base"}
+# The models that start from it, timm's name with its tag, the settings that they must have.
+PUBLISHED = [
+    (MAT | MVIT, "mvitv2_tiny.fb_in1k", {"dim": 96, "depths": [1, 2, 5, 2]}),
+    (MAT | MVIT, "mvitv2_small.fb_in1k", {"dim": 96, "depths": [1, 2, 11, 2]}),
+    (MAT | MVIT, "mvitv2_base.fb_in1k", {"dim": 96, "depths": [2, 3, 16, 3]}),
+    (AST, "deit_base_distilled_patch16_384.fb_in1k", {"dim": 768, "num_heads": 12}),
+    (VIT | MBT_SIZES, "vit_base_patch16_224.augreg_in21k", {"dim": 768, "num_heads": 12}),
+    (RESNET, "resnet18.tv_in1k", {}),
+]
 WHOSE = "timm's mvitv2_tiny, mvitv2_small or mvitv2_base"
+PEERS = "timm's distilled DeiT (for AST), ViT (for MBT and its encoders) or ResNet-18"
 PATCH, TABLE = "patch_embed.proj.weight", "stages.0.blocks.0.attn.rel_pos_h"
 BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
 
@@ -49,8 +60,10 @@ def load_timm_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, Tensor]
     """
     own, axes = model.state_dict(), len(model.encoder.patch_stride)
     depths, tensors = _checked_depths(model.encoder, state_dict), {}
+    words = {BLOCK: lambda found: f"blocks.{sum(depths[: int(found[1])]) + int(found[2])}."} | _OUR_WORDS
+    words |= {"rel_pos_h": f"rel_pos.{axes - 2}", "rel_pos_w": f"rel_pos.{axes - 1}"}
     for key, value in state_dict.items():
-        name, value = _our_name(key, depths, axes), value.float()
+        name, value = our_name(key, words), value.float()
         like = own.get(name)
         tensors[name] = key, value if like is None or value.ndim != 4 else _as_ours(value, like, key == PATCH)
     if axes == 3:
@@ -64,9 +77,7 @@ def _checked_depths(encoder: MultiscaleEncoder, state_dict: Mapping[str, Tensor]
         raise ValueError(f"these are no weights of {WHOSE}")
     stages = [int(stage) for stage, _ in {match.groups() for match in map(BLOCK.match, state_dict) if match}]
     depths, dim = [stages.count(stage) for stage in sorted(set(stages))], len(state_dict[PATCH])
-    begins = [number for number, block in enumerate(encoder.blocks) if number == 0 or block.project is not None]
-    own = [end - begin for begin, end in pairwise([*begins, len(encoder.blocks)])]
-    wide = encoder.blocks[0].norm1.normalized_shape[0]
+    own, wide = encoder.depths, encoder.blocks[0].norm1.normalized_shape[0]
     lacks = " with a stem" * isinstance(encoder.patch_embed, nn.Sequential)
     lacks += " with stages without pooling" * any(block.attention.pool_q is None for block in encoder.blocks)
     if lacks or (own, wide) != (depths, dim):
@@ -100,53 +111,108 @@ _OUR_WORDS = {
 }
 
 
-def _our_name(key: str, depths: Sequence[int], axes: int) -> str:
-    key = BLOCK.sub(lambda match: f"blocks.{sum(depths[: int(match[1])]) + int(match[2])}.", key)
-    key = key.replace("rel_pos_h", f"rel_pos.{axes - 2}").replace("rel_pos_w", f"rel_pos.{axes - 1}")
-    return our_name(key, _OUR_WORDS)
+def load_timm_peer(model: AVModel, state_dict: Mapping[str, Tensor]) -> None:
+    """Load timm's weights of a distilled DeiT into AST, of a ViT into MBT or its encoders, of ResNet-18, in place.
+
+    As the authors of AST and MBT do it: a spectrogram is a grey picture, so kernels are summed over the colours; those
+    of films are a picture's in the middle of their time; positions are interpolated, AST's cut from the middle along an
+    axis that has fewer, and repeated over time; both streams of MBT take all blocks and the last norm. Heads and
+    bottleneck tokens stay as they were built. Raises ValueError if the weights are of another model.
+    """
+    first = len(model.audio_encoder.blocks) if isinstance(model, MBT) else 0  # the block that the fusion begins with
+    words = {r"^fusion\.(?:\w+_)?blocks\.(\d+)": lambda found: f"blocks.{first + int(found[1])}"} | _THEIR_WORDS
+    tensors, is_ast = {}, isinstance(model, ASTClassifier)
+    for name, like in model.state_dict().items():
+        key = our_name(name, words).removeprefix("encoder.")
+        if name.startswith(_LEFT) or key not in state_dict:
+            continue
+        value = state_dict[key]
+        if third := re.search(r"\.([qkv])_proj", name):
+            value = value.chunk(3)["qkv".index(third[1])]
+        if value.ndim == 4:
+            value = _as_ours(value.sum(1, keepdim=True) if like.shape[1] == 1 else value, like, patch=True)
+        if key == "pos_embed":
+            grid = (model if is_ast else getattr(model, name.split(".")[0])).positions_grid
+            value = _positions(value, grid, cut=is_ast)
+        tensors[name] = key, value
+    kinds = {key: re.sub(r"^blocks\.\d+", "blocks", key) for key in state_dict if not key.startswith(("head", "fc."))}
+    known = {kinds[key] for key, _ in tensors.values()}  # of fewer blocks than there are the last ones are not needed
+    tensors |= {key: (key, state_dict[key]) for key, kind in kinds.items() if kind not in known}
+    load_named(model, tensors, PEERS, _LEFT)
+
+
+_LEFT = ("head.", "heads.audio_head.", "heads.video_head.", "fusion.bottleneck", "audio_embed.", "video_embed.")
+_THEIR_WORDS = {
+    r"^(?:audio_|video_)?encoder\.(?:embeddings\.)?": "",
+    r"^heads\.\w+_norm|^layernorm": "norm",
+    r"^class_token": "cls_token",
+    r"^distillation": "dist",
+    r"^position(?:_embeddings)?$": "pos_embed",
+    r"^patch_embed(?:dings\.projection)?": "patch_embed.proj",
+    r"^layers": "blocks",
+    r"\.layernorm_before": ".norm1",
+    r"\.layernorm_after": ".norm2",
+    r"\.attention\.[qkv]_proj": ".attn.qkv",
+    r"\.self_attn\.in_proj_": ".attn.qkv.",
+    r"\.(?:attention\.o|self_attn\.out)_proj": ".attn.proj",
+    r"\.linear": ".mlp.fc",
+}
+
+
+def _positions(table: Float[Tensor, "1 rows dim"], grid: Grid, cut: bool) -> Float[Tensor, "1 new_rows dim"]:
+    """A square picture's positions on another grid, the same for each step in time."""
+    side = math.isqrt(table.shape[1])
+    prefix, places = table.tensor_split([table.shape[1] - side**2], dim=1)
+    places = places.unflatten(1, (side, side))
+    for axis, length in enumerate(grid[-2:], start=1) if cut else ():
+        if length < side:
+            places = places.narrow(axis, side // 2 - length // 2, length)
+    places = resize_positions(places.flatten(1, 2), tuple(places.shape[1:3]), grid[-2:])
+    return torch.cat((prefix, *[places] * math.prod(grid[:-2])), dim=1)
 
 
 def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[str, Path]:
-    """part -> the file of timm's weights that a model of audio or video starts from; most start from none.
+    """What a model reads -> the file of timm's weights that it starts from; most start from none.
 
-    `init` is a path from the repository, or "imagenet": the weights for the model's depths, in weights/, fetched there
+    `init` is a path from the repository, or "imagenet": the weights for the model's shape, in weights/, fetched there
     from the hub. Raises ValueError for a model that cannot start so, WeightsError where there is no file.
     """
     if init in ("scratch", "pretrained"):
         return {}
-    if name not in MAT | MVIT:
-        known = f"only MAT and MViTv2 can; set its `init` to scratch{' or pretrained' * (modality_of(name) == 'av')}"
-        raise ValueError(f"{name} cannot start from {init}, {known}")
-    depths, path, what = resolved(name, overrides)["depths"], ROOT / init, f"a safetensors file of {WHOSE}"
+    part = modality_of(name)
+    if name in MMT_SIZES:
+        raise ValueError(f"{name} cannot start from {init}, its encoders can; set its `init` to scratch or pretrained")
+    path, what = ROOT / init, f"a safetensors file of {WHOSE if name in MAT | MVIT else PEERS}"
     if init == "imagenet":
-        size = SIZES.get(tuple(depths))
-        if size is None:
-            known = " or ".join(f"{list(depths)} ({size})" for depths, size in SIZES.items())
-            raise ValueError(f"no ImageNet weights have {name}'s depths; set its overrides dim: 96, depths: {known}")
-        path, repository = ROOT / f"weights/{size}.safetensors", f"timm/{size}.fb_in1k"
+        own = {key: list(x) if isinstance(x, tuple) else x for key, x in resolved(name, overrides).items()}
+        shapes = {timm: shape for names, timm, shape in PUBLISHED if name in names}
+        fits = [timm for timm, shape in shapes.items() if shape == {key: own[key] for key in shape}]
+        if not fits:
+            known = " or ".join(f"{shape} ({timm})" for timm, shape in shapes.items())
+            raise ValueError(f"no ImageNet weights have the shape of {name}; set its overrides to {known}")
+        path, repository = ROOT / f"weights/{fits[0].split('.')[0]}.safetensors", f"timm/{fits[0]}"
         what = f"https://huggingface.co/{repository}/resolve/main/{HUB_FILE}, which the hub did not give,"
         with suppress(OSError, ValueError):  # no connection
             if not path.is_file():
                 write_bytes(path, Path(hf_hub_download(repository, HUB_FILE)).read_bytes())
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; fetch {what} and put it there")
-    return {modality_of(name): path}
+    return {part: path}
 
 
 def start(model: AVModel, part: str, path: Path) -> dict[str, Any]:
     """Start an encoder of a model from a file, in place; returns what it is, as hub.origin does.
 
-    The `part` (audio, video) of a model of both starts from weights of ours, a model of that part alone from timm's,
-    whose head is left out. Raises ValueError for a file that is damaged, neither or does not fit.
+    The `part` (audio, video) of a model of both starts from weights of ours; all that a model reads from timm's, whose
+    head is left out. Raises ValueError for a file that is damaged, neither or does not fit.
     """
-    if isinstance(model, TwoStreams):
+    if isinstance(model, TwoStreams) and part != "av":
         load_encoder(getattr(model, f"{part}_encoder"), load_weights(path)[0])
         return origin(path)
     name = model.about["name"]
-    if not isinstance(model, MultiscaleClassifier):
-        raise ValueError(f"{name} has no encoders to start from; set its `init` to scratch")
+    load = load_timm_mvit if isinstance(model, MultiscaleClassifier) else load_timm_peer
     try:
-        load_timm_mvit(model, {key: x for key, x in load_file(path).items() if not key.startswith("head.")})
+        load(model, {key: x for key, x in load_file(path).items() if not key.startswith("head.")})
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{name} cannot start from {path}: {error}; else set its `init` to scratch") from error
     return {"name": f"weights of timm ({path.name})", "key": digest(path.read_bytes()), "stats": {}}

@@ -246,8 +246,7 @@ class MultiscaleEncoder(nn.Module):
         grid = self.grid(tuple(size))
         self.positions = nn.ParameterList(torch.zeros(n, dim) for n in grid if absolute_positions)
         reduction = (1,) * len(grid)  # of the grid by the query strides so far
-        depth = sum(stage.depth for stage in stages)
-        self.blocks = nn.ModuleList()
+        self.depths, self.blocks = [stage.depth for stage in stages], nn.ModuleList()
         for stage in stages:
             reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
             kv = tuple(
@@ -257,7 +256,7 @@ class MultiscaleEncoder(nn.Module):
                 stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
                 options = dict(grid=grid, stride_q=stride_q, stride_kv=kv, num_prefix=self.num_prefix)
-                drop = drop_path * len(self.blocks) / max(depth - 1, 1)
+                drop = drop_path * len(self.blocks) / max(sum(self.depths) - 1, 1)
                 self.blocks.append(MultiscaleBlock(dim, stage, drop_path=drop, recompute=recompute, **options))
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)

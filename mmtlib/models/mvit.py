@@ -88,8 +88,8 @@ _OUR_WORDS = {
 }
 
 
-def our_name(key: str, words: Mapping[str, str]) -> str:
-    """Another library's name of a weight as ours: `words` are patterns and what stands in their place."""
+def our_name(key: str, words: Mapping) -> str:
+    """Another library's name of a weight as ours: `words` are patterns and what re.sub puts in their place."""
     for theirs, ours in words.items():
         key = re.sub(theirs, ours, key)
     return key if key.startswith("head.") else f"encoder.{key}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from mmtlib.models import MODALITY, AVOutput, build_model, from_pretrained
+from mmtlib.models import build_model, from_pretrained
 from mmtlib.models.hub import WeightsError, load_model, load_weights, save_model
 from mmtlib.models.ops import fit_tables
 
@@ -65,15 +65,13 @@ def test_weights_saved_in_half_precision_come_back_as_float32(saved, tmp_path):
     torch.testing.assert_close(again(x), model(x), rtol=1e-2, atol=1e-2)
 
 
-def test_a_file_is_loaded_by_its_path_for_another_size_too(saved):
+def test_a_file_is_loaded_by_its_path(saved):
     path, model = saved
     x = torch.randn(2, 1, 64, 48)
     assert torch.equal(from_pretrained(path)(x), model(x))
     assert torch.equal(from_pretrained(str(path))(x), model(x))
-    other = from_pretrained(path, audio_size=(120, 70))
-    assert other.about["overrides"]["audio_size"] == [120, 70]
-    assert other.about["seed"] == 3
     assert from_pretrained(path).about["overrides"]["audio_size"] == [64, 48]
+    assert from_pretrained(path).about["seed"] == 3
 
 
 def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch(tmp_path):
@@ -160,57 +158,6 @@ def test_weights_of_another_version_of_the_code_are_refused(saved, change):
         load_model(path)
     path.write_bytes(data)
     load_model(path)  # partner: unchanged it loads
-
-
-SMALL = {"audio_size": [64, 48], "video_size": [8, 32, 32]}
-OTHER = {"audio_size": (120, 70), "video_size": (4, 48, 40)}
-
-
-def drawn(name: str, **overrides) -> torch.nn.Module:
-    """A model whose position tables are large enough to show."""
-    model = build_model(name, 3, **overrides).eval()
-    for key, parameter in model.named_parameters():
-        if "rel_pos" in key or "position" in key:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def outputs(model, name: str, audio_size, video_size) -> list[torch.Tensor]:
-    torch.manual_seed(5)
-    audio, video = torch.randn(2, 1, *audio_size), torch.randn(2, 3, *video_size)
-    with torch.no_grad():
-        out = model(*{"audio": [audio], "video": [video], "av": [audio, video]}[MODALITY[name]])
-    return list(out) if isinstance(out, AVOutput) else [out]
-
-
-@pytest.mark.parametrize("name", [name for name in MODALITY if name.endswith("_t")])
-def test_a_model_loaded_for_another_size_does_what_the_trained_one_does_there(tmp_path, name):
-    """Tables interpolated once on loading, or at each call: the same."""
-    model, path = drawn(name, **SMALL), tmp_path / "m.safetensors"
-    save_model(path, model, name=name, num_classes=3, overrides=SMALL)
-    same, other = load_model(path, **SMALL)[0], load_model(path, **OTHER)[0]
-    for got, want in zip(outputs(same, name, **SMALL), outputs(model, name, **SMALL), strict=True):
-        assert torch.equal(got, want)
-    for got, want in zip(outputs(other, name, **OTHER), outputs(model, name, **OTHER), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    shapes = {key: value.shape for key, value in other.state_dict().items()}
-    built = build_model(name, 3, **OTHER).state_dict()
-    assert shapes == {key: value.shape for key, value in built.items()}
-    assert shapes != {key: value.shape for key, value in model.state_dict().items()}
-
-
-def test_one_size_alone_can_be_another(tmp_path):
-    save_model(tmp_path / "m.safetensors", drawn("mmt_t"), name="mmt_t", num_classes=3, overrides={})
-    model, header = load_model(tmp_path / "m.safetensors", audio_size=(64, 48))
-    assert len(model.audio_encoder.positions[0]) == 5
-    assert len(model.video_encoder.positions[1]) == 8
-    assert header["overrides"] == {}
-
-
-def test_a_size_too_small_is_refused_with_the_least_one(saved):
-    with pytest.raises(ValueError, match=r"\(64, 15\) is smaller.*at least \(16, 16\)") as error:
-        load_model(saved[0], audio_size=(64, 15))
-    assert not isinstance(error.value, WeightsError), "nothing is wrong with the file"
 
 
 def test_only_rows_of_position_tables_are_fitted():

@@ -1,6 +1,8 @@
-"""timm's MViTv2 for pictures: the same numbers in our core, and a start for MAT, the video encoder and MMT."""
+"""timm's weights of pictures: the same numbers in our core and in the peers, and a start for all of them."""
 
 import re
+from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,16 +14,16 @@ from mmtlib.config import Params, Trial
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.files import digest
 from mmtlib.folders import Folders
-from mmtlib.models import build_model, imagenet, load_timm_mvit
+from mmtlib.models import build_model, imagenet, load_timm_mvit, load_timm_peer
 from mmtlib.models.hub import WeightsError, read_header
-from mmtlib.models.imagenet import SIZES, outside_files, start
+from mmtlib.models.imagenet import PUBLISHED, outside_files, start
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 from mmtlib.training.experiment import key_of, parts_for
 from mmtlib.training.loop import Trainer
 from mmtlib.training.optim import one_hot
 from mmtlib.training.stage import train_runs
 
-DEPTHS = {name: depths for depths, name in SIZES.items()}
+DEPTHS = {name.split(".")[0]: tuple(shape["depths"]) for _, name, shape in PUBLISHED if "depths" in shape}
 
 
 def drawn(model: torch.nn.Module) -> torch.nn.Module:
@@ -171,6 +173,184 @@ def test_mat_takes_the_mean_of_the_colours_and_the_sums_of_kernels_over_what_it_
     assert [len(table) for table in own] == [2 * 51 - 1, 2 * 6 - 1]
 
 
+# The peers.
+
+
+SQUARE = {"ast_t": {"size": (32, 32), "patch_stride": 16}, "vit_audio_t": {"size": (32, 32)}}
+SQUARE["vit_video_t"] = {"size": (2, 32, 32), "patch": (2, 16, 16)}
+SQUARE["mbt_t"] = {
+    "audio_size": (32, 32),
+    "video_size": (2, 32, 32),
+    "patch": (2, 16, 16),
+    "fusion_layer": 2,
+}
+NARROW = {"dim": 24, "num_heads": 2}
+
+
+def vit(distilled: bool = False, size: int = 32, depth: int = 3, **options) -> torch.nn.Module:
+    """timm's ViT, narrow; of the distilled DeiT with the norms of transformers' AST."""
+    pytest.importorskip("timm")
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    kind = VisionTransformerDistilled if distilled else VisionTransformer
+    options |= dict(norm_layer=partial(torch.nn.LayerNorm, eps=1e-12)) if distilled else {}
+    return drawn(kind(size, 16, num_classes=7, embed_dim=24, depth=depth, num_heads=2, **options))
+
+
+def peer(name: str, **changes) -> torch.nn.Module:
+    settings = {"depth": 3} | SQUARE[name] | NARROW | changes
+    return build_model(name, 5, **settings).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ast_t", "vit_audio_t", "vit_video_t"])
+def test_a_peer_sees_a_grey_picture_as_timm_does(name):
+    theirs, ours, x = vit(distilled=name == "ast_t"), peer(name), torch.randn(2, 1, 32, 32)
+    before = copy_of(ours)
+    load_timm_peer(ours, theirs.state_dict())
+    assert unchanged(ours, before) == {"head.weight", "head.bias"}
+    tokens = theirs.forward_features((x.mT if name == "ast_t" else x).expand(-1, 3, -1, -1))
+    want = tokens[:, :2].mean(1) if name == "ast_t" else tokens[:, 0]  # AST reads (mel, time), and both its tokens
+    film = x[:, :, None].expand(-1, 3, 2, -1, -1)
+    got = ours.features(film if name == "vit_video_t" else x)
+    assert relative_error(got, want) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18_audio", "resnet18_video"])
+def test_resnet_sees_a_grey_picture_as_torchvision_does(name):
+    theirs = drawn(import_module("torchvision.models").resnet18())
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    ours, x = build_model(name, 5).eval(), torch.randn(2, 1, 64, 64)
+    before = copy_of(ours)
+    load_timm_peer(ours, theirs.state_dict())
+    left = {key for key in unchanged(ours, before) if not key.endswith("num_batches_tracked")}
+    assert left == {"head.weight", "head.bias"}
+    theirs.fc = torch.nn.Identity()
+    got = ours.features(x if name == "resnet18_audio" else x[:, :, None].expand(-1, 3, 4, -1, -1))
+    assert relative_error(got, theirs(x.expand(-1, 3, -1, -1))) < 1e-5
+
+
+@pytest.mark.parametrize("fusion", ["bottleneck", "concat", "late"])
+def test_mbt_takes_all_blocks_and_norms_in_both_streams(fusion):
+    theirs, ours = vit().state_dict(), peer("mbt_t", fusion=fusion)
+    before = copy_of(ours)
+    if fusion == "concat":  # its fusion is one stream, with a vector more for each modality
+        with pytest.raises(ValueError, match=r"lacks 'fusion\.modality'"):
+            load_timm_peer(ours, theirs)
+        assert unchanged(ours, before) == before.keys()
+        return
+    load_timm_peer(ours, theirs)
+    names = {"fusion.bottleneck", *(f"heads.{part}_head" for part in ("audio", "video")), "audio_embed", "video_embed"}
+    assert all(any(key.startswith(name) for name in names) for key in unchanged(ours, before))
+    for part in ("audio", "video"):
+        blocks = [getattr(ours, f"{part}_encoder").blocks[1]]
+        blocks += [getattr(ours.fusion, f"{part}_blocks")[0]] if fusion == "bottleneck" else []
+        for number, block in enumerate(blocks, start=1):
+            assert torch.equal(block.linear1.weight, theirs[f"blocks.{number}.mlp.fc1.weight"])
+            assert torch.equal(block.self_attn.in_proj_bias, theirs[f"blocks.{number}.attn.qkv.bias"])
+        assert torch.equal(getattr(ours.heads, f"{part}_norm").weight, theirs["norm.weight"])
+
+
+def test_positions_are_cut_interpolated_and_repeated_as_the_peers_authors_do():
+    theirs = vit(distilled=True, size=64).state_dict()  # 4 x 4 patches
+    places = theirs["pos_embed"][:, 2:].unflatten(1, (4, 4)).movedim(-1, 1)
+    ast = peer("ast_t", size=(96, 32))  # 6 patches of time and, of mel, which comes first, 2
+    load_timm_peer(ast, theirs)
+    want = F.interpolate(places, (4, 6), mode="bilinear")[:, :, 1:3].flatten(2).mT
+    torch.testing.assert_close(ast.encoder.embeddings.position_embeddings[:, 2:], want)
+    assert torch.equal(ast.encoder.embeddings.position_embeddings[:, :2], theirs["pos_embed"][:, :2])
+    theirs = vit(size=64).state_dict()
+    places = theirs["pos_embed"][:, 1:].unflatten(1, (4, 4)).movedim(-1, 1)
+    audio, video = peer("vit_audio_t", size=(96, 32)), peer("vit_video_t", size=(6, 32, 48))
+    for model, grid, times in ((audio, (6, 2), 1), (video, (2, 3), 3)):
+        load_timm_peer(model, theirs)
+        want = F.interpolate(places, grid, mode="bilinear").flatten(2).mT.repeat(1, times, 1)
+        torch.testing.assert_close(model.encoder.position[:, 1:], want)
+    kernel = video.encoder.patch_embed.weight
+    assert torch.equal(kernel[:, :, 1], theirs["patch_embed.proj.weight"])
+    assert not kernel[:, :, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "sentence"),
+    [
+        (
+            "ast_t",
+            lambda: vit().state_dict(),
+            r"'pos_embed' has shape \(1, 5, 24\) where .* 6, 24\); give .* distilled",
+        ),
+        ("vit_audio_t", lambda: vit(distilled=True).state_dict(), "'pos_embed' has shape"),
+        ("vit_audio_t", lambda: vit(init_values=0.1).state_dict(), "'blocks.0.ls1.gamma' has no place"),
+        (
+            "vit_audio_t",
+            lambda: vit(depth=2).state_dict(),
+            r"lacks 'encoder\.blocks\.2\.self_attn\.in_proj_weight' and 11",
+        ),
+        ("mbt_t", lambda: vit(depth=2).state_dict(), r"lacks 'fusion\.audio_blocks\.0\.self_attn"),
+        ("mbt_t", dict, r"lacks 'audio_encoder\."),
+    ],
+)
+def test_weights_of_another_model_leave_a_peer_as_it_was(name, weights, sentence):
+    model = peer(name)
+    before = copy_of(model)
+    with pytest.raises(ValueError, match=sentence):
+        load_timm_peer(model, weights())
+    assert unchanged(model, before) == before.keys()
+    with pytest.raises(ValueError, match=r"has shape .* where this model has .*; give the state_dict of timm's disti"):
+        load_timm_peer(peer("vit_audio_t", dim=12), vit().state_dict())
+
+
+def test_a_vit_of_fewer_blocks_takes_the_first():
+    theirs, ours = vit(depth=3).state_dict(), peer("vit_video_t", depth=2)
+    load_timm_peer(ours, theirs)
+    for number in (0, 1):
+        assert torch.equal(ours.encoder.blocks[number].norm1.bias, theirs[f"blocks.{number}.norm1.bias"])
+
+
+def test_peers_train_from_a_file_mbt_as_a_whole_or_by_its_encoders(tmp_path):
+    folders, file = Folders(tmp_path, "toy"), tmp_path / "vit.safetensors"
+    write_features(folders.features)
+    save_file(vit().state_dict(), file)
+    whole = {"depth": 3, "fusion_layer": 2, "patch": [2, 16, 16]} | NARROW
+    alone = {"vit_audio_t": {"depth": 2} | NARROW, "vit_video_t": {"depth": 2, "patch": [2, 16, 16]} | NARROW}
+    given = dict(epochs=1, init=str(file))
+    runs = {name: make_run(name, overrides=overrides, **given) for name, overrides in alone.items()}
+    encoders = {part: f"vit_{part}_t" for part in ("audio", "video")}
+    runs["mbt_whole"] = make_run("mbt_t", overrides=whole, **given)
+    runs["mbt_parts"] = make_run("mbt_t", overrides=whole, epochs=1, init="pretrained", encoders=encoders)
+    params = make_params(**runs)
+    cards = {name: train_runs(name, params, folders)[0].weights.with_suffix(".md").read_text() for name in runs}
+    assert "- starts from: av: weights of timm (vit.safetensors), run " in cards["mbt_whole"]
+    assert "- starts from: audio: vit_audio_t from weights of timm (vit.safetensors), run " in cards["mbt_parts"]
+
+
+def test_each_peer_has_its_own_published_weights(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def hub(repository, name):
+        asked.append(repository)
+        return tmp_path / "got"
+
+    monkeypatch.setattr(imagenet, "hf_hub_download", hub)
+    monkeypatch.setattr(imagenet, "ROOT", tmp_path)
+    (tmp_path / "got").touch()
+    found = [outside_files(name, "imagenet", {}) for name in ("ast_b", "vit_audio_b", "mbt_b", "resnet18_av")]
+    assert [next(iter(files)) for files in found] == ["audio", "audio", "av", "av"]
+    assert [next(iter(files.values())).stem for files in found] == [
+        "deit_base_distilled_patch16_384",
+        "vit_base_patch16_224",
+        "vit_base_patch16_224",
+        "resnet18",
+    ]
+    tags = ["deit_base_distilled_patch16_384.fb_in1k", "vit_base_patch16_224.augreg_in21k", "resnet18.tv_in1k"]
+    assert asked == [f"timm/{tag}" for tag in tags]
+
+
 # What does not fit.
 
 
@@ -275,7 +455,8 @@ def test_a_file_lies_in_the_repository_and_imagenet_in_its_weights_fetched_once(
     for _ in range(2):
         assert outside_files("mat_s", "imagenet", {}) == {"audio": paths["small"]}
         assert outside_files("mvitv2_b", "imagenet", {}) == {"video": paths["base"]}
-        assert outside_files("mvitv2_t", "imagenet", {"depths": [1, 2, 5, 2]}) == {"video": paths["tiny"]}
+        tiny = {"depths": [1, 2, 5, 2], "dim": 96}
+        assert outside_files("mvitv2_t", "imagenet", tiny) == {"video": paths["tiny"]}
     assert asked == [(f"timm/mvitv2_{size}.fb_in1k", "model.safetensors") for size in paths]
     assert all(path.read_text() == f"timm/mvitv2_{size}.fb_in1k" for size, path in paths.items())
 
@@ -301,7 +482,7 @@ def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch_and_its_place
             "mat_t",
             "imagenet",
             ValueError,
-            r"no ImageNet weights have mat_t's depths; .* \[1, 2, 5, 2\] \(mvitv2_tiny\) or",
+            r"no ImageNet weights have the shape of mat_t; .*'depths': \[1, 2, 5, 2\]\} \(mvitv2_tiny\.fb_in1k\) or",
         ),
         (
             "mat_t",
@@ -309,9 +490,20 @@ def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch_and_its_place
             WeightsError,
             "no.safetensors does not exist; fetch a safetensors file of timm's .*",
         ),
-        ("ast_t", "imagenet", ValueError, "ast_t cannot start from imagenet, only MAT and MViTv2 can; .* to scratch$"),
+        ("ast_t", "imagenet", ValueError, r"the shape of ast_t; .* to \{'dim': 768, 'num_heads': 12\} \(deit_base_dis"),
+        (
+            "mbt_t",
+            "no.safetensors",
+            WeightsError,
+            r"fetch a safetensors file of timm's .*ViT \(for MBT and its",
+        ),
         ("mat_x", "imagenet", ValueError, "no model is called 'mat_x'"),
-        ("mmt_t", "imagenet", ValueError, "mmt_t cannot start .* set its `init` to scratch or pretrained$"),
+        (
+            "mmt_t",
+            "imagenet",
+            ValueError,
+            "mmt_t cannot start .*, its encoders can; set .* to scratch or pretrained$",
+        ),
     ],
 )
 def test_a_start_that_cannot_be_is_one_sentence(name, init, error, sentence):
