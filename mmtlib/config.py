@@ -201,9 +201,7 @@ class Run(Section):
     lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
-    init: Start = Field(
-        default="scratch", description="pretrained = trained encoders; imagenet, or a file of timm's"
-    )
+    init: Start = Field(default="scratch", description="pretrained = trained encoders; imagenet, or a file of timm's")
     encoders: dict[Literal["audio", "video"], Slug] = Field(
         default={}, description="stage or row that each encoder comes from; empty = pretrain_mat and pretrain_mvit"
     )
