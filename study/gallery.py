@@ -112,14 +112,15 @@ def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: 
     return picture_of(decisions(clips), f"what drives the decision on {len(clips)} clips", colours=64)
 
 
-def patch_figure(log_mel: Float[Tensor, "time mel"], kernel: tuple[int, int], stride: tuple[int, int]) -> Picture:
+def patch_figure(log_mel: Float[Tensor, "time mel"], encoder: MultiscaleEncoder) -> Picture:
     """A log-mel under the grid of its patches: dots at their centres, outlines of one and its neighbours."""
     figure, ax = panels_of(1, 1, 3.4)
     ax.imshow(log_mel.T.numpy(), **HEAT)
-    places = [np.arange((n - k) // s + 1) * s for n, k, s in zip(log_mel.shape, kernel, stride, strict=True)]
+    kernel, steps = encoder.patch_kernel, zip(encoder.patch_stride, encoder.patch_padding, strict=True)
+    places = [np.arange(n) * s - p for n, (s, p) in zip(encoder.grid(tuple(log_mel.shape)), steps, strict=True)]
     time, mel = np.meshgrid(*(start + k / 2 - 0.5 for start, k in zip(places, kernel, strict=True)))
     ax.plot(time.ravel(), mel.ravel(), ".", color="white", markersize=2.5)
-    for at, colour in (((0, 0), "#56b4e9"), ((1, 0), "#f0e442"), ((0, 1), "#009e73")):
+    for at, colour in (((1, 1), "#56b4e9"), ((2, 1), "#f0e442"), ((1, 2), "#009e73")):
         corner = [start[index] - 0.5 for start, index in zip(places, at, strict=True) if index < len(start)]
         if len(corner) == 2:
             ax.add_patch(_rectangle(corner, kernel, colour))

@@ -16,8 +16,8 @@ CLIPS = {"train": 8, "val": 3, "test": 2}  # of each class
 # What would give that log-mel: 40 frames of 32 bands.
 SETTINGS = dict(sample_rate=8000, mel_bins=32, window_ms=25.0, hop_ms=10.0, frames=4, size=16, seconds=0.415)
 
-MAT = {"depths": [1, 1], "dim": 8, "pooling": ["time", "both"], "patch_stride": 8, "drop_path": 0.2}
-MVIT = {"depths": [1, 1], "dim": 8, "drop_path": 0.2}
+MAT = {"depths": [1, 1], "dim": 8, "pooling": ["time", "both"], "stem": 0, "patch_stride": 8, "drop_path": 0.2}
+MVIT = {"depths": [1, 1], "dim": 8, "stem": [], "drop_path": 0.2}
 MMT = {"dim": 16, "num_heads": 2, "fusion_layers": 1, "embedding_dim": 8, "audio": MAT, "video": MVIT}
 OVERRIDES = {"mat_t": MAT, "mvitv2_t": MVIT, "mmt_t": MMT}
 

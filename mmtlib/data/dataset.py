@@ -252,8 +252,7 @@ def fold_splits(index: pd.DataFrame, fold: int, head: str) -> np.ndarray:
     tested = index["group"].isin(index["group"][splits == "test"]).to_numpy()
     splits[(splits == "train") & tested] = "left out"
     groups = index[splits == "train"].groupby("group").agg(label=(head, "first"), clips=(head, "size"))
-    groups["order"] = [digest(f"val {fold} {name}".encode()) for name in groups.index]
-    groups = groups.sort_values("order")
+    groups = groups.sort_index(key=lambda names: [digest(f"val {fold} {name}".encode()) for name in names])
     by_class = groups.groupby("label")["clips"]
     before = by_class.cumsum() - groups["clips"]
     held = groups.index[before < VAL_SHARE * by_class.transform("sum")]

@@ -38,8 +38,7 @@ def outputs(
     model.eval()
     device = next(model.parameters()).device
     parts = indices.split(batch_size)
-    own = list(range(rank(), len(parts), ranks()))
-    found = []
+    own, found = list(range(rank(), len(parts), ranks())), []
     for number, batch in zip(own, dataset.stream([parts[number] for number in own], modality, device), strict=True):
         if condition is not None:
             batch = corrupt(batch, condition, number, dataset.stats)
@@ -63,8 +62,7 @@ def predict(
     corruption.CONDITIONS, clips are read corrupted, with both, and the split is called "test: " and its name.
     Raises ValueError where no clip has what the model reads.
     """
-    kind = model.reads
-    frames = []
+    kind, frames = model.reads, []
     for modality in ("av", "audio", "video") if kind == "av" and condition is None else (kind,):
         indices = usable(dataset, modality)
         if not len(indices):

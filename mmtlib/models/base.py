@@ -44,7 +44,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
     """The base of all models.
 
     `read` is the call that training and evaluation make. `about` is what a weights file says of the model: name,
-    num_classes and overrides, as `build_model` was given them, and what training adds to that.
+    num_classes, all settings as overrides, and what training adds to that.
     """
 
     reads: str  # "audio", "video" or "av"

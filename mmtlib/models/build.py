@@ -1,5 +1,6 @@
 """The models, by name: `build_model("mmt_t", num_classes=18)`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,16 @@ def modality_of(name: str) -> str:
 
 
 def resolved(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model by its name, with `overrides` in their place. Raises ValueError for an unknown name."""
+    """All settings of a model by its name, with `overrides` in their place, as JSON has them.
+
+    The size of the input is none of them, unless `overrides` give it. Raises ValueError for an unknown name.
+    """
     modality_of(name)
-    settings = (MAT | AST | MVIT | VIT | RESNET | MBT_SIZES | MMT_SIZES)[name] | dict(overrides)
+    table = (MAT | AST | MVIT | VIT | RESNET | MBT_SIZES | MMT_SIZES)[name]
+    whole = {key: value for key, value in table.items() if not key.endswith("size")} | dict(overrides)
     if name in MMT_SIZES:
-        for part, table in (("audio", MAT), ("video", MVIT)):
-            settings[part] = table[MMT_SIZES[name][part]] | overrides.get(part, {})
-    return settings
+        whole |= {part: resolved(table[part], overrides.get(part, {})) for part in ("audio", "video")}
+    return json.loads(json.dumps(whole))
 
 
 def build_model(
@@ -71,5 +75,5 @@ def build_model(
             model = MBT(num_classes, **MBT_SIZES[name] | overrides | given)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built with {overrides}: {error}") from error
-    model.about = {"name": name, "num_classes": num_classes, "overrides": given | overrides}
+    model.about = {"name": name, "num_classes": num_classes, "overrides": resolved(name, overrides) | given}
     return model

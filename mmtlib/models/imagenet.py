@@ -184,7 +184,7 @@ def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[st
         raise ValueError(f"{name} cannot start from {init}, its encoders can; set its `init` to scratch or pretrained")
     path, what = ROOT / init, f"a safetensors file of {WHOSE if name in MAT | MVIT else PEERS}"
     if init == "imagenet":
-        own = {key: list(x) if isinstance(x, tuple) else x for key, x in resolved(name, overrides).items()}
+        own = resolved(name, overrides)
         shapes = {timm: shape for names, timm, shape in PUBLISHED if name in names}
         fits = [timm for timm, shape in shapes.items() if shape == {key: own[key] for key in shape}]
         if not fits:

@@ -1,7 +1,7 @@
 """The video encoder, MViTv2: the multiscale core on frames (time x height x width).
 
 `mvitv2_s` is torchvision's `mvit_v2_s` and takes its weights; `mvitv2_b` is MViTv2-B 32x3 (Li et al., 2022).
-Time is never pooled after the patch embedding, as in MViTv2.
+Time is never pooled after the patch embedding, as in MViTv2. `mvitv2_t`, for small sets, has `mat_t`'s stem.
 """
 
 import re
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 from mmtlib.models.ops import fit_tables
 
-SMALL = dict(stride_kv=(1, 2, 2), patch_kernel=(5, 9, 9), patch_stride=(4, 8, 8), class_token=False)
+STEM = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+SMALL = dict(stride_kv=(1, 2, 2), patch_kernel=(5, 9, 9), patch_stride=(4, 8, 8), class_token=False, stem=STEM)
 LARGE = dict(dim=96, stride_kv=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
 MVIT = {
-    "mvitv2_t": dict(depths=(1, 1, 1), dim=64, size=(16, 64, 64), drop_path=0.1, absolute_positions=True, **SMALL),
+    "mvitv2_t": dict(depths=(1, 1, 1), dim=48, size=(16, 64, 64), drop_path=0.1, absolute_positions=True, **SMALL),
     "mvitv2_s": dict(depths=(1, 2, 11, 2), size=(16, 224, 224), drop_path=0.2, **LARGE),
     "mvitv2_b": dict(depths=(2, 3, 16, 3), size=(32, 224, 224), drop_path=0.3, **LARGE),
 }

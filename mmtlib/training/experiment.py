@@ -31,8 +31,12 @@ Parts = dict[str, Any]
 
 
 def plain(run: Run) -> dict[str, Any]:
-    """What decides a run, without what other parts tell; a row's place in the report does not."""
-    return run.model_dump(mode="json", exclude={"group", "seeds", "folds", "encoders"})
+    """What decides a run, without what other parts tell; a row's place in the report does not.
+
+    Its overrides are all settings of its model, of which a file gives some. Raises ValueError for an unknown model.
+    """
+    told = run.model_dump(mode="json", exclude={"group", "seeds", "folds", "encoders"})
+    return told | {"overrides": resolved(run.model, run.overrides)}
 
 
 def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapping[str, str]) -> Parts:
@@ -43,7 +47,6 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
     """
     parts = {
         "run": plain(run),
-        "model": resolved(run.model, run.overrides),
         "recipe": recipe.model_dump(exclude={"nproc", "kept"}),
         "seed": trial.seed,
         "fold": trial.fold,

@@ -46,11 +46,10 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
     started = {start for *_, starts in jobs.values() for start in starts}
     # First what others wait for, then the longest.
     order = sorted(jobs, key=lambda key: (key not in started, -jobs[key][1].epochs))
+    threads = None  # of a cluster: as its machines have it
     if isinstance(workers, int):
         workers = min(workers or torch.cuda.device_count() or cores(), len(jobs))
         threads = max(cores() // workers, 1)
-    else:
-        threads = None  # as their machines have it
     with connect(workers) as client, client.as_current():
         futures = {}
         for key in order:
@@ -96,12 +95,9 @@ def list_runs(params: Params, folders: Folders) -> int:
         if not known:
             raise
         data = known[0].about["parts"]["data"]
-    runs, absent = list(planned(params, data)), 0
-    for name, trial, parts in runs:
-        found = kept(folder, parts)
-        absent += not is_kept(found)
-        say = found.predictions.name if is_kept(found) else f"not kept: {why_not(folder, parts)}"
-        print(f"{name} {trial} | {say}")
-    wanted = {kept(folder, parts) for _, _, parts in runs}
-    print(f"{len(runs) - absent} of {len(runs)} runs are kept; {len(set(known) - wanted)} files are of other runs.")
+    runs = [(f"{name} {trial}", parts, kept(folder, parts)) for name, trial, parts in planned(params, data)]
+    for label, parts, run in runs:
+        print(f"{label} | {run.predictions.name if is_kept(run) else 'not kept: ' + why_not(folder, parts)}")
+    absent, others = sum(not is_kept(run) for *_, run in runs), set(known) - {run for *_, run in runs}
+    print(f"{len(runs) - absent} of {len(runs)} runs are kept; {len(others)} files are of other runs.")
     return int(absent > 0)

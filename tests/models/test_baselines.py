@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTModel
 
-from mmtlib.models import build_model, fusion, resolved
-from mmtlib.models.baselines import AST, MBT_SIZES, resize_positions
+from mmtlib.models import build_model, fusion
+from mmtlib.models.baselines import AST, MBT_SIZES, VIT, resize_positions
 from mmtlib.models.hub import load_encoder
 
 MBT_TINY = {
@@ -209,7 +209,7 @@ VIT_TINY["video"] |= {"size": (4, 16, 24), "patch": (2, 8, 8)}
 @pytest.mark.parametrize("size", ["t", "b"])
 @pytest.mark.parametrize("part", ["audio", "video"])
 def test_the_encoders_of_mbt_alone_are_of_its_sizes(part, size):
-    mbt_size, vit = MBT_SIZES[f"mbt_{size}"], resolved(f"vit_{part}_{size}", {})
+    mbt_size, vit = MBT_SIZES[f"mbt_{size}"], VIT[f"vit_{part}_{size}"]
     patch = mbt_size["patch"] if part == "video" else (16, 16)
     assert vit == {
         "dim": mbt_size["dim"],

@@ -108,7 +108,8 @@ def test_models_take_other_input_sizes_than_they_were_built_for(name):
         assert logits(model(*inputs(name, 2, **other))).isfinite().all()
 
 
-LEAST = {name: ((16, 16), (4, 8, 8) if name.startswith(("mbt", "vit")) else (1, 1, 1)) for name in TINY}
+OURS = ("mat", "mvitv2", "mmt")
+LEAST = {name: ((1, 1), (1, 1, 1)) if name.startswith(OURS) else ((16, 16), (4, 8, 8)) for name in TINY}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -129,9 +130,9 @@ def test_the_least_size_works_and_a_smaller_one_is_refused_with_it(name):
 
 @pytest.mark.parametrize(("name", "small"), [("mat_t", (1, 1, 8, 128)), ("mmt_t", (1, 1, 8, 128))])
 def test_an_input_smaller_than_a_patch_is_refused(name, small):
-    given = [torch.randn(small), *inputs(name, 1)[1:]]
+    given, patches = [torch.randn(small), *inputs(name, 1)[1:]], {"stem": 0}
     with pytest.raises(ValueError, match=r"\(8, 128\).*at least \(16, 16\)"):
-        build_model(name, 5)(*given)
+        build_model(name, 5, **{"audio": patches} if name == "mmt_t" else patches)(*given)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -155,14 +156,15 @@ def test_lists_from_yaml_build_what_tuples_build():
 
 def test_the_size_of_the_input_goes_before_one_among_the_overrides():
     table = build_model("mat_t", 3, audio_size=(64, 48), size=(198, 128)).encoder.positions[0]
-    assert len(table) == (64 - 16) // 10 + 1
+    assert len(table) == 64 // 8
     both = build_model("mmt_t", 3, video_size=(8, 32, 32), audio={"size": (64, 48)}, video={"size": (16, 64, 64)})
-    assert len(both.audio_encoder.positions[0]) == 5
+    assert len(both.audio_encoder.positions[0]) == 8
     assert len(both.video_encoder.positions[1]) == 4
 
 
 def test_overrides_reach_the_part_they_name():
-    model = build_model("mmt_t", 3, audio={"dim": 16}, video={"dim": 8}, dim=24, num_heads=2, num_bottleneck=9)
+    parts = {"audio": {"dim": 16, "stem": 0}, "video": {"dim": 8, "stem": ()}}
+    model = build_model("mmt_t", 3, **parts, dim=24, num_heads=2, num_bottleneck=9)
     assert model.audio_encoder.patch_embed.weight.shape[0] == 16
     assert model.video_encoder.patch_embed.weight.shape[0] == 8
     assert model.fusion.bottleneck.shape == (1, 9, 24)

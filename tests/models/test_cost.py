@@ -153,6 +153,6 @@ def cost(name: str) -> int:
 
 
 @pytest.mark.parametrize(("ours", "peer"), [("mat_t", "ast_t"), ("mmt_t", "mbt_t")])
-def test_a_peer_costs_about_what_our_model_costs(ours, peer):
-    """A comparison at equal cost: within 15 %, or a starved baseline would flatter us."""
-    assert cost(peer) == pytest.approx(cost(ours), rel=0.15)
+def test_a_peer_costs_what_our_model_costs_or_somewhat_more(ours, peer):
+    """No starved baseline flatters us."""
+    assert cost(ours) <= cost(peer) <= 1.3 * cost(ours)

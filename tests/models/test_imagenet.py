@@ -360,8 +360,8 @@ def test_each_peer_has_its_own_published_weights(tmp_path, monkeypatch):
         (
             "mat_t",
             {},
-            "the weights have depths [1, 2, 5, 2] and dim 96, the encoder has depths [1, 1, 1] and dim 64; set its "
-            "overrides depths: [1, 2, 5, 2], dim: 96, stem: 0, pooling: [both, both, both, both]",
+            "the weights have depths [1, 2, 5, 2] and dim 96, the encoder has depths [1, 1, 1] and dim 48 with a "
+            "stem; set its overrides depths: [1, 2, 5, 2], dim: 96, stem: 0, pooling: [both, both, both, both]",
         ),
         ("mat_s", {"depths": [1, 2, 5, 2], "stem": 3}, "dim 96 with a stem; set its overrides depths"),
         ("mat_s", {"depths": [1, 2, 5, 2], "pooling": ["none"] * 4}, "dim 96 with stages without pooling; set its"),

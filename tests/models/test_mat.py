@@ -14,6 +14,7 @@ SMALL = {
     "dim": 8,
     "size": (198, 128),
     "stride_kv": (4, 4),
+    "stem": 0,
     "patch_stride": 10,
     "drop_path": 0.0,
 }
@@ -47,7 +48,7 @@ def test_pooling_of_each_stage_gives_the_grids_counted_by_hand(pooling, grids):
     assert stage_grids(build_model("mat_t", 3, **SMALL, pooling=pooling)) == grids
 
 
-def test_time_first_then_both_is_the_default():
+def test_time_first_then_both_is_the_default_but_the_tiny_one_has_a_stem_and_pools_both():
     assert MAT["mat_s"]["pooling"] == MAT["mat_b"]["pooling"] == FOUR
     model = build_model("mat_t", 3, dim=8)  # three stages
     grids = []
@@ -55,7 +56,7 @@ def test_time_first_then_both_is_the_default():
         block.register_forward_hook(lambda _, __, out: grids.append(out[1]))
     with torch.no_grad():
         model(torch.randn(1, 1, 198, 128))
-    assert grids == [(19, 12), (10, 12), (5, 6)]
+    assert grids == [(25, 16), (13, 8), (7, 4)]  # the stem halves both axes three times
 
 
 def bands_reached(pool, heads: int) -> list[int]:

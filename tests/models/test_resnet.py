@@ -172,7 +172,7 @@ def test_any_size_works_whatever_it_was_built_for(name, size):
     torch.manual_seed(1)
     other = build_model(name, 5)
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
-    assert model.about["overrides"] == {"audio_size": [64, 48], "video_size": [4, 32, 32]}
+    assert model.about["overrides"] == {"audio_size": [64, 48], "video_size": [4, 32, 32]} | resolved(name, {})
 
 
 @pytest.mark.parametrize("part", ["audio", "video"])

@@ -92,7 +92,7 @@ def test_a_preview_is_the_clip_in_small(tmp_path, sound, picture):
 def test_sound_and_patch_figures_show_what_they_are_given():
     log_mel, wave = LogMel(RATE, 64), np.sin(np.arange(RATE) * 0.3).astype(np.float32)
     assert gallery.sound_figure(wave, log_mel, RATE).png != gallery.sound_figure(wave * 0.1, log_mel, RATE).png
-    picture = gallery.patch_figure(torch.zeros(198, 128), (16, 16), (10, 10))
+    picture = gallery.patch_figure(torch.zeros(198, 128), build_model("mat_t", 3, stem=0).encoder)
     assert repr(picture) == "Picture: 19 x 12 patches on a log-mel"
 
 
@@ -107,8 +107,8 @@ def test_sheets_of_features_show_stored_and_augmented_clips(split):
 
 # The models' own settings are tuned now and then; these are not.
 FOUR = {"depths": (1, 1, 2, 1), "dim": 32, "drop_path": 0.0}
-SOUND = FOUR | {"pooling": ("time", "time", "both", "both"), "stride_kv": (4, 4), "patch_stride": 10}
-VIDEO = FOUR | {"stride_kv": (1, 2, 2), "patch_kernel": (3, 9, 9), "patch_stride": (2, 8, 8)}
+SOUND = FOUR | {"pooling": ("time", "time", "both", "both"), "stride_kv": (4, 4), "stem": 0, "patch_stride": 10}
+VIDEO = FOUR | {"stem": (), "stride_kv": (1, 2, 2), "patch_kernel": (3, 9, 9), "patch_stride": (2, 8, 8)}
 
 
 @pytest.mark.parametrize(

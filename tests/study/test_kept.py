@@ -56,12 +56,20 @@ def interval(difference):
     return np.percentile([draw.mean() for draw in draws], [2.5, 97.5])
 
 
-def test_each_run_of_the_profile_is_kept_under_todays_key_and_nothing_else():
+STUDIES = {path.stem: load(str(path)) for path in sorted(ROOT.glob("params/*.yaml"))}
+WITH_RUNS = [name for name, own in STUDIES.items() if own.training.kept and (ROOT / own.training.kept).is_dir()]
+
+
+@pytest.mark.parametrize("study", WITH_RUNS)
+def test_each_run_of_a_study_is_kept_under_todays_key_and_nothing_else(study):
     """A miss would train for hours; `mmt runs --params params/freedoom.yaml` says what differs."""
-    wanted = [(name, kept_at(KEPT, parts)) for name, _, parts in planned(PARAMS, DATA)]
+    params = STUDIES[study]
+    folder = ROOT / params.training.kept
+    data = kept_runs(folder)[0].about["parts"]["data"]
+    wanted = [(f"{name} {trial}", kept_at(folder, parts)) for name, trial, parts in planned(params, data)]
     assert [name for name, run in wanted if not is_kept(run)] == []
-    assert {run for _, run in wanted} == set(kept_runs(KEPT))
-    assert len(list(KEPT.iterdir())) == 2 * len(wanted)
+    assert {run for _, run in wanted} == set(kept_runs(folder))
+    assert len(list(folder.iterdir())) == 2 * len(wanted)
 
 
 def test_a_kept_run_is_of_the_run_and_the_data_that_the_profile_asks_for():

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from toy_features import AUDIO, CLASSES, OVERRIDES, SETTINGS, VIDEO, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import ROOT, Ablation, Run, Trial, load
+from mmtlib.config import ROOT, Ablation, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.folders import Folders, stage_of
-from mmtlib.models import build_model
+from mmtlib.models import build_model, resolved
 from mmtlib.models.hub import save_model
 from mmtlib.training import experiment
 from mmtlib.training.experiment import (
@@ -190,13 +190,12 @@ def test_the_key_that_is_planned_is_the_one_that_is_trained(features, data, tmp_
     assert Trainer(params.pretrain_mat, params.training, **given).key == key_of(runs["pretrain_mat", 2])
 
 
-def test_the_kept_predictions_are_those_of_the_full_study():
-    """Their keys are worked out anew from params/freedoom.yaml: what inherits there inherits as when they were made."""
-    params = load("params/freedoom.yaml")
-    folder = ROOT / params.training.kept
-    found = {run.predictions.name for run in kept_runs(folder)}
-    data = kept_runs(folder)[0].about["parts"]["data"]
-    assert {kept(folder, parts).predictions.name for _, _, parts in planned(params, data)} == found
+def test_neither_the_defaults_nor_the_wording_of_a_model_are_part_of_a_key():
+    plainly, in_full = make_run("mat_t", overrides={}), make_run("mat_t", overrides=resolved("mat_t", {}))
+    assert plain(plainly) == plain(in_full)
+    assert plain(plainly) != plain(make_run("mat_t", overrides={"dim": 8}))
+    of_both = {"audio": resolved("mat_t", {})}
+    assert plain(make_run("mmt_t", overrides={})) == plain(make_run("mmt_t", overrides=of_both))
 
 
 # Runs that are kept.
@@ -215,9 +214,9 @@ def test_a_kept_run_says_what_it_is_and_a_run_that_is_not_kept_what_differs(data
         put(tmp_path / "kept", run.model_copy(update={"lr": lr}), recipe, data)
     first = next(one for one in kept_runs(tmp_path / "kept") if one.about["parts"]["run"]["lr"] == 1e-3)
     parts = first.about["parts"]
-    assert {"run", "model", "recipe", "seed", "fold", "data", "encoders", "numerics", "conditions"} == parts.keys()
+    assert {"run", "recipe", "seed", "fold", "data", "encoders", "numerics", "conditions"} == parts.keys()
     assert run_of(parts) == Run.model_validate(plain(run) | {"lr": 1e-3})
-    assert parts["model"]["dim"] == 8
+    assert parts["run"]["overrides"]["dim"] == 8
     assert re.fullmatch(r"[0-9a-f]{40}.*|unknown", first.about["commit"])
     same = parts_of(run.model_copy(update={"lr": 1e-3}), recipe, Trial(0), data, {})
     assert is_kept(kept(tmp_path / "kept", same))
