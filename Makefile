@@ -45,7 +45,7 @@ lint: $(STAMP) ## check style (ruff) and that imports go one way (import-linter)
 JOBS ?= 2
 test: export OMP_NUM_THREADS ?= 1
 test: lint ## style, unit tests, a smoke run of the whole pipeline, the notebooks against their outputs
-	pytest -n $(JOBS) tests
+	pytest -n $(JOBS) --durations=20 tests
 	python -c 'from study.notebook import begin; begin("report", "params/smoke.yaml")'
 	pytest --nbval notebooks/01_* notebooks/02_*
 	pytest --nbval -n $(JOBS) notebooks/08_* $(filter-out notebooks/01_% notebooks/02_% notebooks/08_%,$(wildcard notebooks/*.ipynb))

@@ -120,10 +120,10 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], encoder: MultiscaleEncoder)
     places = [np.arange(n) * s - p for n, (s, p) in zip(encoder.grid(tuple(log_mel.shape)), steps, strict=True)]
     time, mel = np.meshgrid(*(start + k / 2 - 0.5 for start, k in zip(places, kernel, strict=True)))
     ax.plot(time.ravel(), mel.ravel(), ".", color="white", markersize=2.5)
-    for at, colour in (((1, 1), "#56b4e9"), ((2, 1), "#f0e442"), ((1, 2), "#009e73")):
+    for at, style in (((2, 8), "-"), ((3, 8), "--"), ((2, 9), ":")):
         corner = [start[index] - 0.5 for start, index in zip(places, at, strict=True) if index < len(start)]
         if len(corner) == 2:
-            ax.add_patch(_rectangle(corner, kernel, colour))
+            ax.add_patch(_rectangle(corner, kernel, "white", linestyle=style))
     ax.set(xlabel="spectrogram frame (one each hop)", ylabel="mel band")
     return picture_of(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
 
@@ -225,5 +225,5 @@ def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> U
     return ((video * std + mean) * 255).clamp(0, 255).to(torch.uint8).movedim(-4, -1).numpy()
 
 
-def _rectangle(corner, size, colour: str, hatch: str | None = None):
-    return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, hatch=hatch)
+def _rectangle(corner, size, colour: str, **options):
+    return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, **options)
