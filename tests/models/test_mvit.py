@@ -143,3 +143,10 @@ def test_other_clip_sizes_work():
     model = build_model("mvitv2_t", 3).eval()
     for size in [(8, 64, 64), (16, 48, 80), (1, 16, 16)]:
         assert model(torch.randn(2, 3, *size)).shape == (2, 3)
+
+
+def test_the_tiny_model_sees_every_frame():
+    """Its patches once left out the last one."""
+    video = torch.randn(1, 3, 16, 64, 64, requires_grad=True)
+    build_model("mvitv2_t", 3).eval()(video).sum().backward()
+    assert (video.grad.abs().sum((0, 1, 3, 4)) > 0).all()
