@@ -78,7 +78,7 @@ def test_params_yaml_names_every_field_of_the_shared_sections():
 
 
 def test_yaml_1_2_numbers_and_defaults_of_a_row(tmp_path):
-    text = WHOLE.replace("set: {model: ast_t}", "set: {model: ast_t, lr: 1e-3, objective: {}}", 1)
+    text = WHOLE.replace("set: {model: ast_t, overrides.dim: 90}", "set: {model: ast_t, lr: 1e-3, objective: {}}", 1)
     assert text != WHOLE
     (tmp_path / "params.yaml").write_text(text)
     row = load(root=tmp_path).ablations["ast_t"]

@@ -28,7 +28,7 @@ def failure(tmp_path):
         ("mel_bins", "melbins", "features.melbins", "did you mean mel_bins"),
         ("time_masks", "time_mask", "training.spec_augment.time_mask", "did you mean time_masks"),
         ("ast_t: {group", "ast_t: {grup", "ablations.ast_t.grup", "did you mean group"),
-        ("set: {model: ast_t}", "set: {modle: ast_t}", "ablations.ast_t.modle", "did you mean model"),
+        ("set: {model: ast_t,", "set: {modle: ast_t,", "ablations.ast_t.modle", "did you mean model"),
         ("report:", "xyzzy:", "xyzzy", "use one of study, seeds, folds, download"),
         ("seeds: [0]", "", "seeds is missing", "add it"),
         ("study: quick", "", "study is missing", "add it"),

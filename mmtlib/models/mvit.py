@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmtlib.models.multiscale import MultiscaleClassifier, MultiscaleEncoder, Stage
 from mmtlib.models.ops import fit_tables
 
-STEM = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+STEM = ((1, 2, 2), (2, 2, 2), (2, 2, 2))  # in the place of the patches below, which an empty one brings back
 SMALL = dict(stride_kv=(1, 2, 2), patch_kernel=(5, 9, 9), patch_stride=(4, 8, 8), class_token=False, stem=STEM)
 LARGE = dict(dim=96, stride_kv=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), recompute=True)
 MVIT = {
