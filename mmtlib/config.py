@@ -51,10 +51,11 @@ Names = Annotated[str | list[str], BeforeValidator(_names)]
 
 
 def _start(value: Any) -> str:
-    if value in ("scratch", "pretrained", "imagenet") or (isinstance(value, str) and value.endswith(".safetensors")):
+    words = ("scratch", "pretrained", "imagenet", "kinetics", "audioset")
+    if value in words or (isinstance(value, str) and value.endswith(".safetensors")):
         return value
     given = json.dumps(value, default=str)
-    raise ValueError(f"{given} must be scratch, pretrained, imagenet or a .safetensors file; change it")
+    raise ValueError(f"{given} must be {', '.join(words)} or a .safetensors file; change it")
 
 
 Start = Annotated[str, BeforeValidator(_start)]
@@ -201,7 +202,7 @@ class Run(Section):
     lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     objective: Objective = Objective()
     overrides: dict[str, JsonValue] = Field(default={}, description="keyword arguments of build_model")
-    init: Start = Field(default="scratch", description="pretrained = trained encoders; imagenet, or a file of timm's")
+    init: Start = Field(default="scratch", description="pretrained = this study's encoders; other data: the rest")
     encoders: dict[Literal["audio", "video"], Slug] = Field(
         default={}, description="stage or row that each encoder comes from; empty = pretrain_mat and pretrain_mvit"
     )

@@ -2,17 +2,17 @@
 
 Both are SupCon (Khosla et al., NeurIPS 2020): for an anchor, the mean over its positives of minus the
 log-softmax of cosine similarity over temperature. Positives are clips of the anchor's label; of several labels a clip,
-those that share one, weighted by the Jaccard index of the two sets. The paper names the losses but gives no formula;
-who is a positive and what is averaged is our reading.
+or of clips that are mixed, those that share one, weighted by the Jaccard index. The paper names the losses but gives no
+formula; who is a positive and what is averaged is our reading.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Embeddings = Float[Tensor, "batch dim"]
-Labels = Int[Tensor, "batch ..."]  # of several a clip: 0 or 1 for each class
+Labels = Int[Tensor, "batch"] | Shaped[Tensor, "batch classes"]  # or the share of each class in a clip, 0 to 1
 
 
 def audio_video_contrastive(
@@ -38,12 +38,13 @@ def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 
 
 
 def shared(labels: Labels) -> Float[Tensor, "batch batch"]:
-    """How far two clips have the same labels, 0 to 1: the Jaccard index."""
+    """How far two clips have the same labels, 0 to 1: the Jaccard index; of shares, minima over maxima, both summed."""
     if labels.ndim == 1:
         return (labels[:, None] == labels[None, :]).float()
     labels = labels.float()
-    both, count = labels @ labels.T, labels.sum(1)
-    return both / (count[:, None] + count[None, :] - both).clamp(min=1)
+    total = labels.sum(1)[:, None] + labels.sum(1)[None, :]
+    apart = torch.cdist(labels, labels, p=1)
+    return (total - apart) / (total + apart).clamp(min=1e-6)
 
 
 def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:

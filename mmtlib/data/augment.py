@@ -108,8 +108,8 @@ def mixup(batch: Batch, targets: Targets, alpha: Number, draws: Draws) -> tuple[
     """Mixes each clip with another of the batch, and their targets likewise.
 
     Each clip keeps a share drawn from Beta(alpha, alpha), the same in both modalities and in its target.
-    `labels` stay those of the clip itself; a mix has a modality if either of its clips has it. Of a batch that
-    ranks share, each mixes its own clips. alpha 0: no mixing.
+    A mix has a modality if either of its clips has it. Of a batch that ranks share, each mixes its own clips. alpha 0:
+    no mixing.
     """
     if alpha == 0:
         return batch, targets

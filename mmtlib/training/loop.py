@@ -32,7 +32,7 @@ from mmtlib.models import build_model
 from mmtlib.models.base import Reading
 from mmtlib.models.build import modality_of
 from mmtlib.models.hub import save_model
-from mmtlib.models.imagenet import start
+from mmtlib.models.published import start
 from mmtlib.training import optim
 from mmtlib.training.experiment import key_of, parts_of, plain
 

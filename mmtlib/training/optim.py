@@ -22,15 +22,16 @@ def training_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy + avc * AVC + imc * IMC of one batch, and the value of each part.
 
-    `targets` of the cross-entropy may be soft (mixup); the contrastive losses take each clip's own label (our
-    reading), and only clips that have the modality: of a model of one modality IMC alone, on what its head reads. Those
-    losses see the clips of all ranks. Averaged over the ranks, the gradient is that of one process with all clips.
+    `targets` are of all heads, side by side, and may be soft (mixup); how far two are alike weighs how much of a
+    positive one clip is to the other (our reading). The contrastive losses take only clips that have the modality: of a
+    model of one modality IMC alone, on what its head reads. They see the clips of all ranks. Averaged over the ranks,
+    the gradient is that of one process with all clips.
     """
     loss = cross_entropy(out.logits.float(), targets, sizes, label_smoothing)
     parts = {"loss": 0.0, "ce": loss.item()}
     contrasts = {}
     if max(objective.avc, objective.imc) > 0:
-        labels, scale = gather(batch.labels), objective.temperature
+        labels, scale = gather(targets), objective.temperature
         pairs = (out.audio_embedding, batch.has_audio), (out.video_embedding, batch.has_video)
         read = [(gather(z), gather(has)) for z, has in pairs if z is not None]
         if objective.avc > 0 and len(read) == 2:

@@ -25,7 +25,7 @@ from mmtlib.files import write_bytes, write_json, write_text
 from mmtlib.folders import Folders
 from mmtlib.models import MODALITY, from_pretrained
 from mmtlib.models.hub import load_model, read_header
-from mmtlib.models.imagenet import outside_files
+from mmtlib.models.published import outside_files
 from mmtlib.training.experiment import Kept, Parts, encoder_runs, is_kept, keep, kept, key_of, made_with, parts_for
 from mmtlib.training.loop import Trainer, choose_device
 

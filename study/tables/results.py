@@ -103,7 +103,7 @@ def load_results(folders: Folders, params: Params) -> list[Result]:
         reference = next((r for r in results if r.group is None and r.trained.model == trained.model), None)
         label = trained.model if group is None else model_label(name, trained, reference and reference.trained)
         inits = {trained.init, *(own.init for _, own in encoder_runs(run, params).values())}
-        label += "+imagenet" * bool(inits - {"scratch", "pretrained"})  # it, or an encoder, saw other data
+        label += "".join(f"+{Path(init).stem}" for init in sorted(inits - {"scratch", "pretrained"}))  # saw other data
         results.append(Result(name, group, label, trained, predictions, curves))
     return results
 

@@ -66,6 +66,12 @@ def test_the_jaccard_index_by_hand():
     torch.testing.assert_close(shared(labels), torch.tensor(want))
 
 
+def test_clips_that_are_mixed_share_what_both_have_of_a_class():
+    shares = torch.tensor([[0.7, 0.3, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    want = [[1, 0.6 / 1.4, 0, 0.7 / 1.3], [0.6 / 1.4, 1, 0, 0.3 / 1.7], [0, 0, 1, 0], [0.7 / 1.3, 0.3 / 1.7, 0, 1]]
+    torch.testing.assert_close(shared(shares), torch.tensor(want))
+
+
 def test_clips_of_one_label_each_give_what_single_labels_give():
     single, audio, video = torch.tensor([0, 2, 0, 1, 2]), torch.randn(5, 6), torch.randn(5, 6)
     several = torch.nn.functional.one_hot(single, 3)

@@ -213,20 +213,21 @@ def test_a_start_from_other_data_is_in_the_label_that_of_an_encoder_too(tmp_path
     folders = made_up_workspace(tmp_path, params)
     labels = {result.name: result.label for result in load_results(folders, params)}
     assert labels == {
-        "pretrain_mat": "mat_t+imagenet",
+        "pretrain_mat": "mat_t+mvitv2_tiny",
         "pretrain_mvit": "mvitv2_t",
-        "train_mmt": "mmt_t+imagenet",
+        "train_mmt": "mmt_t+mvitv2_tiny",
         "ast_t": "ast_t",
         "mbt_t": "mbt_t",
-        "mmt_ce": "mmt_t+imagenet",
-        "mmt_late": "mmt_t-late+imagenet",
+        "mmt_ce": "mmt_t+mvitv2_tiny",
+        "mmt_late": "mmt_t-late+mvitv2_tiny",
     }
     text = write_report(folders, params)["readme"].read_text()
     assert (
-        "mmt_t+imagenet (audio-visual, 90.0 %) beats the better single modality, mat_t+imagenet (audio, 60.0 %)" in text
+        "mmt_t+mvitv2_tiny (audio-visual, 90.0 %) beats the better single modality, mat_t+mvitv2_tiny (audio, 60.0 %)"
+        in text
     )
-    marked = [line for line in text.splitlines() if "starts from weights of pictures (ImageNet)" in line]
-    assert [line.split()[1] for line in marked] == ["mat_t+imagenet", "mmt_t+imagenet", "mmt_t-late+imagenet"]
+    marked = [line for line in text.splitlines() if "starts from weights that were trained on other data" in line]
+    assert [line.split()[1] for line in marked] == ["mat_t+mvitv2_tiny", "mmt_t+mvitv2_tiny", "mmt_t-late+mvitv2_tiny"]
 
 
 def test_pairs_are_told_by_their_own_two_logits(study):

@@ -528,6 +528,15 @@ def test_soft_targets_weigh_the_classes():
     )
 
 
+def test_positives_of_the_contrastive_losses_are_those_of_the_mix_not_of_the_clip_that_it_began_with():
+    output, batch = made_up_output()
+    objective = Objective(avc=1.0, imc=1.0)
+    whole = torch.tensor([1, 1, 2, 0, 0, 2])  # a mix that is all of another clip
+    _, parts = training_loss(output, batch, one_hot(whole, [3]), objective, 0.0, [3])
+    assert parts == pytest.approx(loss_of(output, batch._replace(labels=whole), objective)[1])
+    assert parts["avc"] != pytest.approx(loss_of(output, batch, objective)[1]["avc"], rel=1e-2)
+
+
 def test_a_batch_without_a_clip_of_both_modalities_has_a_finite_loss():
     output, batch = made_up_output()
     output = AVOutput(*(value.requires_grad_() for value in output))
