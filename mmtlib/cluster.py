@@ -50,9 +50,7 @@ def connect(workers: int | str) -> Iterator[Client]:
 
     if isinstance(workers, int):
         if workers < 0:
-            raise ClusterError(
-                f"workers is {workers}; give a count, 0 for one process a core, or a scheduler's address."
-            )
+            raise ClusterError(f"workers is {workers}; give a count, 0 for one a core, or a scheduler's address.")
         multiprocessing.Lock()  # fails without /dev/shm, as Dask does, but Dask tells of it in pages
         # A worker may decode in processes of its own; memory is the system's to watch.
         # Dask has workers give freed memory back at once (MALLOC_TRIM_THRESHOLD_), which doubles the time of training.
@@ -66,16 +64,14 @@ def connect(workers: int | str) -> Iterator[Client]:
     try:
         socket.create_connection(get_address_host_port(workers), _PATIENCE_S).close()
     except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"workers is {workers}, where no Dask scheduler answers; start one (`dask scheduler`) or give a number."
-        ) from error
+        told = "where no Dask scheduler answers; start one (`dask scheduler`) or give a number"
+        raise ClusterError(f"workers is {workers}, {told}.") from error
     with Client(workers, set_as_default=False) as client:
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_S)
         except TimeoutError as error:
-            raise ClusterError(
-                f"The Dask scheduler {workers} has no worker; start some: dask worker {workers} --nthreads 1."
-            ) from error
+            remedy = f"dask worker {workers} --nthreads 1"
+            raise ClusterError(f"The Dask scheduler {workers} has no worker; start some: {remedy}.") from error
         yield client
 
 
@@ -127,8 +123,7 @@ def ahead(asked: Iterable[T], most: Callable[[], int]) -> Iterator[T]:
         waiting.append(item)
         if len(waiting) > most():
             yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+    yield from waiting
 
 
 def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

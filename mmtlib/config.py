@@ -5,12 +5,11 @@ Every field states its unit and range here; params.yaml carries the values. A se
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import Field, GetPydanticSchema, JsonValue, model_validator
 
 from mmtlib.overlays import ROOT, STAGES, ParamsError, compose, put, whole_row
 from mmtlib.sections import Section, check
@@ -30,35 +29,23 @@ Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def _workers(value: Any) -> int | str:
-    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if number or (isinstance(value, str) and re.fullmatch(r"[a-z]+://\S+:\d+", value)):
-        return value
-    raise ValueError(f"{json.dumps(value)} must be a number of processes from 0 up or a scheduler's address; change it")
+def _wanted(words: str) -> GetPydanticSchema:
+    """What must be given where a value is of none of a union's types, in the place of a sentence for each of them."""
+    error = {"custom_error_type": "none_of_these", "custom_error_message": words}
+    return GetPydanticSchema(lambda union, handler: handler(union) | error)
 
 
+Address = Annotated[str, Field(pattern=r"^[a-z]+://\S+:\d+$")]
 # Processes of this machine (0: one for each core), or the address of a Dask scheduler.
-Workers = Annotated[int | str, BeforeValidator(_workers)]
-
-
-def _names(value: Any) -> str | list[str]:
-    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
-        return value
-    raise ValueError(f"{json.dumps(value, default=str)} must be a name or a list of names; change it")
-
-
-Names = Annotated[str | list[str], BeforeValidator(_names)]
-
-
-def _start(value: Any) -> str:
-    words = ("scratch", "pretrained", "imagenet", "kinetics", "audioset")
-    if value in words or (isinstance(value, str) and value.endswith(".safetensors")):
-        return value
-    given = json.dumps(value, default=str)
-    raise ValueError(f"{given} must be {', '.join(words)} or a .safetensors file; change it")
-
-
-Start = Annotated[str, BeforeValidator(_start)]
+Workers = Annotated[
+    Annotated[int, Field(ge=0)] | Address, _wanted("a number of processes from 0 up or a scheduler's address")
+]
+Names = Annotated[str | Annotated[list[str], Field(min_length=1)], _wanted("a name or a list of names")]
+File = Annotated[str, Field(pattern=r"\.safetensors$")]
+Start = Annotated[
+    Literal["scratch", "pretrained", "imagenet", "kinetics", "audioset"] | File,
+    _wanted("scratch, pretrained, imagenet, kinetics, audioset or a .safetensors file"),
+]
 OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
 CLASS_LISTS = {
     "kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"],
@@ -275,10 +262,9 @@ class Params(Section):
 
     def trials(self, name: str) -> list[Trial]:
         """What a stage or a row of the table is trained for: each of its seeds with each of its folds."""
-        row = self.ablations.get(name)
-        seeds = self.seeds if row is None or row.seeds is None else row.seeds
-        folds = self.folds if row is None or row.folds is None else row.folds
-        return [Trial(seed, fold) for seed in seeds for fold in folds or [None]]
+        row = self.ablations.get(name, self)
+        seeds, folds = row.seeds or self.seeds, row.folds or self.folds or [None]
+        return [Trial(seed, fold) for seed in seeds for fold in folds]
 
 
 def load(path: str | Path = "params.yaml", root: Path = ROOT, changes: Mapping[str, Any] | None = None) -> Params:

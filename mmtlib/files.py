@@ -24,7 +24,6 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `path` whole or not at all: a temporary file beside it, then a rename. Makes its folder."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,7 +1,6 @@
 """Parameter files as YAML has them: an overlay laid over its base, rows of `ablations` with what they inherit."""
 
 import copy
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +55,15 @@ def whole_row(name: str, values: dict[str, Any], where: str, above: tuple[str, .
 
     How a run is tested (`robustness`) is not inherited.
     """
-    rows, above = values["ablations"], (*above, name)
+    rows, above = {stage: values.get(stage) for stage in STAGES} | values["ablations"], (*above, name)
     row = rows[name]
     if not isinstance(row, dict) or "base" not in row:
         return row
-    base, changed, found = row["base"], row.get("set") or {}, None
-    if isinstance(base, str) and isinstance(changed, dict):
-        if base in rows and base not in above:
-            found = whole_row(base, values, where, above)
-        elif base in STAGES:
-            found = values.get(base)
+    base, changed = row["base"], row.get("set") or {}
+    is_known = isinstance(base, str) and base in rows and base not in above and isinstance(changed, dict)
+    found = whole_row(base, values, where, above) if is_known else None
     if not isinstance(found, dict):
-        raise ParamsError(
-            f"{where}: ablations.{name} has the base {base!r}; name one of {', '.join(STAGES)} or another row."
-        )
+        raise ParamsError(f"{where}: ablations.{name} has the base {base!r}; name one of {', '.join(STAGES)} or a row.")
     whole = copy.deepcopy({key: value for key, value in found.items() if key not in ("group", "seeds", "robustness")})
     for field, value in changed.items():
         put(whole, str(field), value, f"{where}: ablations.{name}")
@@ -85,7 +79,7 @@ def _read(path: str | Path, root: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read ({error}); it must be a UTF-8 text file.") from error
     try:
-        return YAML(typ="safe", pure=True).load(StringIO(text))
+        return YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
         problem = error.problem.split(" with value")[0].removeprefix("found duplicate key ")

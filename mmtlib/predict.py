@@ -128,9 +128,7 @@ def _groups(spans: list[tuple[float, float]]) -> Iterator[list[tuple[float, floa
 
 
 @torch.inference_mode()
-def _answers(
-    model: AVModel, stats: dict, heads: Heads, made: Decoded, windows: int
-) -> list[dict[str, Float[Tensor, " classes"]]]:
+def _answers(model: AVModel, stats: dict, heads: Heads, made: Decoded, windows: int) -> list[dict[str, Tensor]]:
     """Each window's probabilities by what the model is given, averaged over its crops; heads side by side."""
     answers: list[dict[str, Tensor]] = [{} for _ in range(windows)]
     crops, lengths = len(made.views) // windows, torch.tensor(made.audio_frames)

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -66,11 +66,10 @@ def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
 
 def _fields(model: type[Section], path: list[str]) -> list[str]:
     """List the fields that may stand below `path`."""
-    path = list(path)
     while path:
-        annotation: Any = model.model_fields[path.pop(0)].annotation
-        if not isinstance(annotation, type):  # dict[name, section], list[section]: step over the name
+        annotation = model.model_fields[path.pop(0)].annotation
+        if get_origin(annotation) in (dict, list):  # of sections: step over the name
             path.pop(0)
-            annotation = annotation.__args__[-1]
-        model = annotation
+        # Of dict[name, section] and section | None it is the section.
+        model = next(kind for kind in (*get_args(annotation), annotation) if isinstance(kind, type(Section)))
     return list(model.model_fields)

@@ -133,15 +133,16 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
     models, inputs = build_pair(name, pair, device), clips(pair, pair.batch, device)
     result: dict[str, Any] = {}
     result["gflops"] = timing.matmul_rate(DTYPES[precision], device, 8192 if device.type == "cuda" else 2048)
-    optimizers: list[Optimizer | None] = [None, None]
-    if mode == "train":
-        optimizers = [_started(model) for model in models]
+    optimizers = [AdamW(model.parameters()) if mode == "train" else None for model in models]
 
     def steps(given: list[Tensor]) -> list[Callable]:
         return [step_of(model, given, precision, own) for model, own in zip(models, optimizers, strict=True)]
 
     if mode == "train":
-        memory = [timing.step_memory(step, device) for step in steps([x[:1] for x in inputs])]
+        alone = steps([x[:1] for x in inputs])
+        for step in alone:
+            step()  # the optimizers' states exist then
+        memory = [timing.step_memory(step, device) for step in alone]
         # Too much rather than too little: the gradients do not grow with the batch.
         needed, free = max(memory) * pair.batch, timing.available_memory(device)
         if needed > free:
@@ -153,16 +154,6 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
     warm_up = mode == "inference"  # measuring memory was one
     times, peer_times = timing.interleaved(*steps(inputs), pair.rounds, warm_up=warm_up)
     return result | {"times": times, "peer_times": peer_times}
-
-
-def _started(model: nn.Module) -> Optimizer:
-    """An optimizer whose states exist."""
-    optimizer = AdamW(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    return optimizer
 
 
 def in_fresh_process(name: str, pair: Pair, mode: str, precision: str, measure: Callable = compare) -> dict[str, Any]:
@@ -192,15 +183,13 @@ def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def pairs_table(
-    pairs: Pairs, precisions: Sequence[str], modes: Collection[str] = OPERATIONS, measure: Callable = in_fresh_process
-) -> pd.DataFrame:
+def pairs_table(pairs: Pairs, precisions: Sequence[str], measure: Callable = in_fresh_process) -> pd.DataFrame:
     """Measure each pair: a row for each of them and precision, as efficiency.csv has it."""
     rows = []
     for (name, pair), counted in zip(pairs, costs_table(pairs).to_dict("records"), strict=True):
         for precision in precisions:
             row = counted | {"precision": precision, "modality": MODALITY[name], "skipped": ""}
-            for mode in modes:
+            for mode in OPERATIONS:
                 row |= _columns(measure(name, pair, mode, precision), mode, counted)
             rows.append(row)
             outcome = row["skipped"] or "measured"

@@ -123,7 +123,7 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], encoder: MultiscaleEncoder)
     for at, style in (((2, 8), "-"), ((3, 8), "--"), ((2, 9), ":")):
         corner = [start[index] - 0.5 for start, index in zip(places, at, strict=True) if index < len(start)]
         if len(corner) == 2:
-            ax.add_patch(_rectangle(corner, kernel, "white", linestyle=style))
+            ax.add_patch(Rectangle(corner, *kernel, fill=False, edgecolor="white", linewidth=1.8, linestyle=style))
     ax.set(xlabel="spectrogram frame (one each hop)", ylabel="mel band")
     return picture_of(figure, f"{len(places[0])} x {len(places[1])} patches on a log-mel")
 
@@ -140,14 +140,12 @@ def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFra
     return pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "tokens", "keys"])
 
 
-def costs(
-    names: Sequence[str], num_classes: int, audio: Sequence[int], video: Sequence[int], **overrides
-) -> pd.DataFrame:
+def costs(names: Sequence[str], classes: int, audio: Sequence[int], video: Sequence[int], **overrides) -> pd.DataFrame:
     """Parameters (million) and multiply-accumulates (million, a clip) of models by name.
 
     audio: (time, mel); video: (frames, height, width). `overrides`: of a model by its name.
     """
-    rows = [(name, *cost(name, num_classes, audio, video, overrides.get(name, {}))) for name in names]
+    rows = [(name, *cost(name, classes, audio, video, overrides.get(name, {}))) for name in names]
     table = pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
     return table.assign(params_m=table["params_m"].map("{:.3f}".format), mmacs=table["mmacs"].map("{:.1f}".format))
 
@@ -171,8 +169,8 @@ def positives_figure(labels: Sequence[str]) -> Picture:
     panels = {"AVC: audio against video": 0 * same, "IMC: audio against audio": np.eye(len(labels))}
     for ax, (title, left_out) in zip(axes, panels.items(), strict=True):
         ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)
-        for index in np.flatnonzero(left_out.any(axis=1)):
-            ax.add_patch(_rectangle((index - 0.5, index - 0.5), (1, 1), "#999999", hatch="///"))
+        for edge in np.flatnonzero(left_out.any(axis=1)) - 0.5:
+            ax.add_patch(Rectangle((edge, edge), 1, 1, fill=False, edgecolor="#999999", linewidth=1.8, hatch="///"))
         ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
         ax.set_yticks(range(len(labels)), labels, fontsize=8)
         ax.set_title(title, fontsize=9)
@@ -223,7 +221,3 @@ def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> U
     """Normalised frames as pixels."""
     mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     return ((video * std + mean) * 255).clamp(0, 255).to(torch.uint8).movedim(-4, -1).numpy()
-
-
-def _rectangle(corner, size, colour: str, **options):
-    return Rectangle(tuple(corner), *size, fill=False, edgecolor=colour, linewidth=1.8, **options)

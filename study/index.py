@@ -15,7 +15,7 @@ from mmtlib.evaluation.stats import verdict
 from mmtlib.files import write_bytes, write_text
 from study.figures.results import over_studies
 from study.figures.style import png
-from study.tables.ledger import claims
+from study.tables.ledger import claims, efficiency_claims, read_efficiency
 
 NOT_COMMITTED = ("quick", "smoke")
 """Studies whose reports Git ignores: everyone runs them, and none is like another."""
@@ -34,7 +34,7 @@ def committed(reports: Path) -> list[str]:
 
 
 def measured(reports: Path) -> pd.DataFrame:
-    """The claims.csv of all committed studies, one below the other, with the claim's `id`; then the pooled ones.
+    """The claims.csv of all committed studies, one below the other, but for the costs of `make bench`; then the pooled.
 
     Of a claim in points of top-1, the pooled difference is the mean over the public sets that measured it, all counting
     the same; its interval takes them for independent and near to normal, and knows these sets alone.
@@ -42,8 +42,9 @@ def measured(reports: Path) -> pd.DataFrame:
     parts = []
     for study in committed(reports):
         table = pd.read_csv(reports / study / "tables/claims.csv", keep_default_na=False, na_values=[""])
-        parts.append(table.assign(study=study, id=list(claims())[: len(table)]))
+        parts.append(table.assign(study=study))
     table = pd.concat(parts, ignore_index=True)
+    table = table[[claims()[name].kind != "bench" for name in table["id"]]]
     pooled = []
     real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & ~table["study"].isin(GENERATED)]
     for (name, above), part in real.groupby(["id", "holds_above"]):
@@ -61,8 +62,9 @@ def ledger(reports: Path) -> pd.DataFrame:
     def cell(row) -> str:
         if not row.n_seeds:
             return "not run"
-        over = f"{row.n_studies:.0f} studies" if row.study == POOLED else f"{row.n_seeds:.0f} seeds"
-        return f"{row.measured:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}] {row.verdict}, {over}"
+        number = row.n_studies if row.study == POOLED else row.n_seeds
+        what = "studies" if row.study == POOLED else "seeds" if number > 1 else "seed"
+        return f"{row.measured:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}] {row.verdict}, {number:.0f} {what}"
 
     table = measured(reports)
     table["cell"] = [cell(row) for row in table.itertuples()]
@@ -71,7 +73,7 @@ def ledger(reports: Path) -> pd.DataFrame:
     )
     wide = wide.fillna({POOLED: ""}).fillna("not asked")
     wide.insert(0, "paper", [claims()[name].stated for name in wide.index])
-    wide.insert(0, "claim", [claims()[name].claim for name in wide.index])
+    wide.insert(0, "claim", [claims()[name].unequal or claims()[name].claim for name in wide.index])
     return wide.rename_axis(columns=None).reset_index(drop=True)
 
 
@@ -84,12 +86,16 @@ def write_index(root: Path = ROOT) -> None:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     templates.filters["one"] = "{:+.1f}".format
-    table = ledger(reports).to_markdown(index=False, disable_numparse=True)
-    write_text(reports / "README.md", templates.get_template("index.md.j2").render(studies=studies, table=table))
-    write_bytes(reports / "studies.png", png(over_studies(measured(reports))))
+    rows, costs = measured(reports), efficiency_claims(read_efficiency(root))
+    unequal = {name: claim.unequal for name, claim in claims().items() if claim.unequal}
+    operations = rows[rows["id"].isin(unequal) & (rows["n_seeds"] > 0) & (rows["study"] != POOLED)]
+    equal = operations["study"][operations["claim"] != operations["id"].map(unequal)].unique()
+    given = {"studies": studies, "table": ledger(reports), "costs": costs, "equal": equal}
+    write_text(reports / "README.md", templates.get_template("index.md.j2").render(given))
+    write_bytes(reports / "studies.png", png(over_studies(rows)))
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END):
-        section = templates.get_template("results.md.j2").render(claims=measured(reports), studies=studies)
+        section = templates.get_template("results.md.j2").render(claims=rows, studies=studies, costs=costs)
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
         write_text(readme, f"{before}\n{section.strip()}\n{after}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
+from itertools import takewhile
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from ruamel.yaml import YAML
 from sklearn.metrics import confusion_matrix
 from tabulate import tabulate
 
-from mmtlib.config import ROOT, Params, load
+from mmtlib.config import ROOT, Params, Run, load
 from mmtlib.data.dataset import VAL_SHARE
 from mmtlib.files import write_bytes, write_text
 from mmtlib.folders import Folders
+from mmtlib.models import resolved
 from mmtlib.training.experiment import made_with, plain
 from study.figures import analysis as analysis_figures
 from study.figures import results as figures
@@ -65,10 +67,13 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     something that an earlier stage writes is missing.
     """
     report = build_report(folders, params)
-    tables = {name: folders.report / f"tables/{name}.csv" for name in report.tables}
+    tables = {name: folders.report / f"tables/{name}.csv" for name, table in report.tables.items() if not table.empty}
     for name, path in tables.items():
         write_text(path, report.tables[name].to_csv(index=False, float_format=_number, lineterminator="\n"))
     pictures = {name: folders.report / f"figures/{name}.png" for name in report.figures}
+    for path in {*folders.report.glob("tables/*.csv"), *folders.report.glob("figures/*.png")}:
+        if path not in (*tables.values(), *pictures.values()):
+            path.unlink()  # of a report with other rows
     for name, path in pictures.items():
         write_bytes(path, png(report.figures[name]))
     readme = folders.report / "README.md"
@@ -130,15 +135,17 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.Dat
     head, per_class = tables["headline"], tables["per_class"].dropna()
     chance = 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
     chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
-    return {
+    found = {
         "claims": figures.claims(tables["claims"]),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
         "learning_curves": figures.learning_curves(curves),
         "per_class": figures.per_class(per_class),
         "ablations": figures.ablations(tables["ablations"]),
-        "robustness": analysis_figures.robustness(tables["robustness"]),
-        "data_efficiency": analysis_figures.data_efficiency(tables["data_efficiency"]),
-    } | ({} if study.features["multilabel"] else _figures_of_one_label(study, tables))
+    }
+    for name in ("robustness", "data_efficiency"):
+        if not tables[name].empty:
+            found[name] = getattr(analysis_figures, name)(tables[name])
+    return found | ({} if study.features["multilabel"] else _figures_of_one_label(study, tables))
 
 
 def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -150,15 +157,13 @@ def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict
         clips = study.on_test(result)  # of all seeds
         matrix = confusion_matrix(clips["label"], clips["guess"], labels=range(len(classes)))
         matrices[f"{result.label}, {READS[name]}"] = matrix.astype(float)
+    maps = {f"{r.label}, {READS[r.modality]}": scores.tsne_points(r, classes) for r in mapped}
     clips = analysis.certainties(study).values()
+    bins, surest = [*map(analysis.reliability, clips)], [*map(analysis.selective, clips)]
     return {
         "confusion": figures.confusion(matrices, classes),
-        "tsne": figures.tsne(
-            {f"{r.label}, {READS[r.modality]}": scores.tsne_points(r, classes) for r in mapped}, classes
-        ),
-        "calibration": analysis_figures.calibration(
-            tables["calibration"], [*map(analysis.reliability, clips)], [*map(analysis.selective, clips)]
-        ),
+        "tsne": figures.tsne(maps, classes),
+        "calibration": analysis_figures.calibration(tables["calibration"], bins, surest),
     }
 
 
@@ -184,10 +189,15 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         params=study.params,
         tables=tables,
         reads={result.label: READS[result.modality] for result in study.reported},
-        heads=[name.removesuffix("_top1") for name in tables["headline"] if name.endswith("_top1")],
+        heads=list(study.features["heads"]),
+        about=about(study.params.study),
+        pooling=pooling(study.defaults["audio"].trained) if "audio" in study.defaults else [],
+        started=[r.label for r in study.headliners if r.trained.init == "pretrained"],
         tops=_test_ceilings(tables["ceilings"]),
         best=tables["headline"].groupby("modality")["top1"].max(),
-        at_an_edge=[model for model, part in search if part["best"].iloc[[0, -1]].any()],
+        at_an_edge=[
+            model for model, part in search if {part["lr"].min(), part["lr"].max()} & {*part["lr"][part["best"]]}
+        ],
         worst=None if worst.empty else worst.iloc[0],
         gap=known["audio"] - known["video"] if "video" in known else None,
         gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum() if "av" in known else 0,
@@ -199,6 +209,19 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         retrieval=pd.concat([retrieval, chance]),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def about(study: str) -> str:
+    """What a study is, why, and where its data come from: the comment that its file in params/ begins with."""
+    path = ROOT / f"params/{study}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def pooling(run: Run) -> list[str]:
+    """What the stages of MAT pool, in words, stages that pool alike once."""
+    words = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}
+    return list(dict.fromkeys(words[name] for name in resolved(run.model, run.overrides)["pooling"]))
 
 
 def _crossed(table: pd.DataFrame, index: list[str], title: Callable[[Any], str], cell: Callable[[Any], str]) -> str:

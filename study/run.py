@@ -90,8 +90,13 @@ def refresh(only: str | None = None, root: Path = ROOT) -> None:
 def sources(study: str, root: Path = ROOT) -> None:
     """Write the code cells of each notebook, without prose and outputs, to build/<study>/notebooks/<stage>.json."""
     for stage in STAGES:
-        plain = []
-        for cell in _read(notebook_of(stage, root)).cells:
+        path, plain = notebook_of(stage, root), []
+        try:
+            cells = nbformat.read(path, as_version=4).cells
+        except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise NotebookError(f"{path.name}: not a notebook ({reason}); restore it from Git.") from error
+        for cell in cells:
             if cell.cell_type == "code":
                 # nbval's tags say what a test compares; they do not change what runs.
                 tags = [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("nbval")]
@@ -196,14 +201,6 @@ def _unfinished(draft: Path) -> str:
     code = [cell.metadata.get("papermill", {}) for cell in cells if cell.cell_type == "code"]
     begun = sum(state.get("status", "pending") != "pending" for state in code)
     return f"code cell [{begun}]" if begun else "its start"
-
-
-def _read(path: Path) -> nbformat.NotebookNode:
-    try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise NotebookError(f"{path.name}: not a notebook ({reason}); restore it from Git.") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,7 @@ from mmtlib.models import MODALITY, build_model
 from mmtlib.models.cost import count_macs, count_parameters
 
 
-def interleaved(
-    ours: Callable[[], object], peer: Callable[[], object], rounds: int, *, warm_up: bool = True
-) -> tuple[list[float], list[float]]:
+def interleaved(ours: Callable, peer: Callable, rounds: int, *, warm_up: bool = True) -> tuple[list[float], ...]:
     """Seconds of `ours` and of `peer`, called in turns, `rounds` times each, after one untimed call of each.
 
     In turns, so that what else the machine does meets both. A GPU is waited for.

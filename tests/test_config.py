@@ -336,6 +336,12 @@ def test_changes_are_of_single_fields_and_before_rows_inherit():
         ({"pretrain_mat.epochs": "many"}, 'pretrain_mat.epochs is "many" but must be a whole number'),
         ({"seeds.first": 3}, "seeds.first leads through a field that holds no others"),
         ({"nothing.at.all": 3}, "nothing is not a known field"),
+        ({"pretrain_mvit.epoch": 3}, "pretrain_mvit.epoch is not a known field; did you mean epochs"),
+        ({"train_mmt.objective.av": 1}, "train_mmt.objective.av is not a known field; did you mean avc"),
+        (
+            {"download.clips_per_class.trian": 1},
+            "download.clips_per_class.trian is not a known field; did you mean train",
+        ),
     ],
 )
 def test_a_wrong_change_is_one_sentence(changes, words):

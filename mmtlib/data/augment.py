@@ -38,9 +38,6 @@ class Draws(NamedTuple):
         """From 0 to 1, for so many clips of this rank."""
         return self.own(torch.rand(clips * self.ranks, *shape, generator=self.generator))
 
-    def normal(self, clips: int, *shape: int) -> Float[Tensor, "clips ..."]:
-        return self.own(torch.randn(clips * self.ranks, *shape, generator=self.generator))
-
 
 def spec_augment(audio: Audio, draws: Draws, masks: SpecAugment) -> Audio:
     """SpecAugment (Park et al. 2019), each clip with masks of its own: 0 (the train mean) in frames or bands.
@@ -71,7 +68,8 @@ def random_gain(audio: Audio, draws: Draws, gain: Number) -> Audio:
 def random_noise(audio: Audio, draws: Draws, noise: Number) -> Audio:
     """Adds white noise of a level drawn per clip from 0 to `noise` (standard deviations of the log-mel)."""
     level = noise * draws.uniform(len(audio), 1, 1, 1)
-    return audio + (level * draws.normal(*audio.shape)).to(audio.device)
+    white = draws.own(torch.randn(len(audio) * draws.ranks, *audio.shape[1:], generator=draws.generator))
+    return audio + (level * white).to(audio.device)
 
 
 def random_crop(video: Video, draws: Draws, scale: tuple[Number, Number]) -> Video:
@@ -140,9 +138,8 @@ def modality_dropout(batch: Batch, probability: Number, draws: Draws) -> Batch:
         return batch
     chosen, which = draws.uniform(len(batch.labels), 2).to(batch.labels.device).unbind(1)
     lost = batch.has_audio & batch.has_video & (chosen < probability)
-    return batch._replace(
-        has_audio=batch.has_audio & ~(lost & (which < 0.5)), has_video=batch.has_video & ~(lost & (which >= 0.5))
-    )
+    has_audio, has_video = batch.has_audio & ~(lost & (which < 0.5)), batch.has_video & ~(lost & (which >= 0.5))
+    return batch._replace(has_audio=has_audio, has_video=has_video)
 
 
 class Augmenter:
@@ -152,11 +149,9 @@ class Augmenter:
     """
 
     def __init__(self, classes: Sequence[str], recipe: Recipe):
-        unknown = sorted(set(recipe.flip_except) - set(classes))
-        if unknown:
-            raise ParamsError(
-                f"flip_except names {unknown[0]!r}, which is no class here; use names of {', '.join(classes)}."
-            )
+        if unknown := set(recipe.flip_except) - set(classes):
+            known = ", ".join(classes)
+            raise ParamsError(f"flip_except names {min(unknown)!r}, which is no class here; use names of {known}.")
         self.recipe = recipe
         self.allowed = torch.tensor([name not in recipe.flip_except for name in classes], dtype=torch.bool)
 
@@ -167,11 +162,9 @@ class Augmenter:
                 audio = random_gain(audio, draws, recipe.gain)
             if recipe.noise:
                 audio = random_noise(audio, draws, recipe.noise)
-            if recipe.spec_augment.time_masks or recipe.spec_augment.freq_masks:
-                audio = spec_augment(audio, draws, recipe.spec_augment)
+            audio = spec_augment(audio, draws, recipe.spec_augment)
             # A clip without audio stays at exactly 0: augmentation must not give it a content.
-            if audio is not batch.audio:
-                audio = audio * batch.has_audio.view(-1, 1, 1, 1)
+            audio = audio * batch.has_audio.view(-1, 1, 1, 1)
         if video is not None:
             if recipe.crop_scale < 1:
                 video = random_crop(video, draws, (recipe.crop_scale, 1.0))

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import current_process
@@ -90,19 +90,16 @@ class FeatureDataset:
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{self.root} is damaged ({error}); run the stage again: dvc repro --force features."
-            ) from error
+            raise DatasetError(f"{self.root} is damaged ({error}); run: dvc repro --force features.") from error
         # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
         if fold is not None:
-            if str(fold) not in self.stats.get("folds", {}):
-                known = ", ".join(self.stats.get("folds", {})) or "none"
+            folds = self.stats.get("folds", {})
+            if str(fold) not in folds:
+                known = ", ".join(folds) or "none"
                 raise DatasetError(f"{self.root} has no fold {fold}, but {known}; correct `folds` in the parameters.")
             index["split"] = fold_splits(index, fold, next(iter(self.heads)))
-            self.stats = self.stats | {
-                name: self.stats[name] | own for name, own in self.stats["folds"][str(fold)].items()
-            }
+            self.stats = self.stats | {name: self.stats[name] | own for name, own in folds[str(fold)].items()}
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
             known = ", ".join(sorted(set(index["split"])))
@@ -119,8 +116,8 @@ class FeatureDataset:
             self.labels = torch.from_numpy(np.ravel_multi_index(numbers, self.sizes))
         self.has_audio = torch.tensor(self.index["has_audio"].to_numpy(dtype=bool))
         self.has_video = torch.tensor(self.index["has_video"].to_numpy(dtype=bool))
-        filled = self.index.get("audio_frames")
-        self._filled = None if filled is None else torch.tensor(filled.to_numpy(dtype=np.int64))
+        whole = pd.Series(self.stats["log_mel"]["shape"][1], self.index.index)
+        self._filled = torch.tensor(self.index.get("audio_frames", whole).to_numpy(dtype=np.int64))
 
     def _identify(self, index: pd.DataFrame) -> dict[str, Any]:
         columns = ["clip_id", "split", "start", "end", "has_audio", "has_video", *self.heads]
@@ -157,33 +154,27 @@ class FeatureDataset:
         """Log-mel and frames of some positions as the arrays hold them, or would hold them."""
         if modality not in MODALITIES:
             raise DatasetError(f"modality is {modality!r}; use one of {', '.join(MODALITIES)}.")
-        if self._media is not None:
-            return self._decode(picked, modality)
-        return (
-            None if modality == "video" else self._read("log_mel", picked),
-            None if modality == "audio" else self._read("frames", picked),
-        )
+        stored = functools.partial(self._read, picked) if self._media is None else self._decode(picked, modality)
+        log_mel = None if modality == "video" else stored("log_mel")
+        frames = None if modality == "audio" else stored("frames")
+        return log_mel, frames
 
     def _normalised(self, picked: Tensor, log_mel: Tensor | None, frames: Tensor | None, device: Device) -> Batch:
         has_audio, has_video = self.has_audio[picked].to(device), self.has_video[picked].to(device)
-        ends = None if self._filled is None else self._filled[picked]
-        audio, video = normalised(log_mel, frames, ends, self.stats, device)
+        audio, video = normalised(log_mel, frames, self._filled[picked], self.stats, device)
         if audio is not None:
             audio[~has_audio] = 0.0
         if video is not None:
             video[~has_video] = 0.0
         return Batch(audio, video, self.labels[picked].to(device), has_audio, has_video)
 
-    def _read(self, name: str, picked: Tensor) -> Tensor:
+    def _read(self, picked: Tensor, name: str) -> Tensor:
         """Rows of a memory-mapped array in the order asked for, read in the order they lie on disk."""
-        array, rows = self._arrays[name], self._rows[picked.numpy()]
-        order = np.argsort(rows)
-        out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-        out[order] = array[rows[order]]
-        return torch.from_numpy(out)
+        rows, places = np.unique(self._rows[picked.numpy()], return_inverse=True)
+        return torch.from_numpy(self._arrays[name][rows][places])
 
-    def _decode(self, picked: Tensor, modality: str) -> tuple[Tensor | None, Tensor | None]:
-        """What `_read` would give, each clip decoded once."""
+    def _decode(self, picked: Tensor, modality: str) -> Callable[[str], Tensor]:
+        """What gives for the name of an array what `_read` would give, each clip decoded once."""
         rows = self.index.iloc[picked.numpy()]
         tasks = dict(zip(rows["clip_id"], clip_tasks(rows, self._media), strict=True))
         call, wanted = functools.partial(decode, self._settings, modality=modality), list(tasks.values())
@@ -192,11 +183,11 @@ class FeatureDataset:
         found = spread(client, call, wanted, chunk=1) if client else map(call, wanted)
         made = dict(zip(tasks, found, strict=True))
 
-        def stored(place: int, name: str, flag: str) -> Tensor:
-            arrays = []
+        def stored(name: str) -> Tensor:
+            arrays, flag = [], {"log_mel": "has_audio", "frames": "has_video"}[name]
             for row in rows.itertuples():
                 clip = made[row.clip_id]
-                array = clip.views[getattr(row, "view", 0)][place] if clip.views else None
+                array = getattr(clip.views[getattr(row, "view", 0)], name) if clip.views else None
                 if array is None and (getattr(row, flag) or not clip.views):
                     raise DatasetError(
                         f"{tasks[row.clip_id].path} was fine when the features were made and is not any more "
@@ -205,21 +196,18 @@ class FeatureDataset:
                 arrays.append(np.zeros(self.stats[name]["shape"][1:], DTYPES[name]) if array is None else array)
             return torch.from_numpy(np.stack(arrays))
 
-        return (
-            None if modality == "video" else stored(0, "log_mel", "has_audio"),
-            None if modality == "audio" else stored(1, "frames", "has_video"),
-        )
+        return stored
 
 
 def normalised(
-    log_mel: Tensor | None, frames: Tensor | None, ends: Tensor | None, stats: dict, device: Device
+    log_mel: Tensor | None, frames: Tensor | None, ends: Tensor, stats: dict, device: Device
 ) -> tuple[Float[Tensor, "B 1 time mel"] | None, Float[Tensor, "B 3 T H W"] | None]:
     """Values as they are stored -> audio and video as models take them; from `ends`, of short audio, the train mean."""
     audio = video = None
     if log_mel is not None:
         audio = log_mel.to(device)[:, None].float().sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
-        if ends is not None:  # after them there is no signal
-            audio *= torch.arange(audio.shape[2], device=device)[:, None] < ends.to(device)[:, None, None, None]
+        # After the ends there is no signal.
+        audio *= torch.arange(audio.shape[2], device=device)[:, None] < ends.to(device)[:, None, None, None]
     if frames is not None:
         stored = frames.to(device).permute(0, 4, 1, 2, 3)
         video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
@@ -274,8 +262,6 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Sequence[Te
 
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
     """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
-    if share == 1:
-        return indices
     table = pd.DataFrame({"index": indices.numpy(), "label": dataset.index["label"].to_numpy()[indices.numpy()]})
     table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
     place = table.sort_values("order").groupby("label").cumcount()

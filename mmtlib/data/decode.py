@@ -21,6 +21,7 @@ from mmtlib.data.media import read_views
 from mmtlib.data.spectrogram import FeatureError, LogMel
 
 DTYPES = {"log_mel": np.float16, "frames": np.uint8}  # of the arrays
+_log_mel = functools.cache(LogMel)  # made once in each process
 _SILENCE = 0.5 / 2**15  # half a step of 16-bit audio: a window that stays below it is digital silence
 
 
@@ -41,8 +42,6 @@ class Settings:
     region: Sequence[float | int] | None = None  # of the picture that is read, as media.read_views takes it; None: all
 
     def __post_init__(self):
-        if self.region is not None:  # hashable, whatever JSON or YAML had
-            object.__setattr__(self, "region", tuple(self.region))
         for name, value in asdict(self).items():
             if name not in ("snr", "region") and (not value > 0 or not math.isfinite(value)):
                 raise FeatureError(f"features.{name} is {value}; give a number above 0.")
@@ -61,9 +60,8 @@ class Settings:
         sound = (self.log_mel().num_frames(self.samples), self.mel_bins)
         return {"log_mel": sound, "frames": (self.frames, self.size, self.size, 3)}
 
-    @functools.cache  # noqa: B019 - made once in each process, for equal settings
     def log_mel(self) -> LogMel:
-        return LogMel(self.sample_rate, self.mel_bins, self.window_ms, self.hop_ms)
+        return _log_mel(self.sample_rate, self.mel_bins, self.window_ms, self.hop_ms)
 
 
 class Task(NamedTuple):
@@ -95,13 +93,9 @@ class Decoded(NamedTuple):
 def clip_tasks(rows: pd.DataFrame, root: Path) -> list[Task]:
     """The tasks of some rows of a manifest, or of index.csv, whose media lie below `root`."""
     times = rows[["start", "end"]].astype(object).replace({np.nan: None})
-    rest = zip(rows.path, times.start, times.end, has_views(rows), strict=True)
+    all_views = rows.split.eq("test") | ("fold" in rows)  # in a set of folds each clip is once in the test split
+    rest = zip(rows.path, times.start, times.end, all_views, strict=True)
     return [Task(root / path, start, end, bool(views)) for path, start, end, views in rest]
-
-
-def has_views(rows: pd.DataFrame) -> pd.Series:
-    """Which clips are wanted in all views: those of the test split; all where each is once in it, in a set of folds."""
-    return rows.split.eq("test") | ("fold" in rows)
 
 
 def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:

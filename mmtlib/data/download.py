@@ -50,9 +50,8 @@ def download(
     if media is None or own:
         wrong = ", ".join(own) or "media"
         raise SourceError(f"download.{wrong}: {source} is files that are there; give their folder as media, no more.")
-    cache = out.parent / "probe"
     options = {"class_list": class_list, "val_share": val_share, "follow_links": follow_links}
-    found = survey(source, annotations, media, **options, workers=workers, cache=cache)
+    found = survey(source, annotations, media, **options, workers=workers, cache=out.parent / "probe")
     # Not sorted by key: the order of the heads counts. First of all: write_manifest looks up where paths start.
     files.write_text(out / "dataset.json", json.dumps(found.dataset, indent=1) + "\n")
     for name in ("coverage", "problems"):

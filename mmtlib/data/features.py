@@ -22,12 +22,10 @@ import pandas as pd
 from numpy.lib.format import write_array_header_1_0
 
 from mmtlib.cluster import run_all
-from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode, has_views
+from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode
 from mmtlib.data.manifest import SHORT_S, SPLITS, label_lists, media_root, read_manifest
 from mmtlib.files import naming
 
-# A setting that has its default is left out where an older folder did not have it: the same fingerprint.
-_LEFT_OUT = (("clips", 1), ("crops", 1), ("snr", None), ("region", None))
 _ABOUT = ("source", "notes", "pairs", "ceilings")  # no part of the fingerprint, which is of what was read
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
 
@@ -92,7 +90,8 @@ def extract_features(
         shapes = {name: [len(used), *shape] for name, shape in checked.shapes.items()}
         described = {
             **dataset,
-            "settings": {k: v for k, v in asdict(checked).items() if (k, v) not in _LEFT_OUT},
+            # Defaults are left out, since an older folder did not have them: the same fingerprint.
+            "settings": {k: v for k, v in asdict(checked).items() if v != getattr(Settings, k, None)},
             "log_mel": {"shape": shapes["log_mel"]} | log_mel,
             "frames": {"shape": shapes["frames"]} | frames,
             "coverage": coverage,
@@ -138,14 +137,10 @@ def _dataset(manifest_path: Path, manifest: pd.DataFrame) -> dict:
         classes = given.get("classes", labels) if heads else given["classes"]
         name, classes = str(given["name"]), [str(label) for label in classes]
     except (KeyError, TypeError, AttributeError) as error:
-        raise FeatureError(
-            f"{path} is not a JSON object with name and classes ({error}); run the download stage again."
-        ) from error
+        raise FeatureError(f"{path} is damaged ({error}); run the download stage again.") from error
     for column, names in {"label": classes, **heads}.items():
         if column not in manifest:
-            raise FeatureError(
-                f"{path} has the head {column!r}, which is no column of the manifest; correct its heads."
-            )
+            raise FeatureError(f"{path} has the head {column!r}, which is no column of the manifest; correct it.")
         unknown = sorted(set(label_lists(manifest[column].astype(str), given).explode()) - set(names))
         if unknown:
             raise FeatureError(f"{path} has no class {unknown[0]!r} that the manifest uses; correct its classes.")
@@ -170,7 +165,7 @@ def _decode_all(
 ) -> pd.DataFrame:
     """Write the arrays of a manifest's rows; what is known of each view, and of each clip that is not used."""
     tasks, shapes = clip_tasks(manifest, root), settings.shapes if cache else {}
-    rows = len(tasks) + (settings.clips * settings.crops - 1) * int(has_views(manifest).sum())
+    rows = len(tasks) + (settings.clips * settings.crops - 1) * sum(task.all_views for task in tasks)
     need = rows * sum(math.prod(shape) * np.dtype(DTYPES[name]).itemsize for name, shape in shapes.items())
     free = shutil.disk_usage(folder).free
     if need > free:

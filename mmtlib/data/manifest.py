@@ -132,10 +132,8 @@ def _parse(path: Path, data: bytes, columns: tuple[str, ...], header: bool = Tru
         raise ManifestError(f"{path} lists no clips; add one line a clip.")
     for line, row in lines:
         if len(row) != len(names):
-            raise ManifestError(
-                f"{path}, line {line}: {len(row)} fields where there must be {len(names)}; "
-                "correct the line, quoting fields with a comma."
-            )
+            found = f"{len(row)} fields where there must be {len(names)}"
+            raise ManifestError(f"{path}, line {line}: {found}; correct the line, quoting fields with a comma.")
     return pd.DataFrame([row for _, row in lines], index=[line for line, _ in lines], columns=names, dtype=str)
 
 
@@ -146,9 +144,12 @@ def typed_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     require(path, table, ~_climbs(table.path), "path", wanted)
     require(path, table, table.label.str.strip() != "", "label", "name the clip's class or drop the line")
     require(path, table, table.split.isin(SPLITS), "split", f"use one of {', '.join(SPLITS)}")
-    times = {name: table[name].map(_seconds).astype(float) for name in ("start", "end")}
-    for name, column in times.items():
-        require(path, table, ~(column < 0), name, "give seconds >= 0 or leave it empty")
+    times = {}
+    for name in ("start", "end"):
+        is_empty = table[name].str.strip() == ""
+        times[name] = pd.to_numeric(table[name].mask(is_empty), errors="coerce").astype(float)
+        good = is_empty | times[name].between(0, math.inf, inclusive="left")
+        require(path, table, good, name, "give seconds >= 0 or leave it empty")
     late = ~(times["end"] <= times["start"].fillna(0.0))
     require(path, table, late, "end", "that is not after the line's start, so correct the two times")
     return table.assign(**times)
@@ -180,15 +181,6 @@ def stays_below(root: Path, names: pd.Series, follow_links: bool = False) -> pd.
     if follow_links:
         return inside
     return inside & names.where(inside, "x").map(lambda name: os.path.realpath(top + name).startswith(top))
-
-
-def _seconds(text: str) -> float:
-    """A time; NaN where the text is empty, -1 where it is no finite number."""
-    try:
-        value = float(text) if text.strip() else math.nan
-    except ValueError:
-        return -1.0
-    return -1.0 if math.isinf(value) else value
 
 
 def _typed(column: pd.Series) -> pd.Series:

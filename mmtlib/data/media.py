@@ -211,7 +211,7 @@ class _FramePicker:
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use
         self._matrix: list[int] | None = None
         self._newest: av.VideoFrame | None = None  # on screen until the next one comes
-        self._images: list[list[np.ndarray]] = []  # the crops of each time
+        self._images: list[np.ndarray] = []  # the crops of each time
 
     @property
     def done(self) -> bool:
@@ -234,10 +234,7 @@ class _FramePicker:
             return [[None] * len(self._shares)] * len(self._seen)
         self._keep_newest(len(self.times))
         return [
-            [
-                np.stack([self._images[place][crop] for place in places]) if seen else None
-                for crop in range(len(self._shares))
-            ]
+            list(np.stack([self._images[place] for place in places], axis=1)) if seen else [None] * len(self._shares)
             for places, seen in zip(self._places, self._seen, strict=True)
         ]
 
@@ -262,7 +259,7 @@ class _FramePicker:
         image = image[int(top * height) :, int(left * width) :]
         height, width = max(size, round(down * height)), max(size, round(across * width))
         corners = [(int((height - size) * share), int((width - size) * share)) for share in self._shares]
-        self._images += [[image[top : top + size, left : left + size] for top, left in corners]] * missing
+        self._images += [np.array([image[top : top + size, left : left + size] for top, left in corners])] * missing
 
 
 def _display_matrix(frame: av.VideoFrame) -> list[int]:
@@ -282,7 +279,7 @@ class _AudioCollector:
         # A queue makes one large frame, which resamples and converts far faster than many small ones.
         self._parts: list[tuple[float, av.AudioFifo]] = []
         self._kind: tuple[int, str] | None = None
-        self._first = self._high  # of windows in a gap, which are silent
+        self._first = self._low  # where the parts begin: one frame of context comes before
         self.reached = -math.inf  # where the frames kept so far end
         self.done = False
 
@@ -310,11 +307,13 @@ class _AudioCollector:
             resampler = av.AudioResampler(format="flt", rate=self._rate)
             frames = [*resampler.resample(queue.read()), *resampler.resample(None)]
             mono = [frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(1) for frame in frames]
-            gap = np.zeros(max(round((start - self._first) * self._rate) - len(sound), 0), np.float32)
-            sound = np.concatenate([sound, gap, *mono])
-        return [self._cut(sound, low, high) if high > low else None for low, high in self._windows]
+            sound = np.concatenate([self._silent_until(start, sound), *mono])
+        if self.done:  # there is more after the windows: what their end lacks is a gap
+            sound = self._silent_until(self._high, sound)
+        spans = [
+            (round((low - self._first) * self._rate), round((high - low) * self._rate)) for low, high in self._windows
+        ]
+        return [sound[first : first + count] if count > 0 else None for first, count in spans]
 
-    def _cut(self, sound: np.ndarray, low: float, high: float) -> np.ndarray:
-        offset = round((low - self._first) * self._rate)
-        sound = sound[offset:] if offset >= 0 else np.concatenate([np.zeros(-offset, np.float32), sound])
-        return np.ascontiguousarray(sound[: round((high - low) * self._rate)], dtype=np.float32)
+    def _silent_until(self, time: float, sound: np.ndarray) -> np.ndarray:
+        return np.pad(sound, (0, max(round((time - self._first) * self._rate) - len(sound), 0)))

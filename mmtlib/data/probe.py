@@ -46,17 +46,14 @@ def probe(names: Iterable[str | os.PathLike], *, cache: Path | None = None, work
     fresh: list[tuple[str, int, int]] = []
     for name in verdicts:
         try:
-            place = locate(Path(name))
+            if place := locate(Path(name)):
+                key = (name, place.size, place.mtime_ns)
+                if key in known:
+                    verdicts[name] = known[key]
+                else:
+                    fresh.append(key)
         except MediaError as error:
             verdicts[name] = Verdict("broken", str(error))
-            continue
-        if place is None:
-            continue
-        key = (name, place.size, place.mtime_ns)
-        if key in known:
-            verdicts[name] = known[key]
-        else:
-            fresh.append(key)
     try:
         found = run_all(look, [name for name, *_ in fresh], workers, what="files looked into")
         for key, verdict in zip(fresh, found, strict=True):

@@ -49,9 +49,7 @@ def outputs(
     return torch.cat(logits), torch.cat(embeddings)
 
 
-def predict(
-    model: AVModel, dataset: FeatureDataset, *, batch_size: int = 64, condition: str | None = None
-) -> pd.DataFrame:
+def predict(model: AVModel, dataset: FeatureDataset, *, condition: str | None = None) -> pd.DataFrame:
     """Logits and features of every clip of a split that the model can read, one row a clip and modality.
 
     Columns: clip_id, split, label, label_index (of several labels a list), modality, logits, embedding (both lists);
@@ -67,7 +65,7 @@ def predict(
         indices = usable(dataset, modality)
         if not len(indices):
             continue  # a set without audio, or without video, has no such rows
-        logits, embeddings = outputs(model, dataset, indices, modality, batch_size, condition)
+        logits, embeddings = outputs(model, dataset, indices, modality, condition=condition)
         rows = dataset.index.iloc[indices.numpy()][["clip_id", "split", "label"]].reset_index(drop=True)
         labels = dataset.labels[indices]
         rows["label_index"] = [row.nonzero()[:, 0].numpy() for row in labels] if dataset.multilabel else labels.numpy()
@@ -91,13 +89,6 @@ def predict(
     if not frames:
         raise ValueError(f"no clip of split {dataset.split!r} has what {model.about['name']} reads ({kind})")
     return pd.concat(frames, ignore_index=True)
-
-
-def predictions_bytes(predictions: pd.DataFrame) -> bytes:
-    """A table of predictions as a parquet file."""
-    text = [name for name in predictions if name not in ("logits", "embedding")]
-    floats = [f"{name}.list.element" for name in ("logits", "embedding") if name in predictions]
-    return predictions.to_parquet(index=False, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

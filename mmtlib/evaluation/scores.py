@@ -72,13 +72,6 @@ def head_sizes(predictions: pd.DataFrame) -> Mapping[str, int]:
     return {"label": len(predictions["logits"].iloc[0])}
 
 
-def guesses(predictions: pd.DataFrame) -> Int[np.ndarray, " clips"]:
-    """The label with the largest logit: by torch's topk, as in the scores, so that ties break alike."""
-    sizes = list(head_sizes(predictions).values())
-    logits = torch.as_tensor(np.stack(predictions["logits"].tolist()))
-    return np.ravel_multi_index([part.topk(1).indices[:, 0].numpy() for part in logits.split(sizes, 1)], sizes)
-
-
 def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Top-1 and top-5 in percent of each split and modality of a table of predictions, with the number of clips.
 

@@ -1,18 +1,10 @@
 """Means with intervals over clips and seeds, paired where two models are compared, and what an interval says."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-
-class Interval(NamedTuple):
-    """A mean and the bounds of its interval."""
-
-    mean: float
-    low: float
-    high: float
+Interval = tuple[float, float, float]  # a mean and the bounds of its interval
 
 
 def bootstrap(values: pd.DataFrame, resamples: int, confidence: float) -> Interval:
@@ -45,7 +37,7 @@ def bootstrap(values: pd.DataFrame, resamples: int, confidence: float) -> Interv
         seeds = _draws(rng, len(block), matrix.shape[1]) / matrix.shape[1]
         block[:] = (sums / count * seeds).sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.to_numpy(np.float64).mean()), float(low), float(high))
+    return float(values.to_numpy(np.float64).mean()), float(low), float(high)
 
 
 def _draws(rng: np.random.Generator, resamples: int, size: int) -> Float[np.ndarray, "resamples size"]:

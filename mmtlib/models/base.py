@@ -13,9 +13,9 @@ from mmtlib.files import write_json
 from mmtlib.models.ops import Dropout
 
 HUB_FILE = "model.safetensors"  # the name of a model's weights in a folder or repository of its own
-Audio = Float[Tensor, "batch 1 time mel"]
-Video = Float[Tensor, "batch 3 frames height width"]
-Flags = Bool[Tensor, " batch"]  # which clips have a modality
+Audio = Float[Tensor, "batch 1 time mel"] | None  # None: not given
+Video = Float[Tensor, "batch 3 frames height width"] | None
+Flags = Bool[Tensor, " batch"] | None  # which clips have a modality; None: all that were given it
 
 
 class AVOutput(NamedTuple):
@@ -50,9 +50,7 @@ class AVModel(nn.Module, ModelHubMixin, library_name="mmtlib", license="apache-2
     reads: str  # "audio", "video" or "av"
     about: dict[str, Any]
 
-    def read(
-        self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
-    ) -> AVOutput:
+    def read(self, audio: Audio, video: Video, has_audio: Flags = None, has_video: Flags = None) -> AVOutput:
         """Logits and embeddings; a model ignores what it does not read. The flags say which clips have it."""
         return self(audio, video, has_audio, has_video)
 

@@ -9,7 +9,7 @@ from torch import nn
 from mmtlib.models.base import AVModel, StreamClassifier
 from mmtlib.models.baselines import AST, MBT, MBT_SIZES, VIT, ASTClassifier, ViTStream
 from mmtlib.models.mat import MAT, mat_encoder
-from mmtlib.models.mmt import MMT_SIZES, build_mmt
+from mmtlib.models.mmt import MMT, MMT_SIZES
 from mmtlib.models.multiscale import MultiscaleClassifier
 from mmtlib.models.mvit import MVIT, mvit_encoder
 from mmtlib.models.resnet import RESNET, build_resnet
@@ -69,8 +69,11 @@ def build_model(
         elif name in RESNET:
             model = build_resnet(name, num_classes, **overrides)
         elif name in MMT_SIZES:
-            parts = {part: overrides.get(part, {}) | sizes.get(part, {}) for part in ("audio", "video")}
-            model = build_mmt(name, num_classes, **overrides | parts)
+            own = {part: overrides.get(part, {}) | sizes.get(part, {}) for part in ("audio", "video")}
+            audio = mat_encoder(**MAT[MMT_SIZES[name]["audio"]] | own["audio"])
+            video = mvit_encoder(**MVIT[MMT_SIZES[name]["video"]] | own["video"])
+            config = {key: value for key, value in (MMT_SIZES[name] | overrides).items() if key not in own}
+            model = MMT(audio, video, num_classes, **config)
         else:
             model = MBT(num_classes, **MBT_SIZES[name] | overrides | given)
     except TypeError as error:

@@ -78,7 +78,7 @@ class ConcatFusion(nn.Module):
         return joint[:, : audio.shape[1]], joint[:, audio.shape[1] :]
 
 
-def audio_shares(audio: Tensor | None, video: Tensor | None, has_audio: Flags | None, has_video: Flags | None) -> Share:
+def audio_shares(audio: Tensor | None, video: Tensor | None, has_audio: Flags, has_video: Flags) -> Share:
     """How much of an average of the two modalities is audio's, for each clip; ValueError for one that has neither."""
     given = audio if audio is not None else video
     if given is None:
@@ -104,9 +104,7 @@ class StreamHeads(nn.Module):
         self.audio_norm, self.video_norm = nn.LayerNorm(audio_dim, eps=1e-6), nn.LayerNorm(video_dim, eps=1e-6)
         self.audio_head, self.video_head = nn.Linear(audio_dim, num_classes), nn.Linear(video_dim, num_classes)
 
-    def forward(
-        self, audio: Tensor | None, video: Tensor | None, audio_share: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(self, audio: Tensor | None, video: Tensor | None, audio_share: Share) -> tuple[Tensor | None, ...]:
         """Pooled features (B, D) of each stream -> logits, audio logits, video logits, each (B, K)."""
         audio = None if audio is None else self.audio_head(self.dropout(self.audio_norm(audio)))
         video = None if video is None else self.video_head(self.dropout(self.video_norm(video)))

@@ -1,15 +1,14 @@
 """Weights: safetensors that carry how to build the model and all that its use needs. Nothing is unpickled."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmtlib.files import digest, write_bytes
@@ -41,24 +40,17 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises WeightsError if it is missing, damaged or not ours.
     """
-    with _opened(path) as (file, header):
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return {key: x.float() if x.dtype == torch.float16 else x for key, x in tensors.items()}, header
+    header = read_header(path)
+    return {key: x.float() if x.dtype == torch.float16 else x for key, x in load_file(path).items()}, header
 
 
 def read_header(path: Path) -> dict:
     """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
-    with _opened(path) as (_, header):
-        return header
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict]]:
     if not Path(path).is_file():
         raise WeightsError(f"{path} does not exist; train that model first (`dvc repro`)")
     try:
         with safe_open(path, framework="pt") as file:
-            yield file, json.loads((file.metadata() or {})["mmtlib"])
+            return json.loads((file.metadata() or {})["mmtlib"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"{path} is not a weights file of this project or is damaged; train it again") from error
 

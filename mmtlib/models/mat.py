@@ -29,9 +29,7 @@ def mat_encoder(
     Raises ValueError for a `pooling` that is not one of none, time, both for every stage.
     """
     if len(pooling) != len(depths) or any(name not in POOLED_AXES for name in pooling):
-        raise ValueError(
-            f"pooling {tuple(pooling)} must give one of {list(POOLED_AXES)} for each of {len(depths)} stages"
-        )
+        raise ValueError(f"pooling {tuple(pooling)} needs one of {list(POOLED_AXES)} for each of {len(depths)} stages")
     stages = []
     for index, (depth, name) in enumerate(zip(depths, pooling, strict=True)):
         axes = POOLED_AXES[name]

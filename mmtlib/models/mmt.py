@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from mmtlib.models.base import Audio, AVModel, AVOutput, Flags, Video
 from mmtlib.models.fusion import BottleneckFusion, ConcatFusion, StreamHeads, audio_shares
-from mmtlib.models.mat import MAT, mat_encoder
-from mmtlib.models.mvit import MVIT, mvit_encoder
 
 MMT_SIZES = {
     "mmt_t": dict(audio="mat_t", video="mvitv2_t", dim=128, num_heads=4, fusion_layers=2),
@@ -71,9 +69,7 @@ class TwoStreams(AVModel):
         self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
         self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
 
-    def forward(
-        self, audio: Audio | None, video: Video | None, has_audio: Flags | None = None, has_video: Flags | None = None
-    ) -> AVOutput:
+    def forward(self, audio: Audio, video: Video, has_audio: Flags = None, has_video: Flags = None) -> AVOutput:
         share = audio_shares(audio, video, has_audio, has_video)
         audio_embedding = video_embedding = None
         if audio is not None:
@@ -93,11 +89,3 @@ class TwoStreams(AVModel):
 
 class MMT(TwoStreams):
     """The multiscale audio-video Transformer, of two multiscale encoders."""
-
-
-def build_mmt(name: str, num_classes: int, *, audio: dict | None = None, video: dict | None = None, **overrides) -> MMT:
-    """MMT by its name; `audio` and `video` override the settings of its encoders."""
-    config = MMT_SIZES[name] | overrides
-    audio_encoder = mat_encoder(**MAT[config.pop("audio")] | (audio or {}))
-    video_encoder = mvit_encoder(**MVIT[config.pop("video")] | (video or {}))
-    return MMT(audio_encoder, video_encoder, num_classes, **config)

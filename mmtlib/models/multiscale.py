@@ -245,13 +245,11 @@ class MultiscaleEncoder(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         grid = self.grid(tuple(size))
         self.positions = nn.ParameterList(torch.zeros(n, dim) for n in grid if absolute_positions)
-        reduction = (1,) * len(grid)  # of the grid by the query strides so far
+        reduced = (1,) * len(grid)  # of the grid by the query strides so far
         self.depths, self.blocks = [stage.depth for stage in stages], nn.ModuleList()
         for stage in stages:
-            reduction = tuple(r * s for r, s in zip(reduction, stage.stride_q, strict=True))
-            kv = tuple(
-                max(s // r, 1) if k > 1 else 1 for s, r, k in zip(stride_kv, reduction, stage.kernel, strict=True)
-            )
+            reduced = tuple(r * s for r, s in zip(reduced, stage.stride_q, strict=True))
+            kv = tuple(max(s // r, 1) if k > 1 else 1 for s, r, k in zip(stride_kv, reduced, stage.kernel, strict=True))
             for index in range(stage.depth):
                 stride_q = stage.stride_q if index == 0 else (1,) * len(grid)
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
@@ -271,9 +269,7 @@ class MultiscaleEncoder(nn.Module):
         grid = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in spec)
         if min(grid) < 1:
             least = tuple(k - 2 * p for k, p in zip(self.patch_kernel, self.patch_padding, strict=True))
-            raise ValueError(
-                f"an input of size {tuple(size)} is smaller than one patch; give at least {least} along each axis"
-            )
+            raise ValueError(f"size {tuple(size)} is smaller than one patch; give at least {least} along each axis")
         return grid
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:

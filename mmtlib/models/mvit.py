@@ -40,12 +40,10 @@ def load_torchvision_mvit(model: MultiscaleClassifier, state_dict: Mapping[str, 
     Relative-position tables of another input size are interpolated. A head of another number of classes is left
     as it was built. Raises ValueError if the weights are not of that model.
     """
-    own = model.state_dict()
     tensors = {}
     for key, value in state_dict.items():
-        name = our_name(key, _OUR_WORDS)
-        same = name in own and value.numel() == own[name].numel()
-        tensors[name] = (key, value.reshape(own[name].shape) if same else value)
+        value = value.view(1, 1, -1) if key == "pos_encoding.class_token" else value
+        tensors[our_name(key, _OUR_WORDS)] = (key, value)
     load_named(model, tensors, "torchvision's mvit_v2_s")
 
 

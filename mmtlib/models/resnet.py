@@ -36,9 +36,7 @@ class ResNetStream(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Tokens:
         if self.training and x.shape[0] == 1 and max(x.shape[2:]) <= 32:  # the last map has one place for each 32 x 32
-            raise ValueError(
-                f"BatchNorm cannot train on one image of {tuple(x.shape[2:])}; give it two clips or more at a time"
-            )
+            raise ValueError(f"BatchNorm cannot train on one image of {tuple(x.shape[2:])}; give it two clips or more")
         x = super().forward(x)
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
 

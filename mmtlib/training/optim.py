@@ -56,9 +56,7 @@ def one_hot(labels: Int[Tensor, "batch ..."], sizes: Sequence[int]) -> Logits:
     return torch.cat([F.one_hot(label, size) for label, size in parts], dim=1).float()
 
 
-def cross_entropy(
-    logits: Logits, targets: Logits, sizes: Sequence[int], label_smoothing: float = 0.0
-) -> Float[Tensor, ""]:
+def cross_entropy(logits: Logits, targets: Logits, sizes: list[int], label_smoothing: float = 0.0) -> Float[Tensor, ""]:
     """Cross-entropy, averaged over the heads (our reading) and the batch; of heads of one class the binary one."""
     if max(sizes) == 1:
         return F.binary_cross_entropy_with_logits(logits, targets + label_smoothing * (0.5 - targets))

@@ -19,7 +19,7 @@ from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import barrier, rank, ranks
-from mmtlib.evaluation.predictions import predict, predictions_bytes, read_predictions
+from mmtlib.evaluation.predictions import predict, read_predictions
 from mmtlib.evaluation.scores import scores
 from mmtlib.files import write_bytes, write_json, write_text
 from mmtlib.folders import Folders
@@ -172,7 +172,10 @@ def predict_run(run: Run, parts: Parts, weights: Path, features: Path) -> Kept:
     if rank() == 0:
         history = weights.with_name("history.csv").read_text(encoding="utf-8")
         about = {"parts": parts, "history": history} | made_with()
-        keep(found, predictions_bytes(pd.concat(tables, ignore_index=True)), about)
+        table, floats = pd.concat(tables, ignore_index=True), ["logits.list.element", "embedding.list.element"]
+        plain = [name for name in table if name not in ("logits", "embedding")]
+        packed = dict(compression="zstd", use_dictionary=plain, use_byte_stream_split=floats)
+        keep(found, table.to_parquet(index=False, **packed), about)
     barrier()
     return found
 

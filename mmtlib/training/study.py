@@ -46,7 +46,7 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
     started = {start for *_, starts in jobs.values() for start in starts}
     # First what others wait for, then the longest.
     order = sorted(jobs, key=lambda key: (key not in started, -jobs[key][1].epochs))
-    threads = None  # of a cluster: as its machines have it
+    threads = 0  # of a cluster: as its machines have it
     if isinstance(workers, int):
         workers = min(workers or torch.cuda.device_count() or cores(), len(jobs))
         threads = max(cores() // workers, 1)
@@ -62,9 +62,7 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
             print(f"{count}/{len(futures)} runs, {minutes:.1f} min: {future.result()}", flush=True)
 
 
-def _train(
-    params: Params, folders: Folders, name: str, run: Run, trial: Trial, threads: int | None, waits: list[str]
-) -> str:
+def _train(params: Params, folders: Folders, name: str, run: Run, trial: Trial, threads: int, waits: list[str]) -> str:
     """A worker's task: one run from its settings to its predictions; `waits` are the tasks before it."""
     from distributed import get_worker
 

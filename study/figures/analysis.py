@@ -29,11 +29,9 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
         handles = []
         for row in table[table["modality"] == modality].sort_values("ours").itertuples():  # ours on top
             style = {"color": shade(modality, row.ours), "linestyle": "-" if row.ours else "--", "linewidth": 1.6}
-            sure, right, n = bins[row.Index]["confidence"], bins[row.Index]["right"], bins[row.Index]["n"]
-            above.plot(100 * sure, 100 * right, **style)
-            above.scatter(
-                100 * sure, 100 * right, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3
-            )
+            sure, hit, n = bins[row.Index]["confidence"], bins[row.Index]["right"], bins[row.Index]["n"]
+            above.plot(100 * sure, 100 * hit, **style)
+            above.scatter(100 * sure, 100 * hit, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3)
             below.plot(surest[row.Index], **style)
             handles.insert(0, Line2D([], [], label=row.model, **style))
         above.set(title=READS[modality], xlabel="top probability (%)", xlim=(0, 104), ylim=(0, 104))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmtlib.evaluation.occlusion import Attribution
-from study.figures.style import COLOURS, READS, STYLE, blank, grid, legend_above, row_of_panels, shade
+from study.figures.style import COLOURS, READS, STYLE, blank, grid, legend, row_of_panels, shade
 
 ROWS = 12  # classes told apart over time
 FRAMES = 8  # shown of a clip, at most
@@ -69,7 +69,7 @@ def over_time(windows: pd.DataFrame, head: str) -> Figure:
     if len(rows) < len(classes):
         ax.set_title(f"{len(rows)} of {len(classes)} classes: those that are best most often", loc="left")
     grid(ax)
-    legend_above(figure, given, "{}")
+    legend(figure, given, "{}")
     return figure
 
 

@@ -12,19 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from study.figures.style import (
-    COLOURS,
-    READS,
-    STYLE,
-    blank,
-    grid,
-    intervals,
-    legend_above,
-    lighter,
-    row_of_panels,
-    shade,
-    whiskers,
-)
+from study.figures.style import COLOURS, READS, STYLE, blank, grid, intervals, legend, row_of_panels, shade, whiskers
 from study.figures.style import png as png  # for the notebooks
 
 MANY = 40  # more classes than this are not all named in a figure
@@ -52,7 +40,7 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
     names = table["model"] + ("\n" + table["modality"].map(READS) if len(x) < 9 else "")
     axes.set_xticks(x, names, fontsize=10 if len(x) < 7 else 9, rotation=0 if len(x) < 9 else 15)
     axes.set(ylim=(0, 107), yticks=range(0, 101, 20), ylabel="test top-1 (%)")
-    handles = [Patch(color="#555555", label="ours"), Patch(color=lighter("#555555"), label="baseline")]
+    handles = [Patch(color="#555555", label="ours"), Patch(color="#aaaaaa", label="baseline")]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
 
@@ -185,7 +173,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         axes.text(0.0, top + 0.55, group, transform=axes.get_yaxis_transform(), weight="bold", fontsize=10)
     axes.set_yticks(y, table["row"])
     axes.set(ylim=(y[-1] - 0.7, 0.0), xlabel="test top-1, points above or below the default")
-    legend_above(figure, table["modality"])
+    legend(figure, table["modality"])
     return figure
 
 
@@ -209,5 +197,5 @@ def claims(table: pd.DataFrame) -> Figure:
             axes.text(1.02, place, said, transform=axes.get_yaxis_transform(), va="center", fontsize=9, weight=weight)
         axes.set_yticks(y, part["claim"])
         axes.set(ylim=(y[-1] - 0.6, 0.6), xlabel=part["unit"].iloc[0])
-    legend_above(figure, table["modality"], more=(Line2D([], [], label="the paper", **tick),))
+    legend(figure, table["modality"], more=(Line2D([], [], label="the paper", **tick),))
     return figure

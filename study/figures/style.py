@@ -52,12 +52,8 @@ def row_of_panels(panels: int, height: float) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
-def lighter(colour: str) -> tuple[float, ...]:
-    return tuple(1 - 0.5 * (1 - value) for value in to_rgb(colour))
-
-
 def shade(modality: str, ours: bool | np.bool) -> str | tuple[float, ...]:
-    return COLOURS[modality] if ours else lighter(COLOURS[modality])
+    return COLOURS[modality] if ours else tuple(1 - 0.5 * (1 - value) for value in to_rgb(COLOURS[modality]))
 
 
 def whiskers(values: pd.Series, table: pd.DataFrame) -> Float[np.ndarray, "2 rows"]:
@@ -79,7 +75,7 @@ def grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def legend_above(figure: Figure, modalities: Collection[str], label: str = "reads {}", more: tuple = ()) -> None:
+def legend(figure: Figure, modalities: Collection[str], label: str = "reads {}", more: tuple = ()) -> None:
     """A legend of the colours used, and of `more` artists."""
     used = [modality for modality in COLOURS if modality in set(modalities)]
     handles = [Patch(color=COLOURS[modality], label=label.format(READS[modality])) for modality in used]

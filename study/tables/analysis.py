@@ -116,10 +116,8 @@ def retrieval_table(study: Study) -> pd.DataFrame:
             labels, folds = class_numbers(table), table.reset_index().groupby("fold", dropna=False).indices.values()
             for query, pair in (("audio", (heard, seen)), ("video", (seen, heard))):
                 for wanted, names in (("own clip", np.arange(len(table))), ("class", labels)):
-                    measures = [
-                        recalls(*(side[rows] for side in pair), names[rows]) + chance(names[rows]) for rows in folds
-                    ]
-                    measures = zip([*RECALLS, *CHANCES], np.mean(measures, axis=0), strict=True)
+                    parts = [recalls(*(side[own] for side in pair), names[own]) + chance(names[own]) for own in folds]
+                    measures = zip([*RECALLS, *CHANCES], np.mean(parts, axis=0), strict=True)
                     found.append({"query": query, "wanted": wanted, "n": len(table), **dict(measures)})
         about = {"row": result.name, "model": result.label, "objective": result.objective}
         for (query, wanted), seeds in pd.DataFrame(found).groupby(["query", "wanted"], sort=False):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, UInt8
 from scipy.special import log_softmax
 
 from mmtlib.config import Params
 from mmtlib.evaluation import stats
-from mmtlib.evaluation.scores import guesses, head_sizes, hits, label_scores, targets_of
+from mmtlib.evaluation.scores import head_sizes, hits, label_scores, targets_of
 from mmtlib.folders import Folders
 from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features
 
@@ -127,7 +128,8 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     sizes = list(heads.values())
     logits, labels = np.stack(predictions["logits"].tolist()), predictions["label_index"].to_numpy(copy=True)
     top1, top5 = (hits(logits, labels, k, sizes).numpy() for k in (1, 5))
-    label, guess = (np.unravel_index(numbers, sizes)[0] for numbers in (labels, guesses(predictions)))
+    label = np.unravel_index(labels, sizes)[0]
+    guess = torch.as_tensor(logits[:, : sizes[0]]).topk(1).indices[:, 0].numpy()  # as in `hits`: ties break alike
     logs = log_softmax(logits[:, : sizes[0]].astype(np.float64), axis=1)
     chances, own = np.exp(logs), logs[np.arange(len(logs)), label]
     columns |= {

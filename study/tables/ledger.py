@@ -12,7 +12,7 @@ from mmtlib.evaluation.stats import verdict
 from study.tables.results import QUESTIONS
 
 COLUMNS = ["study", "claim", "paper", "measured", "ci_low", "ci_high", "n_seeds", "verdict", "unit", "holds_above"]
-COLUMNS += ["modality", "measure", "ours", "ours_value", "theirs", "theirs_value"]
+COLUMNS += ["modality", "measure", "ours", "ours_value", "theirs", "theirs_value", "id"]
 VALUES = COLUMNS[3:6]
 
 
@@ -63,8 +63,8 @@ def ledger(rows: dict[str, dict[str, Any]], study: str = "") -> pd.DataFrame:
     table = []
     for name, row in rows.items():
         claim = claims()[name]
-        about = {"study": study, "claim": claim.claim, "paper": claim.stated, "modality": claim.modality, "n_seeds": 0}
-        row = about | {"holds_above": 0.0 - claim.margin} | row
+        about = {"study": study, "id": name, "claim": claim.claim, "paper": claim.stated, "modality": claim.modality}
+        row = about | {"n_seeds": 0, "holds_above": 0.0 - claim.margin} | row
         low, high = (row.get(bound, float("nan")) - row["holds_above"] for bound in ("ci_low", "ci_high"))
         table.append(row | {"verdict": verdict(low, high)})
     return pd.DataFrame(table, index=list(rows), columns=COLUMNS)

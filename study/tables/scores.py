@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
@@ -65,8 +64,8 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
     The default is the stage's model of the same modality; in the group `modality` it is the model of both.
     The verdict is on the claim that the default is the better one. Columns: group, row, model, modality, objective,
-    default, default_top1 (over the same seeds), n_seeds, val_top1 (of the epochs kept), top1, std, difference, low,
-    high, verdict, params_m, mmacs.
+    default, default_top1 (of the same clips and seeds), n_seeds, folds (where they are fewer than the study has),
+    val_top1 (of the epochs kept), top1, std, difference, low, high, verdict, params_m, mmacs.
     """
     main = study.defaults
     pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video") if "av" in main]
@@ -79,8 +78,11 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
         seeds = ours.mean()
         row = {"group": group, "row": result.name if result.group else result.label} | result.about
         row["default"] = default.label
-        row["default_top1"] = theirs[ours.columns.intersection(theirs.columns)].mean(axis=None)
+        both = theirs.index.intersection(ours.index), theirs.columns.intersection(ours.columns)
+        row["default_top1"] = theirs.loc[both].mean(axis=None)
         row["n_seeds"] = len(seeds)
+        folds = sorted({trial.fold for trial in result.curves} - {None})
+        row["folds"] = "" if folds == (study.params.folds or []) else ", ".join(map(str, folds))
         row["val_top1"] = np.mean([curve["val_top1"].max() for curve in result.curves.values()])
         row |= {"top1": seeds.mean(), "std": seeds.std(), "difference": difference, "low": low, "high": high}
         rows.append(row | {"verdict": verdict(-high, -low)})
@@ -88,7 +90,10 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_class_table(study: Study) -> pd.DataFrame:
-    """class, n (test clips), audio, video, av: percent recognised (or average precision) by each default model."""
+    """class of the first head, n (test clips), audio, video, av: percent recognised by each default model.
+
+    Of several labels a clip: the class's average precision.
+    """
     table = pd.DataFrame(index=pd.Index(study.features["classes"], name="class"))
     for modality, result in study.defaults.items():
         if study.features["multilabel"]:
@@ -97,11 +102,10 @@ def per_class_table(study: Study) -> pd.DataFrame:
             table["n"], means = seeds[0][0].sum(0), 100 * np.mean(precision, axis=0)
             table[modality] = np.where(table["n"] > 0, means, np.nan)
             continue
-        clips = study.on_test(result).drop_duplicates("clip")
-        names = pd.Series(np.asarray(study.features["classes"])[clips["label"]], index=clips["clip"])
-        rights = study.rights(result).mean(axis=1)
-        by_class = rights.groupby(names.loc[rights.index.get_level_values("clip")].to_numpy())
-        table["n"], table[modality] = by_class.size(), by_class.mean()
+        clips = study.on_test(result)  # of all seeds
+        clips = clips.assign(right=100.0 * (clips["label"] == clips["guess"]), name=table.index[clips["label"]])
+        by_class = clips.groupby("name")
+        table["n"], table[modality] = by_class["clip"].nunique(), by_class["right"].mean()
     return table.fillna({"n": 0}).astype({"n": int}).reset_index()
 
 
@@ -169,10 +173,7 @@ def tsne_points(result: Result, classes: list[str], limit: int = 1000) -> pd.Dat
     table = by_fold(result.on_test()[0])[0].sort_values("clip_id")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
     vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
-    if len(vectors) > 9:
-        method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
-    else:  # too few for neighbourhoods
-        method = PCA(2, random_state=0)
+    method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
     with threadpool_limits(1):  # the order of a parallel sum would show in the picture
         places = method.fit_transform(vectors)
     return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": np.asarray(classes)[class_numbers(table)]})

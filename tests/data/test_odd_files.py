@@ -77,6 +77,12 @@ def test_a_window_within_a_gap_is_silent_and_of_its_length(gap):
     assert clip.frames is not None
 
 
+def test_a_window_that_ends_in_a_gap_is_silent_from_there_and_of_its_length(gap):
+    clip = read_clip(gap, 0.3, 1.2, **SETTINGS)
+    assert len(clip.waveform) == 14400
+    assert not clip.waveform[8000:].any()
+
+
 COLOURS = np.zeros((4, 48, 72, 3), np.uint8)
 COLOURS[:, :24, :36, 0] = COLOURS[:, :24, 36:, 1] = COLOURS[:, 24:, :36, 2] = 255  # red, green; blue, black
 
@@ -90,6 +96,7 @@ def test_a_picture_is_turned_as_the_file_says(tmp_path, degrees, is_mirrored):
     wanted = np.rot90(plain.frames, degrees // 90, axes=(1, 2))
     wanted = wanted[:, :, ::-1] if is_mirrored else wanted
     np.testing.assert_array_equal(turned.frames, wanted)
+    assert turned.frames.flags.c_contiguous  # as a file or a hash takes them
 
 
 def test_regions_and_crops_are_those_of_the_upright_picture(tmp_path):

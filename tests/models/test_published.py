@@ -1,5 +1,6 @@
 """Weights that others published: the same numbers in our models, and a start for all of them."""
 
+import json
 import re
 from functools import partial
 from importlib import import_module
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torchvision.models.video import MViT_V2_S_Weights, mvit_v2_s
 from toy_features import AUDIO, MAT, MVIT, VIDEO, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import Params, Trial
+from mmtlib.config import Params, ParamsError, Trial, check
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.files import digest
 from mmtlib.folders import Folders
@@ -427,12 +428,12 @@ def test_init_is_a_word_or_a_file():
     for init in ("scratch", "pretrained", "imagenet", "kinetics", "audioset", "weights/a.safetensors"):
         assert make_run(init=init).init == init
     whole = make_params().model_dump()
+    words = "scratch, pretrained, imagenet, kinetics, audioset or a .safetensors file"
     for init in ("imagnet", "weights/a.pth", 3, None):
         with pytest.raises(
-            ValueError,
-            match=r"must be scratch, pretrained, imagenet, kinetics, audioset or a \.safetensors file; change it",
+            ParamsError, match=re.escape(f"pretrain_mat.init is {json.dumps(init)} but must be {words};")
         ):
-            Params.model_validate(whole | {"pretrain_mat": whole["pretrain_mat"] | {"init": init}})
+            check(Params, whole | {"pretrain_mat": whole["pretrain_mat"] | {"init": init}}, "x")
 
 
 def test_an_encoder_may_come_from_a_run_that_starts_from_a_file_but_not_from_one_of_both():

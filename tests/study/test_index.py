@@ -14,6 +14,7 @@ def root(tmp_path):
     """The committed reports' tables and README, and a second study that asks fewer claims."""
     for study in committed(ROOT / "reports"):
         shutil.copytree(ROOT / "reports" / study / "tables", tmp_path / "reports" / study / "tables")
+    shutil.copytree(ROOT / "reports/efficiency", tmp_path / "reports/efficiency")
     shutil.copy(ROOT / "README.md", tmp_path)
     return tmp_path
 
@@ -35,10 +36,10 @@ def test_what_is_committed_follows_from_the_studies_tables(root):
 
 
 def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
-    claims = add_study(root, "other")
+    add_study(root, "other")
     table = ledger(root / "reports").set_index("claim")
     assert set(table) == {"paper", "other", POOLED, *committed(root / "reports")}
-    first, second = claims["claim"]
+    first, second = "MAT beats AST", "MAT beats AST at equal parameters"
     assert table.loc[first, "other"] == "-1.2 [-3.0, -0.5] does not hold, 5 seeds"
     assert table.loc[second, "other"] == "not run"
     assert set(table["other"][2:]) == {"not asked"}
@@ -50,6 +51,22 @@ def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
     assert pooled["measured"] == pytest.approx(each["measured"].mean())
     assert pooled["ci_high"] - pooled["measured"] == pytest.approx((halves**2).sum() ** 0.5 / len(each))
     assert table.loc[first, POOLED].endswith(f", {len(each)} studies")
+
+
+def test_costs_that_are_measured_once_count_in_no_study(root):
+    costs = [
+        "MAT needs fewer operations than AST",
+        "MAT needs fewer parameters than AST",
+        "MAT needs less memory than AST",
+    ]
+    assert not set(costs) & set(ledger(root / "reports")["claim"])
+    write_index(root)
+    text, results = (root / "reports/README.md").read_text(), (root / "README.md").read_text()
+    for claim in costs:
+        assert text.count(claim) == 1
+    tested = pd.read_csv(root / "reports/esc10/tables/claims.csv").query("n_seeds > 0 and claim not in @costs")
+    line = next(line for line in results.splitlines() if line.startswith("- [esc10]"))
+    assert f"claims tested {len(tested)}: holds {(tested.verdict == 'holds').sum()}, does not hold" in line
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke"])

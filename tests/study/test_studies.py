@@ -96,8 +96,8 @@ def test_the_search_says_which_rate_was_best_and_which_was_taken(study):
 def test_the_report_tells_them(workspace, params):
     text = build_report(workspace, params).text
     assert (
-        "Not the best of its tries: ast_t. At an edge of what was tried, where another rate may be better still: ast_t"
-        in text
+        "Tried once with a higher score than what was taken: ast_t. The best try has the lowest or highest rate that "
+        "was tried, so that another rate may be better still: ast_t" in text
     )
     assert "| model   | lr 0.0001" in text
     assert "(taken)" in text

@@ -78,7 +78,5 @@ def _from_csv(path: Path) -> tuple[pd.DataFrame, dict[str, bool]]:
         if differs.any():
             line = differs.idxmax()
             first = same.index[same == same[line]][0]
-            raise ManifestError(
-                f"{path}, lines {first} and {line}: two {name} of {same[line]!r}; keep one of the lines."
-            )
+            raise ManifestError(f"{path}, lines {first} and {line}: two {name} of {same[line]!r}; keep one of them.")
     return rows.drop(columns=[] if "split" in given else ["split"]).reset_index(drop=True), dataset

@@ -1,6 +1,5 @@
 """What the sources of real data sets share: class lists, the media files that are there, the held-out split."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mmtlib.data.container import MediaError, members
+from mmtlib.files import digest
 
 VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv", "mts", "m2ts")
 VIDEO += ("m2t", "vob", "asf", "f4v", "3g2", "ogm", "mk3d", "mxf", "dv", "rm", "rmvb", "nut", "gif")
@@ -48,11 +48,10 @@ def list_media(root: Path, follow_links: bool = False) -> list[str]:
 
     found, others, astray = [], [], []
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        below = Path(folder).relative_to(root).as_posix()
-        prefix = "" if below == "." else f"{below}/"
+        below = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if not name.startswith(".")]
         away = {name for name in folders if _leads_away(root, Path(folder, name), follow_links)}
-        astray += [prefix + name for name in away]
+        astray += [str(below / name) for name in away]
         folders[:] = [name for name in folders if name not in away]
         archives = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
         names = [name for name in names if not name.endswith(".tar")]
@@ -63,7 +62,7 @@ def list_media(root: Path, follow_links: bool = False) -> list[str]:
         for name in names:
             rank = _RANK.get(os.path.splitext(name)[1].lower(), -1)
             if not name.startswith(".") and "/." not in name:
-                (found if rank >= 0 else others).append((rank, prefix + name))
+                (found if rank >= 0 else others).append((rank, str(below / name)))
     names = [path for _, path in sorted(found)]
     if odd := list(filter(_NO_TEXT.search, names)):
         raise SourceError(f"download.media: the name {odd[0]!r} is not UTF-8; rename that file.")
@@ -120,8 +119,7 @@ def hold_out_of_each(ids: pd.Series, labels: pd.Series, share: float | int, salt
 
 def _places(ids: pd.Series, salt: str) -> pd.Series:
     """Where the sha256 of each id lies, from 0 to 1."""
-    digests = (hashlib.sha256(f"{salt} {name}".encode()).digest() for name in ids)
-    return pd.Series([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests], ids.index, dtype=float)
+    return pd.Series([int(digest(f"{salt} {name}".encode()), 16) / 2**64 for name in ids], ids.index, dtype=float)
 
 
 def note_count(what: str, found: int, *published: int) -> None:
@@ -154,6 +152,5 @@ def in_folds(clips: pd.DataFrame, media: list[str], published: int | None, **dat
         print(f"note: {len(torn)} groups lie in more than one fold, {torn[0]!r} is the first", flush=True)
     clips = clips.assign(start=np.nan, end=np.nan, lasts=np.nan, split="train", fold=folds)
     columns = ["clip_id", "path", "label", *heads, "start", "end", "lasts", "split", "fold", "group"]
-    return Listing(
-        clips[columns].reset_index(drop=True), dataset | {"folds": sorted(map(int, folds.dropna().unique()))}
-    )
+    dataset["folds"] = sorted(map(int, folds.dropna().unique()))
+    return Listing(clips[columns].reset_index(drop=True), dataset)

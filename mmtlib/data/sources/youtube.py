@@ -72,8 +72,7 @@ def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str, val
         require(path, table, end > start, "time_end", "it must come after time_start")
         found = located(path, table, start, end, [start, end], media).assign(label=table.label, split=split)
         if shared:  # a file may be called as the list calls it
-            own = by_stem(media)
-            found["path"] = [own.get(name, path) for name, path in zip(table.file, found.path, strict=True)]
+            found["path"] = table.file.map(by_stem(media)).fillna(found.path)
         parts.append(found)
     return held_out(pd.concat(parts, ignore_index=True), val_share, "kinetics-sounds", class_list, classes)
 
@@ -106,9 +105,8 @@ def located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series],
     is_cut = clip_id.isin(cut.keys())
     uncut = ~is_cut & video.isin(whole.keys())
     place = clip_id.map(cut).where(is_cut, video.map(whole).where(uncut, clip_id + ".mp4"))
-    return pd.DataFrame(
-        {"clip_id": clip_id, "path": place, "start": start.where(uncut), "end": end.where(uncut), "lasts": end - start}
-    )
+    times = {"start": start.where(uncut), "end": end.where(uncut), "lasts": end - start}
+    return pd.DataFrame({"clip_id": clip_id, "path": place, **times})
 
 
 def held_out(clips: pd.DataFrame, val_share: float | int, name: str, class_list: str, classes: list[str]) -> Listing:
