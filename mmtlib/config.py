@@ -155,7 +155,9 @@ class Recipe(Section):
 
     batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
     nproc: int = Field(default=1, ge=1, le=64, description="processes on this machine; torchrun overrides it")
-    accumulate: int = Field(default=1, ge=1, description="parts of a batch, one after the other")
+    accumulate: int = Field(
+        default=1, ge=1, description="parts of a batch, one after the other; AVC and IMC see one each"
+    )
     kept: str | None = Field(
         default=None, description="folder of finished runs' predictions, taken where a run is the same; null = train"
     )

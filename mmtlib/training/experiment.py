@@ -81,8 +81,14 @@ def parts_for(run: Run, params: Params, trial: Trial, data: Parts) -> Parts:
     encoders = encoder_runs(run, params).items()
     keys = {part: key_of(parts_for(own, params, trial, data)) for part, (_, own) in encoders}
     outside = outside_files(run.model, run.init, run.overrides)
-    keys |= {part: digest(path.read_bytes()) for part, path in outside.items()}
+    keys |= {part: _file_key(path, path.stat().st_mtime_ns) for part, path in outside.items()}
     return parts_of(run, params.training, trial, data, keys)
+
+
+@functools.cache
+def _file_key(path: Path, mtime_ns: int) -> str:
+    """Hash of a file of weights, read once: every row and seed asks for it."""
+    return digest(path.read_bytes())
 
 
 def planned(params: Params, data: Parts) -> Iterator[tuple[str, Trial, Parts]]:
