@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from sklearn.metrics import confusion_matrix
 from tabulate import tabulate
 
-from mmtlib.config import ROOT, Params, Run, load
+from mmtlib.config import ROOT, Params, load
 from mmtlib.data.dataset import VAL_SHARE
 from mmtlib.files import write_bytes, write_text
 from mmtlib.folders import Folders
@@ -40,6 +40,7 @@ from study.tables.results import GROUPS, ReportError
 
 __all__ = ["Report", "ReportError", "build_report", "write_report"]
 
+POOLED = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}  # by a stage of MAT
 VERDICTS = ("holds", "does not hold", "undecided")
 LABEL_TERMS = {
     "top-1": "mAP",
@@ -184,6 +185,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     chance = retrieval.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
+    mat = resolved(audio.model, audio.overrides) if (audio := study.params.pretrain_mat) else {}
     text = templates.get_template("report.md.j2").render(
         study=study,
         params=study.params,
@@ -191,7 +193,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         reads={result.label: READS[result.modality] for result in study.reported},
         heads=list(study.features["heads"]),
         about=about(study.params.study),
-        pooling=pooling(study.defaults["audio"].trained) if "audio" in study.defaults else [],
+        pooling=[POOLED[name] for name in dict.fromkeys(mat.get("pooling", []))],
         started=[r.label for r in study.headliners if r.trained.init == "pretrained"],
         tops=_test_ceilings(tables["ceilings"]),
         best=tables["headline"].groupby("modality")["top1"].max(),
@@ -216,12 +218,6 @@ def about(study: str) -> str:
     path = ROOT / f"params/{study}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
-
-
-def pooling(run: Run) -> list[str]:
-    """What the stages of MAT pool, in words, stages that pool alike once."""
-    words = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}
-    return list(dict.fromkeys(words[name] for name in resolved(run.model, run.overrides)["pooling"]))
 
 
 def _crossed(table: pd.DataFrame, index: list[str], title: Callable[[Any], str], cell: Callable[[Any], str]) -> str:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
 
 CORRUPTED = {"audio noise": "noise in the audio", "video noise": "noise in the video", "audio late": "audio late"}
+DASHES = ("--", ":", "-.", (0, (9, 3)))  # of the baselines of a modality, in their order
 UNITS = {"dB": "signal over noise (dB)", "s": "delay (s)"}
 
 
@@ -19,7 +20,8 @@ UNITS = {"dB": "signal over noise (dB)", "s": "delay (s)"}
 def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Sequence[pd.Series]) -> Figure:
     """Above, accuracy against confidence; below, accuracy over the clips that a model is surest of. Ours and peers.
 
-    `bins` and `surest` have an entry for each row of `table`. A dot's area is the share of the clips in its bin.
+    `bins` and `surest` have an entry for each row of `table`. A dot's area is the share of the clips in its bin, from
+    5 clips and 1 % on.
     """
     figure = blank(6.4)
     given = [modality for modality in COLOURS if modality in set(table["modality"])]
@@ -27,9 +29,12 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
     for modality, (above, below) in zip(given, axes.T, strict=True):
         above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
         handles = []
-        for row in table[table["modality"] == modality].sort_values("ours").itertuples():  # ours on top
-            style = {"color": shade(modality, row.ours), "linestyle": "-" if row.ours else "--", "linewidth": 1.6}
-            sure, hit, n = bins[row.Index]["confidence"], bins[row.Index]["right"], bins[row.Index]["n"]
+        part = table[table["modality"] == modality].sort_values("ours", kind="stable")  # ours on top
+        for number, row in enumerate(part.itertuples()):
+            dashes = "-" if row.ours else DASHES[number % len(DASHES)]
+            style = {"color": shade(modality, row.ours), "linestyle": dashes, "linewidth": 1.6}
+            enough = bins[row.Index].query("n >= 5 and n >= 0.01 * n.sum()")
+            sure, hit, n = enough[["confidence", "right", "n"]].to_numpy().T
             above.plot(100 * sure, 100 * hit, **style)
             above.scatter(100 * sure, 100 * hit, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3)
             below.plot(surest[row.Index], **style)

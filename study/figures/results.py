@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from study.figures.analysis import DASHES
 from study.figures.style import COLOURS, READS, STYLE, blank, grid, intervals, legend, row_of_panels, shade, whiskers
 from study.figures.style import png as png  # for the notebooks
 
@@ -23,25 +24,24 @@ MAPPED = 10  # classes told apart in a map of that many: those that have a colou
 def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) -> Figure:
     """Test top-1 of each model beside its peers (percent), with intervals; lines: the best the data allows."""
     table = table.sort_values("modality", key=lambda column: column.map(list(COLOURS).index), kind="stable")
-    x = np.arange(len(table)) + 0.6 * (table["modality"] != table["modality"].shift()).cumsum().to_numpy() - 0.6
-    figure, (axes,) = row_of_panels(1, 4.4)
-    axes.bar(x, table["top1"], 0.8, color=[shade(*pair) for pair in zip(table["modality"], table["ours"], strict=True)])
-    for place, row in zip(x, table.itertuples(), strict=True):
-        colour = "white" if row.ours else "black"
-        axes.text(place, chance + 3, f"{row.top1:.1f}", color=colour, ha="center", va="bottom")
-    bars = {"fmt": "none", "ecolor": "#222222", "capsize": 4, "elinewidth": 1.2}
-    axes.errorbar(x, table["top1"], whiskers(table["top1"], table), **bars)
-    for modality in filter(ceilings.__contains__, table["modality"].unique()):
-        places, top = x[table["modality"] == modality], ceilings[modality]
-        right = places.max() + 0.45
-        axes.plot([places.min() - 0.45, right], [top, top], color="#222222", linewidth=1)
-        axes.text(right, top + 0.8, f"ceiling {top:.1f}", ha="right", va="bottom", fontsize=9)
-    axes.axhline(chance, color="#888888", linewidth=0.8, linestyle=":")
-    names = table["model"] + ("\n" + table["modality"].map(READS) if len(x) < 9 else "")
-    axes.set_xticks(x, names, fontsize=10 if len(x) < 7 else 9, rotation=0 if len(x) < 9 else 15)
-    axes.set(ylim=(0, 107), yticks=range(0, 101, 20), ylabel="test top-1 (%)")
-    handles = [Patch(color="#555555", label="ours"), Patch(color="#aaaaaa", label="baseline")]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    y = -np.arange(len(table)) - 0.6 * (table["modality"] != table["modality"].shift()).cumsum().to_numpy()
+    figure, (axes,) = row_of_panels(1, 1.5 + 0.38 * len(table))
+    tops = {modality: ceilings[modality] for modality in table["modality"].unique() if modality in ceilings}
+    limit = min(1.2 * max([chance, table["high"].max(), *tops.values()]), 107)
+    bars = {"color": [shade(row.modality, row.ours) for row in table.itertuples()], "ecolor": "#222222", "capsize": 4}
+    axes.barh(y, table["top1"], 0.8, xerr=whiskers(table["top1"], table), **bars)
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line may cross a number
+    for place, row in zip(y, table.itertuples(), strict=True):
+        axes.text(row.high + limit / 80, place, f"{row.top1:.1f}", va="center", bbox=ground)
+    for modality, top in tops.items():
+        places = y[table["modality"] == modality]
+        axes.plot([top, top], [places.max() + 0.45, places.min() - 0.45], color="#222222", linewidth=1)
+        axes.text(top, places.max() + 0.5, f"ceiling {top:.1f}", ha="center", va="bottom", fontsize=9)
+    line = axes.axvline(chance, color="#888888", linewidth=0.8, linestyle=":", label="chance")
+    axes.set_yticks(y, table["model"] + ", " + table["modality"].map(READS))
+    axes.set(xlim=(0, limit), xlabel="test top-1 (%)")
+    handles = [Patch(color="#555555", label="ours"), Patch(color="#aaaaaa", label="baseline"), line]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
     return figure
 
 
@@ -66,23 +66,24 @@ def over_studies(claims: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
-    """Training cross-entropy and validation `score` by epoch and by `gmacs`, if given; dots mark the epochs kept.
+    """Training cross-entropy and validation `score` by epoch and by `gmacs`, if given; markers: the epochs kept.
 
-    Of several seeds and folds: their mean, and a band from the lowest to the highest.
+    Of several seeds and folds: their mean, also of the epochs kept, and a band from the lowest to the highest.
     """
     shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
     figure, axes = row_of_panels(len(shown), 4.2)
     peers: dict[str, int] = {}  # baselines of each modality so far: each has its own dashes
     for (run, modality, ours), part in curves.groupby(["run", "modality", "ours"], sort=False):
         peers[modality] = peers.get(modality, 0) + (not ours)
-        style = {"color": COLOURS[modality], "linestyle": "-" if ours else ("--", ":", "-.")[peers[modality] % 3 - 1]}
-        style["marker"] = "." if part["epoch"].nunique() == 1 else None  # a line of one point shows nothing
+        number = peers[modality] % len(DASHES) - 1
+        style = {"color": COLOURS[modality], "linestyle": "-" if ours else DASHES[number]}
+        dot = {"marker": "o" if ours else "s^Dv"[number], "markeredgecolor": "white", "markersize": 8, "zorder": 3}
         for ax, (x, y) in zip(axes, shown, strict=True):
             found = part.groupby(x)[y].agg(["mean", "min", "max"])
-            ax.plot(found.index, found["mean"], label=f"{run} ({READS[modality]})" if y == "ce" else None, **style)
+            ax.plot(found.index, found["mean"], **style)
             ax.fill_between(found.index, found["min"], found["max"], color=COLOURS[modality], alpha=0.12, linewidth=0)
-            if y == "val_top1":
-                ax.plot(*part.loc[part["kept"], [x, y]].to_numpy().T, "o", color=COLOURS[modality], markersize=4)
+            kept = part.loc[part["kept"], [x, y]].mean()
+            ax.plot(*kept, label=f"{run} ({READS[modality]})" if y == "ce" else None, **style, **dot)
     axes[0].set(title="training cross-entropy", ylim=(0, None))
     for ax in axes[1:]:
         ax.set(title=f"validation {score} (%)", ylim=(0, 100))
@@ -140,24 +141,29 @@ def per_class(table: pd.DataFrame) -> Figure:
 @rc_context(STYLE | {"axes.spines.left": False, "axes.spines.bottom": False})
 def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
     """Maps of the test clips, one for each title; of many classes those with the most clips are coloured."""
-    shown, rest, columns = classes, 0, 5
+    shown, rest = classes, 0
     if len(classes) > MANY:
         counts = pd.concat(points.values())["label"].value_counts().reindex(classes, fill_value=0)
         shown, rest = counts.nlargest(MAPPED).index, len(classes) - MAPPED
-        columns = 2  # their names are longer, too
-    figure, axes = row_of_panels(len(points), 3.2 + 0.2 * -(-(len(shown) + bool(rest)) // columns))
-    for ax, (title, table) in zip(axes, points.items(), strict=True):
+    hues = 0.618 * np.arange(len(shown)) % 1  # neighbours far apart
+    colours = colormaps["turbo"](hues) if len(shown) > MAPPED else colormaps["tab10"].colors
+    figure = blank(4.4 * -(-len(points) // 2))
+    edge = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    cells = figure.subplots(-(-len(points) // 2), 2, squeeze=False).ravel()
+    for ax, (title, table) in zip(cells, points.items(), strict=False):
         if rest:
             others = table[~table["label"].isin(shown)]
             ax.plot(others["x"], others["y"], ".", color="#cccccc", markersize=4, label=f"{rest} others")
         for index, name in enumerate(shown):
-            # Ten colours, another marker for each further ten classes.
-            colour, marker = colormaps["tab10"](index % 10), "o^sDv*"[index // 10 % 6]
             part = table[table["label"] == name]
-            ax.plot(part["x"], part["y"], marker, color=colour, markersize=4, label=name)
+            ax.plot(part["x"], part["y"], "o^sDvP"[index % 6], color=colours[index], label=name, **edge)
         ax.set(title=title, xticks=[], yticks=[])
-    layout = {"ncols": columns, "markerscale": 1.6, "columnspacing": 1.0, "handletextpad": 0.1}
-    figure.legend(handles=list(axes[0].lines), loc="outside lower center", **layout)
+    layout = {"handles": list(cells[0].lines), "markerscale": 1.6, "columnspacing": 1.0, "handletextpad": 0.1}
+    if len(points) % 2:  # the last cell is free
+        cells[-1].set_axis_off()
+        cells[-1].legend(loc="center", ncols=1 if rest else 2, **layout)
+    else:
+        figure.legend(loc="outside lower center", ncols=2 if rest else 5, **layout)
     return figure
 
 
@@ -179,8 +185,9 @@ def ablations(table: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def claims(table: pd.DataFrame) -> Figure:
-    """A panel a unit: each claim's figure and interval, the paper's as grey ticks, the bound to clear as a line."""
-    table = table.rename(columns={"ci_low": "low", "ci_high": "high"})
+    """A panel a unit: the figure and interval of each claim tested, the paper's as grey ticks, a line at the bound."""
+    tested = table["n_seeds"] > 0
+    table = table[tested | ~tested.any()].rename(columns={"ci_low": "low", "ci_high": "high"})
     parts = [part for _, part in table.groupby("unit", sort=False)]
     figure = blank(0.9 + 0.32 * len(table) + 0.55 * len(parts))
     panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.5 for part in parts])[:, 0]

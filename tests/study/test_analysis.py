@@ -133,3 +133,13 @@ def test_the_calibration_figure_shows_each_model_in_the_colour_of_what_it_reads(
     assert to_hex(figure.axes[3].lines[-1].get_color()) == COLOURS["audio"]  # ours lies on top
     assert png(figure)
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
+
+
+def test_the_calibration_figure_tells_peers_apart_and_leaves_out_bins_of_few_clips():
+    table = pd.DataFrame(
+        {"model": ["mat_t", "ast_t", "vit_audio_t"], "modality": "audio", "ours": [True, False, False]}
+    )
+    bins = pd.DataFrame({"confidence": [0.1, 0.5, 0.9], "right": [1.0, 0.5, 0.9], "n": [4, 30, 60]})
+    axes = calibration(table, 3 * [bins], 3 * [pd.Series({50: 90.0, 100: 60.0})]).axes[0]
+    assert len({line.get_linestyle() for line in axes.lines[1:]}) == 3
+    assert [line.get_xdata().tolist() for line in axes.lines[1:]] == 3 * [[50.0, 90.0]]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from study.figures import results as figures
@@ -36,13 +37,21 @@ def ablations():
     return figures.ablations(pd.DataFrame(rows))
 
 
-def test_bars_have_their_heights_and_the_colour_of_what_they_read():
+def test_bars_have_their_lengths_and_the_colour_of_what_they_read():
     bars = headline().axes[0].patches
-    assert [bar.get_height() for bar in bars] == [60.0, 50.0, 90.0]  # sound first
+    assert [bar.get_width() for bar in bars] == [60.0, 50.0, 90.0]  # sound first
     assert to_hex(bars[0].get_facecolor()) == figures.COLOURS["audio"]
     assert to_hex(bars[2].get_facecolor()) == figures.COLOURS["av"]
     assert to_hex(bars[1].get_facecolor()) not in figures.COLOURS.values()  # a baseline is lighter
     assert [text.get_text() for text in headline().axes[0].texts] == ["60.0", "50.0", "90.0", "ceiling 80.0"]
+
+
+def test_numbers_stand_beyond_the_intervals_and_the_axis_ends_a_little_later():
+    axes = headline().axes[0]
+    assert all(text.get_position()[0] > high for text, high in zip(axes.texts, [65.0, 55.0, 95.0], strict=False))
+    assert axes.get_xlim() == (0, 107)
+    low = headline(top1=9.0, low=8.0, high=10.0).axes[0]
+    assert low.get_xlim() == (0, pytest.approx(1.2 * 80))  # that of the ceiling
 
 
 def test_png_is_the_same_each_time_and_changes_with_the_numbers():
@@ -63,11 +72,12 @@ def test_classes_are_sorted_by_what_both_senses_reach():
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "c", "b"]  # the best on top
 
 
-def test_learning_curves_mark_the_kept_epoch():
-    rows = {"run": "mat_t", "modality": "audio", "ours": True, "seed": 0, "fold": None, "epoch": [1, 2]}
-    curve = pd.DataFrame(rows | {"ce": [2.0, 1.0], "val_top1": [40.0, 30.0], "kept": [True, False]})
+def test_learning_curves_mark_the_mean_of_the_kept_epochs():
+    rows = {"run": "mat_t", "modality": "audio", "ours": True, "seed": [0, 0, 1, 1], "fold": None}
+    rows |= {"epoch": [1, 2, 1, 2], "ce": [2.0, 1.0] * 2, "val_top1": [40.0, 30.0, 20.0, 50.0]}
+    curve = pd.DataFrame(rows | {"kept": [True, False, False, True]})
     dots = [line for line in figures.learning_curves(curve).axes[1].lines if line.get_marker() == "o"]
-    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in dots] == [([1], [40.0])]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in dots] == [([1.5], [45.0])]
 
 
 def test_ablations_show_each_row_once_below_its_group():
@@ -118,11 +128,13 @@ def test_a_map_of_many_classes_colours_the_most_frequent_and_keeps_every_clip():
     assert (rest.get_label(), len(rest.get_xdata())) == ("299 others", 299)
 
 
-def test_legends_of_many_classes_with_long_names_stay_inside_the_picture():
+@pytest.mark.parametrize("titles", ["ab", "abc"])
+def test_legends_of_many_classes_with_long_names_stay_inside_the_picture(titles):
     names = [f"{index} opening or closing car electric windows" for index in range(309)]
     points = pd.DataFrame({"x": range(309), "y": 0, "label": names})
-    figure = figures.tsne(dict.fromkeys("abc", points), names)
+    figure = figures.tsne(dict.fromkeys(titles, points), names)
     png(figure)
-    box = figure.legends[0].get_window_extent()
+    (legend,) = figure.findobj(Legend)
+    box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
