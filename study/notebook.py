@@ -98,7 +98,7 @@ def _run(stage: str, params: Params, folders: Folders) -> None:
 def to_show(name: str, trained: list[Trained], params: Params, root: Path = ROOT) -> list[Trained]:
     """The results of a run that a notebook shows: those just trained; in the study `smoke` those of FULL instead.
 
-    One epoch on two clips a class shows nothing. The full study's predictions are committed.
+    One epoch on two clips a class shows nothing. FULL's predictions are committed; its models are an older, wider form.
     """
     if params.study != SMOKE:
         return trained

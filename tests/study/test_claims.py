@@ -1,5 +1,7 @@
 """The ledger of claims: each row against other code that reads the stored predictions itself."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -207,6 +209,13 @@ def test_a_run_is_selected_by_all_that_is_said_of_it(workspace, params):
     assert select(results, Selection(groups=["pooling"], overrides={"pooling": "none"})) is None
     for losses, name in (("ce", "mmt_ce"), ("ce+avc+imc", "train_mmt")):
         assert select(results, Selection(groups=[None, "objective"], model="mmt", objective=losses)).name == name
+
+
+def test_pooling_time_first_is_tested_only_where_the_default_does(workspace, params):
+    results, ours = load_study(workspace, params).reported, stated()["pooling_both"].ours
+    for pooling, asked in ((["time", "time", "both"], True), (["both", "both", "both"], False)):
+        run = results[0].trained.model_copy(update={"overrides": {"pooling": pooling}})
+        assert (select([dataclasses.replace(results[0], trained=run)], ours) is not None) == asked
 
 
 def test_features_are_compared_as_in_the_table_of_clustering(claims, written):
