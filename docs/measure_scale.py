@@ -76,7 +76,7 @@ def made_clip(path: Path) -> None:
 
 
 def merely_decode(path: Path) -> None:
-    """All frames and all sound, by PyAV with one thread; nothing is scaled, resampled or kept."""
+    """All frames and all audio, by PyAV with one thread; nothing is scaled, resampled or kept."""
     with av.open(str(path)) as container:
         for stream in container.streams:
             stream.codec_context.thread_count = 1
@@ -223,14 +223,14 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
         ("of it the audio alone", f"{1000 * m['decode_audio']:.0f} ms", "one core"),
         ("of it the video alone", f"{1000 * m['decode_video']:.0f} ms", "one core"),
         (
-            "PyAV decoding it all, and no more",
-            f"{1 / m['merely']:.2f} times that",
-            "of the features; one core, in turns",
+            "PyAV decoding the whole file, and no more",
+            f"{1 / m['merely']:.2f} times as long",
+            "as the features of a train clip; one core, in turns",
         ),
         (
-            "as many times a train clip, where all cores decode",
-            f"{m['busy']:.1f}",
-            f"{count} processes on {count} cores",
+            "features of a train clip while all cores decode",
+            f"{m['busy']:.1f} times as long",
+            f"as on one core alone; {count} processes on {count} cores",
         ),
         (f"features of a test clip, {PROFILE.features.clips} views", f"{1000 * m['decode_test']:.0f} ms", "one core"),
         (
@@ -249,11 +249,11 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
             "mat_t / mvitv2_t / mmt_t of params.yaml, from the cache",
         ),
         ("statistics and fingerprint of a cached view", f"{1000 * m['finish']:.0f} ms", "one process, with writing it"),
-        ("a view in the cache", f"{view / 1e6:.2f} MB", f"of it the sound {m['log_mel_bytes'] / 1e6:.2f} MB"),
+        ("a view in the cache", f"{view / 1e6:.2f} MB", f"of it the audio {m['log_mel_bytes'] / 1e6:.2f} MB"),
         ("a row of the index in memory", f"{m['index_bytes']:.0f} bytes", "in each process, for each split it reads"),
         ("the file measured with", f"{m['file_bytes'] / 1e6:.2f} MB", "10 s, 340 x 256, h264 and aac, made up"),
         (
-            f"a training step of mmt_b, bf16, {bench.seconds:.0f} s of sound",
+            f"a training step of mmt_b, bf16, {bench.seconds:.0f} s of audio",
             f"{bench.train_s:.0f} s",
             f"efficiency.csv; its share of what a matrix product reaches: {bench.train_share:.2f}",
         ),
@@ -283,7 +283,7 @@ def stages_table(m: dict[str, float]) -> str:
             "`download`: look into all": hours(m["probe"] * clips / 3600),
             "`features`: decode all once": hours(features),
             "and, for a cache, statistics and fingerprint": " / ".join([number(finish)] * 3),
-            "the cache": f"{views * view / 1e12:.1f} TB, of it sound {views * m['log_mel_bytes'] / 1e12:.2f}",
+            "the cache": f"{views * view / 1e12:.1f} TB, of it audio {views * m['log_mel_bytes'] / 1e12:.2f}",
             "the index in memory": f"{views * m['index_bytes'] / 1e9:.2f} GB a process",
         }
     return shown(pd.DataFrame(columns).rename_axis("what").reset_index())
