@@ -262,6 +262,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> Sequence[Te
 
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
     """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
+    if share == 1:
+        return indices
     table = pd.DataFrame({"index": indices.numpy(), "label": dataset.index["label"].to_numpy()[indices.numpy()]})
     table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
     place = table.sort_values("order").groupby("label").cumcount()
