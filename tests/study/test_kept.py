@@ -101,8 +101,8 @@ CLAIMS = {
     "MMT beats MBT at equal parameters": ("train_mmt", "mbt_params", "av"),
     "AVC helps": ("mmt_ce_avc", "mmt_ce", "av"),
     "IMC helps": ("mmt_ce_imc", "mmt_ce", "av"),
-    "Pooling in stages beats time only": ("pretrain_mat", "mat_time", "audio"),
-    "Pooling in stages beats none": ("pretrain_mat", "mat_none", "audio"),
+    "MAT's pooling beats time only": ("pretrain_mat", "mat_time", "audio"),
+    "MAT's pooling beats none": ("pretrain_mat", "mat_none", "audio"),
     "Bottlenecks do no worse than full attention": ("train_mmt", "mmt_concat", "av"),
 }
 
