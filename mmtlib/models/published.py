@@ -8,7 +8,6 @@ start as they were published: AST from a distilled DeiT, MBT from a ViT, and Res
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +228,11 @@ def outside_files(name: str, init: str, overrides: Mapping[str, Any]) -> dict[st
         fetch = f"{url}, which the hub did not give, and put it there"
         if init == "kinetics":
             fetch = f"{KINETICS}, which torch did not get, to {torch.hub.get_dir()}/checkpoints"
-        with suppress(OSError, ValueError, RuntimeError):  # no connection, or half a file
-            if not path.is_file():
+        if not path.is_file():
+            try:
                 write_bytes(path, _published(init, fits[0]))
+            except (OSError, ValueError, RuntimeError) as error:  # no connection, half a file, a full disk
+                fetch += f" ({' '.join(str(error).split())})"
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; fetch {fetch}")
     return {part: path}
@@ -257,9 +258,9 @@ def start(model: AVModel, part: str, path: Path) -> dict[str, Any]:
     try:
         tensors = {key: x for key, x in load_file(path).items() if not key.startswith("head.")}
         load = load_timm_mvit if isinstance(model, MultiscaleClassifier) else load_timm_peer
-        if "conv_proj.weight" in tensors:
+        if name in MVIT and "conv_proj.weight" in tensors:
             load = load_torchvision_mvit
-        elif isinstance(model, ASTClassifier) and "classifier.dense.weight" in tensors:
+        elif name in AST and "classifier.dense.weight" in tensors:
             load = load_audioset_ast
         load(model, tensors)
     except (SafetensorError, ValueError) as error:

@@ -5,7 +5,6 @@ import re
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -476,7 +475,7 @@ def test_a_hub_that_does_not_answer_is_said_with_the_file_to_fetch_and_its_place
         outside_files("mat_b", "imagenet", {})
     assert str(raised.value) == (
         f"{tmp_path}/weights/mvitv2_base.safetensors does not exist; fetch https://huggingface.co/timm/mvitv2_base.fb_in1k"
-        "/resolve/main/model.safetensors, which the hub did not give, and put it there"
+        "/resolve/main/model.safetensors, which the hub did not give, and put it there (no route to host)"
     )
 
 
@@ -545,6 +544,12 @@ def test_ast_of_audioset_is_refused_by_a_model_of_another_width_and_by_others(au
         start(build_model("mat_t", 4), "audio", path)
 
 
+def test_mat_does_not_start_from_torchvisions_films(tmp_path):
+    save_file(mvit_v2_s().state_dict(), tmp_path / "films.safetensors")
+    with pytest.raises(WeightsError, match=r"mat_s cannot start from .*films.*: these are no weights of timm's"):
+        start(build_model("mat_s", 4), "audio", tmp_path / "films.safetensors")
+
+
 def test_the_file_of_audioset_is_that_of_asts_authors(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(published, "hf_hub_download", lambda *file: asked.append(file) or __file__)
@@ -556,9 +561,9 @@ def test_the_file_of_audioset_is_that_of_asts_authors(tmp_path, monkeypatch):
     assert build_model("ast_b", 4).positions_grid == (12, 101)  # of its positions
 
 
-def test_torchvision_out_of_reach_is_said_with_the_file_and_the_folder_that_it_reads(tmp_path, monkeypatch):
+def test_what_torch_did_not_get_is_said_with_the_file_the_folder_that_it_reads_and_why(tmp_path, monkeypatch):
     def torchvision_gets(url, **how):
-        raise URLError("no route to host")
+        raise RuntimeError('invalid hash value (expected "ae3be167", got "0")')
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", torchvision_gets)
     monkeypatch.setattr(published, "ROOT", tmp_path)
@@ -566,7 +571,8 @@ def test_torchvision_out_of_reach_is_said_with_the_file_and_the_folder_that_it_r
         outside_files("mvitv2_s", "kinetics", {})
     assert str(raised.value) == (
         f"{tmp_path}/weights/mvit_v2_s.safetensors does not exist; fetch https://download.pytorch.org/models/"
-        f"mvit_v2_s-ae3be167.pth, which torch did not get, to {torch.hub.get_dir()}/checkpoints"
+        f"mvit_v2_s-ae3be167.pth, which torch did not get, to {torch.hub.get_dir()}/checkpoints "
+        '(invalid hash value (expected "ae3be167", got "0"))'
     )
 
 
