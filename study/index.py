@@ -15,7 +15,7 @@ from mmtlib.evaluation.stats import verdict
 from mmtlib.files import write_bytes, write_text
 from study.figures.results import over_studies
 from study.figures.style import png
-from study.tables.ledger import claims, efficiency_claims, read_efficiency
+from study.tables.ledger import claims, efficiency_claims, of_runs, read_efficiency
 
 NOT_COMMITTED = ("quick", "smoke")
 """Studies whose reports Git ignores: everyone runs them, and none is like another."""
@@ -43,8 +43,7 @@ def measured(reports: Path) -> pd.DataFrame:
     for study in committed(reports):
         table = pd.read_csv(reports / study / "tables/claims.csv", keep_default_na=False, na_values=[""])
         parts.append(table.assign(study=study))
-    table = pd.concat(parts, ignore_index=True)
-    table = table[[claims()[name].kind != "bench" for name in table["id"]]]
+    table = of_runs(pd.concat(parts, ignore_index=True))
     pooled = []
     real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & ~table["study"].isin(GENERATED)]
     for (name, above), part in real.groupby(["id", "holds_above"]):

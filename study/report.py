@@ -35,7 +35,7 @@ from study.index import NOT_COMMITTED, write_index
 from study.tables import analysis, scores, studies
 from study.tables.claims import claims_table
 from study.tables.clips import Study, load_study
-from study.tables.ledger import read_efficiency
+from study.tables.ledger import of_runs, read_efficiency
 from study.tables.results import GROUPS, ReportError
 
 __all__ = ["Report", "ReportError", "build_report", "write_report"]
@@ -137,15 +137,14 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.Dat
     chance = 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
     chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
     found = {
-        "claims": figures.claims(tables["claims"]),
+        "claims": figures.claims(of_runs(tables["claims"])),
         "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
         "learning_curves": figures.learning_curves(curves),
         "per_class": figures.per_class(per_class),
         "ablations": figures.ablations(tables["ablations"]),
     }
-    for name in ("robustness", "data_efficiency"):
-        if not tables[name].empty:
-            found[name] = getattr(analysis_figures, name)(tables[name])
+    given = [name for name in ("robustness", "data_efficiency") if not tables[name].empty]
+    found |= {name: getattr(analysis_figures, name)(tables[name]) for name in given}
     return found | ({} if study.features["multilabel"] else _figures_of_one_label(study, tables))
 
 
@@ -190,6 +189,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         study=study,
         params=study.params,
         tables=tables,
+        asked=of_runs(tables["claims"]),
         reads={result.label: READS[result.modality] for result in study.reported},
         heads=list(study.features["heads"]),
         about=about(study.params.study),
@@ -197,9 +197,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         started=[r.label for r in study.headliners if r.trained.init == "pretrained"],
         tops=_test_ceilings(tables["ceilings"]),
         best=tables["headline"].groupby("modality")["top1"].max(),
-        at_an_edge=[
-            model for model, part in search if {part["lr"].min(), part["lr"].max()} & {*part["lr"][part["best"]]}
-        ],
+        at_an_edge=[name for name, part in search if {*part["lr"].agg(["min", "max"])} & {*part["lr"][part["best"]]}],
         worst=None if worst.empty else worst.iloc[0],
         gap=known["audio"] - known["video"] if "video" in known else None,
         gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum() if "av" in known else 0,

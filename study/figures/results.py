@@ -129,8 +129,9 @@ def per_class(table: pd.DataFrame) -> Figure:
     y = np.arange(len(table))
     figure, (axes,) = row_of_panels(1, 1.2 + 0.42 * len(table))
     axes.set_title(title, loc="left")
-    for offset, modality in zip((0.27, 0.0, -0.27), given, strict=False):
-        axes.barh(y + offset, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
+    for index, modality in enumerate(given):
+        place = y + 0.27 * ((len(given) - 1) / 2 - index)
+        axes.barh(place, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
     axes.set_yticks(y, table["class"])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(table) - 0.4), xlabel="test clips of the class that are recognised (%)")
     grid(axes)

@@ -70,6 +70,11 @@ def ledger(rows: dict[str, dict[str, Any]], study: str = "") -> pd.DataFrame:
     return pd.DataFrame(table, index=list(rows), columns=COLUMNS)
 
 
+def of_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of claims.csv but for what `make bench` measures: once, on models of another size than a study's."""
+    return table[[claims()[name].kind != "bench" for name in table["id"]]]
+
+
 def saved(measure: str, n_seeds: int, ours: tuple[str, float], theirs: tuple[str, float]) -> dict[str, Any]:
     """How much less ours takes than theirs, percent, each a name and a value; a count, so its interval is itself."""
     row = {"measure": measure, "unit": "% less", "n_seeds": n_seeds}
