@@ -161,6 +161,9 @@ class Recipe(Section):
     kept: str | None = Field(
         default=None, description="folder of finished runs' predictions, taken where a run is the same; null = train"
     )
+    balanced: bool = Field(
+        default=False, description="draw clips with replacement, one by the sum of 1 / clips over its labels"
+    )
     weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
     warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
     label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")

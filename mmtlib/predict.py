@@ -39,7 +39,8 @@ class Prediction(NamedTuple):
     """What a model says of a file.
 
     Columns of the tables: modality (what the model was given: audio, video, av), head, rank (from 1), label,
-    probability. In `windows` start and end come first, in seconds.
+    probability, and of a model of several labels a clip `present`: whether the probability reaches the class's
+    threshold, of the best F1 on validation. In `windows` start and end come first, in seconds.
     """
 
     file: Path
@@ -89,6 +90,11 @@ def predict_file(
         raise PredictionError(f"{file} has nothing of what {model.about['name']} reads ({kind}); give another file.")
     notes = _notes({modality: len(found) for modality, found in answers.items()}, len(spans))
     verdict, windows = pd.DataFrame(verdict, columns=_COLUMNS), pd.DataFrame(rows, columns=["start", "end", *_COLUMNS])
+    if cuts := model.about.get("thresholds"):
+        cuts = {name: dict(zip(stats["classes"], values, strict=True)) for name, values in cuts.items()}
+        for table in (verdict, windows):
+            named = zip(table["modality"], table["label"], table["probability"], strict=True)
+            table["present"] = [probability >= cuts[modality][label] for modality, label, probability in named]
     return Prediction(file, facts.duration, notes, verdict, windows)
 
 
@@ -192,6 +198,8 @@ def as_text(found: Prediction, windows: bool = False) -> str:
     if windows:
         first = found.windows[found.windows["rank"] == 1]
         lines += ["", _side_by_side(first.round({"start": 2, "end": 2}), ["start", "end"])]
+    if "present" in found.verdict:
+        lines.append("* is named: its probability reaches the class's threshold, of the best F1 on validation")
     return "\n".join(lines) + "\n"
 
 
@@ -201,7 +209,9 @@ def _side_by_side(table: pd.DataFrame, index: list[str]) -> str:
     words = table["modality"].map(_WORDS)
     table = table.assign(
         column=table["head"] + " by " + words if several else words,
-        cell=table["label"] + table["probability"].map(" {:6.1%}".format),
+        cell=table["label"]
+        + table["probability"].map(" {:6.1%}".format)
+        + (table["present"].map({True: " *", False: "  "}) if "present" in table else ""),
     )
     wide = table.pivot(index=index, columns="column", values="cell").fillna("-")[table["column"].unique()]
     return wide.reset_index().to_string(index=False)

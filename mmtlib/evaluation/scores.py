@@ -55,6 +55,27 @@ def label_scores(logits: Logits, targets: Integer[Tensor | np.ndarray, "clips cl
     return {"map": 100 * precision, "auc": 100 * area, "dprime": dprime}
 
 
+def thresholds(predictions: pd.DataFrame) -> dict[str, list[float]]:
+    """By modality, for each class the probability from which on naming it has the best F1 on these clips.
+
+    Of clips with several labels (our reading); a class that no clip has gets 1.
+    """
+    from sklearn.metrics import precision_recall_curve  # slow to import
+
+    found: dict[str, list[float]] = {}
+    for modality, table in predictions.groupby("modality", sort=False):
+        logits, targets = np.stack(table["logits"].tolist()), targets_of(table)
+        for scores, wanted in zip(probabilities(torch.from_numpy(logits), [1]).numpy().T, targets.T, strict=True):
+            cut = 1.0
+            if wanted.any():
+                precision, recall, cuts = precision_recall_curve(wanted, scores)
+                both = precision + recall  # F1 is 2 precision recall / both; the last point has no cut
+                best = np.argmax((precision * recall / np.where(both, both, 1))[:-1])
+                cut = np.mean(cuts[max(best - 1, 0) : best + 1]).item()  # halfway to the next lower, so not on a clip
+            found.setdefault(modality, []).append(cut)
+    return found
+
+
 def targets_of(predictions: pd.DataFrame) -> UInt8[np.ndarray, "clips classes"] | None:
     """0 or 1 for each class, of a table of clips with several labels; None of another one."""
     if predictions["label_index"].dtype != object:

@@ -47,7 +47,8 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
     """
     parts = {
         "run": plain(run),
-        "recipe": recipe.model_dump(exclude={"nproc", "kept"}),
+        # What came later is left out at its default: runs from before it stay found.
+        "recipe": recipe.model_dump(exclude={"nproc", "kept"} | (set() if recipe.balanced else {"balanced"})),
         "seed": trial.seed,
         "fold": trial.fold,
         "data": data,

@@ -25,8 +25,8 @@ from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
 from mmtlib.distributed import gather_objects, rank, ranks
-from mmtlib.evaluation.predictions import outputs, usable
-from mmtlib.evaluation.scores import hits, label_scores
+from mmtlib.evaluation.predictions import outputs, predict, usable
+from mmtlib.evaluation.scores import hits, label_scores, thresholds
 from mmtlib.files import write_bytes
 from mmtlib.models import build_model
 from mmtlib.models.base import Reading
@@ -60,6 +60,11 @@ class Trainer:
         self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
         rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
         self.views = views_of(self.train, rows)
+        self.weights = None  # of the clips, by which they are drawn
+        if recipe.balanced:  # as AST's authors draw AudioSet's clips
+            firsts = torch.tensor([rows[0] for rows in self.views])
+            targets = optim.one_hot(self.train.labels[firsts], self.train.sizes)
+            self.weights = (targets / targets.sum(0).clamp(min=1)).sum(1)
         self.passes = round(run.train_share**-0.5)  # over the clips in an epoch: fewer clips are seen more often
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
@@ -124,6 +129,8 @@ class Trainer:
                 f"val loss {row['val_loss']:.3f}  val {self.score} {key[0]:.1f}  {row['seconds']:.1f} s"
             )
         self.model.load_state_dict(state["best"])
+        if self.train.multilabel:  # not in `save`, which one rank calls: ranks predict together
+            self.model.about["thresholds"] = thresholds(predict(self.model, self.val))
         return pd.DataFrame(state["history"])
 
     def _divide(self, batch_size: int) -> int:
@@ -143,7 +150,7 @@ class Trainer:
         """This rank's clips in each part of a batch, in order."""
         for number in range(epoch * self.passes, (epoch + 1) * self.passes):
             indices = one_view(self.views, epoch_generator(self.seed, number, "views"))
-            for picks in epoch_batches(len(self.views), self.batch_size, self.seed, number):
+            for picks in epoch_batches(len(self.views), self.batch_size, self.seed, number, self.weights):
                 for part in picks.split(self.batch_size // self.recipe.accumulate):
                     yield indices[part.chunk(ranks())[rank()]]
 

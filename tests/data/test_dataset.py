@@ -197,6 +197,17 @@ def test_order_is_fair():
     assert min(first.values()) > 60  # 100 expected each; 60 is 4.6 standard deviations away
 
 
+def test_clips_are_drawn_by_their_weights():
+    weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
+    drawn = Counter(
+        clip for epoch in range(1000) for clip in torch.cat(epoch_batches(4, 2, 0, epoch, weights)).tolist()
+    )
+    assert drawn[1] == 0
+    assert [drawn[clip] / 4000 for clip in (0, 2, 3)] == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.03)
+    again = torch.cat(epoch_batches(4, 2, 0, 7, weights)).tolist()
+    assert torch.cat(epoch_batches(4, 2, 0, 7, weights)).tolist() == again
+
+
 def test_streams_of_one_epoch_are_independent():
     draws = {float(torch.rand((), generator=epoch_generator(0, 1, stream))) for stream in ("order", "augment", "")}
     assert len(draws) == 3

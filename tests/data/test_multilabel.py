@@ -13,6 +13,7 @@ import pytest
 import torch
 from made_up_sets import clip
 from real_sets import csv_text, put
+from sklearn.metrics import f1_score
 from toy_features import CLASSES, make_params, make_recipe, make_run, write_features
 
 from mmtlib.config import ROOT, load
@@ -22,13 +23,14 @@ from mmtlib.data.dataset import FeatureDataset, epoch_generator
 from mmtlib.data.features import FeatureError, extract_features
 from mmtlib.data.sources.survey import survey
 from mmtlib.evaluation.occlusion import occlusion
-from mmtlib.evaluation.predictions import read_predictions
-from mmtlib.evaluation.scores import label_scores, probabilities, scores
+from mmtlib.evaluation.predictions import predict, read_predictions
+from mmtlib.evaluation.scores import label_scores, probabilities, scores, thresholds
 from mmtlib.evaluation.stats import bootstrap
 from mmtlib.folders import Folders
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive, shared
 from mmtlib.models import build_model
-from mmtlib.predict import predict_file
+from mmtlib.models.hub import load_model
+from mmtlib.predict import as_text, predict_file
 from mmtlib.training.loop import Trainer
 from mmtlib.training.optim import cross_entropy, one_hot
 from mmtlib.training.stage import train_runs
@@ -177,6 +179,21 @@ def test_their_bootstrap_is_near_that_of_map_itself():
     assert upper - lower == pytest.approx(high - low, rel=0.2)
 
 
+def test_a_threshold_is_that_of_the_best_f1():
+    wanted = targets(40, 4)
+    wanted[:, 3] = 0  # a class that no clip has
+    logits = logits_of(wanted, 1.5)
+    labels = [row.nonzero()[0] for row in wanted]
+    table = pd.DataFrame({"modality": "audio", "label_index": labels, "logits": list(logits)})
+    found = thresholds(table)
+    assert list(found) == ["audio"]
+    assert found["audio"][3] == 1
+    for cut, scores_of, right in zip(found["audio"][:3], 1 / (1 + np.exp(-logits.T)), wanted.T, strict=False):
+        f1 = {value: f1_score(right, scores_of >= value) for value in scores_of}
+        assert f1_score(right, scores_of >= cut) == max(f1.values())
+        assert 0 < cut < 1
+
+
 # From a CSV to batches.
 
 ROWS = [("a.mp4", "dog|rain", "train"), ("b.mp4", "rain", "train"), ("c.mp4", "wind|dog", "train")]
@@ -270,6 +287,15 @@ def test_any_file_gets_a_probability_for_each_class(real):
     batch = FeatureDataset(real / "features", "train").batch([0])
     want = model(batch.audio, batch.video).logits.sigmoid()[0]
     assert both[["dog", "rain", "wind"]].tolist() == pytest.approx(want.tolist(), abs=1e-4)
+    assert "present" not in found
+    model.about["thresholds"] = {"av": [1.0, 0.0, both["wind"]], "audio": [0.0] * 3, "video": [1.0] * 3}
+    cut = predict_file(model, real / "m/a.mp4")
+    by_modality = cut.verdict.set_index(["modality", "label"])["present"]
+    assert by_modality["av"][["dog", "rain", "wind"]].tolist() == [False, True, True]
+    assert by_modality["audio"].all()
+    assert not by_modality["video"].any()
+    assert as_text(cut).count("%  *\n".replace("  ", " ")) + as_text(cut).count("% * ") == 5
+    assert "* is named" in as_text(cut)
     weighed = occlusion(model, "av", batch.audio, batch.video, 1, blocks=(2, 2), fields=(1, 1), heads=[1, 1, 1])
     assert weighed.log_probability == pytest.approx(want[1].log().item(), abs=1e-4)
 
@@ -310,6 +336,10 @@ def test_training_learns_them(toy, tmp_path):
     assert "val mAP" in lines[-1]
     again = trainer._validate()["val_map"]
     assert again == history["val_map"].max()  # the best epoch's weights are kept
+    trainer.save(tmp_path / "weights.safetensors")
+    kept = load_model(tmp_path / "weights.safetensors")[0]
+    assert kept.about["thresholds"] == thresholds(predict(kept, trainer.val))
+    assert list(kept.about["thresholds"]) == ["av", "audio", "video"]
 
 
 @pytest.fixture(scope="module")

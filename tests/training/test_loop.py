@@ -231,6 +231,20 @@ def test_every_epoch_takes_each_clip_once_in_another_order(features, tmp_path, b
     torch.testing.assert_close(clips[0].sort().values, clips[1].sort().values)
 
 
+def test_balanced_batches_show_rare_classes_as_often_as_common_ones(tmp_path, batches_seen):
+    folder = write_features(tmp_path / "features")
+    index = pd.read_csv(folder / "index.csv")
+    train = index["split"] == "train"
+    rare = train & (index["label"] == CLASSES[0])
+    index.loc[rare & (rare.cumsum() > 2), "label"] = CLASSES[1]
+    index.to_csv(folder / "index.csv", index=False)
+    recipe = make_recipe(balanced=True)
+    assert make_trainer(folder, tmp_path).key != make_trainer(folder, tmp_path, recipe=recipe).key
+    fit(make_trainer(folder, tmp_path, make_run(epochs=20), recipe))
+    seen = torch.cat([batch.labels for batch in batches_seen]).bincount()
+    assert (seen / seen.sum()).tolist() == pytest.approx([1 / len(CLASSES)] * len(CLASSES), abs=0.06)
+
+
 def test_every_epoch_draws_other_augmentation(features, tmp_path, batches_seen, monkeypatch):
     monkeypatch.setattr(trainer_module, "epoch_batches", lambda n, size, *_: torch.arange(n).split(size))
     fit(make_trainer(features, tmp_path, make_run(epochs=2), make_recipe(noise=0.3)))
