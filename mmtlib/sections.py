@@ -22,7 +22,6 @@ _WANTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping of names to values",
     "float_type": "a number",
-    "int_from_float": "a whole number",
     "int_type": "a whole number",
     "invalid-json-value": "a number, text, true, false, null, a list or a mapping",
     "list_type": "a list, as in [0, 1]",
