@@ -109,33 +109,30 @@ def decode(settings: Settings, task: Task, modality: str = "av") -> Decoded:
         found = read_views(task.path, task.start, task.end, **view)
     except (MediaError, OSError) as error:
         return Decoded("broken", str(error))
-    if settings.snr is not None:
-        found = [clip._replace(waveform=_noisy(clip.waveform, settings.snr, task)) for clip in found]
-    sounds = [_spectrogram(settings, clip.waveform) for clip in found[::crops]]  # crops share their sound
-    views = tuple(View(sounds[number // crops], clip.frames) for number, clip in enumerate(found))
-    lengths = tuple(_audio_frames(settings, clip.waveform) for clip in found)
+    heard = [_heard(settings, clip.waveform, task) for clip in found[::crops]]  # crops share their sound
+    views = tuple(View(heard[number // crops][0], clip.frames) for number, clip in enumerate(found))
+    lengths = tuple(heard[number // crops][1] for number in range(len(found)))
     return Decoded("used", "", views, lengths)
 
 
-def _noisy(waveform: np.ndarray | None, snr: float | int, task: Task) -> np.ndarray | None:
-    """White noise added, always the same to the same clip: its seed is the file's name and the clip's beginning."""
+def _heard(settings: Settings, waveform: np.ndarray | None, task: Task) -> tuple[np.ndarray | None, int]:
+    """The spectrogram of a view's audio, None of silence, and how many of its frames come before the audio ends.
+
+    All of them do where no more than a hop is missing. Noise is always the same to the same clip: its seed is the
+    file's name and the clip's beginning.
+    """
+    log_mel = settings.log_mel()
     if waveform is None:
-        return None
-    seed = zlib.crc32(f"{task.path.name} {task.start}".encode())
-    noise = np.random.default_rng(seed).standard_normal(len(waveform), dtype=np.float32)
-    return waveform + noise * np.float32(np.sqrt(np.mean(waveform**2)) * 10 ** (-snr / 20))
-
-
-def _audio_frames(settings: Settings, waveform: np.ndarray | None) -> int:
-    """Frames of the spectrogram before the audio ends; all of them where no more than a hop is missing."""
-    log_mel, length = settings.log_mel(), settings.samples if waveform is None else len(waveform)
-    return log_mel.num_frames(length if length < settings.samples - log_mel.hop else settings.samples)
-
-
-def _spectrogram(settings: Settings, waveform: np.ndarray | None) -> np.ndarray | None:
-    if waveform is None or not (np.abs(waveform) >= _SILENCE).any():
-        return None
+        return None, log_mel.num_frames(settings.samples)
+    if settings.snr is not None:
+        seed = zlib.crc32(f"{task.path.name} {task.start}".encode())
+        noise = np.random.default_rng(seed).standard_normal(len(waveform), dtype=np.float32)
+        waveform = waveform + noise * np.float32(np.sqrt(np.mean(waveform**2)) * 10 ** (-settings.snr / 20))
+    is_whole = len(waveform) >= settings.samples - log_mel.hop
+    length = log_mel.num_frames(settings.samples if is_whole else len(waveform))
+    if not (np.abs(waveform) >= _SILENCE).any():
+        return None, length
     padded = np.zeros(settings.samples, np.float32)
     padded[: len(waveform)] = waveform[: len(padded)]
     with torch.inference_mode():
-        return settings.log_mel()(torch.from_numpy(padded)).to(torch.float16).numpy()
+        return log_mel(torch.from_numpy(padded)).to(torch.float16).numpy(), length
