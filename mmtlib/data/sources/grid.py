@@ -4,8 +4,6 @@ import hashlib
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from mmtlib.data.manifest import ManifestError
 from mmtlib.data.sources.listing import VIDEO, Listing, SourceError, in_folds, named
 
@@ -38,7 +36,11 @@ def grid(annotations: Path | None, media: list[str]) -> Listing:
     clips["talker"] = clips.talker.astype(int)
     clips["clip_id"] = clips["group"] = "s" + clips.talker.astype(str) + "_" + clips.said
     clips = clips.drop_duplicates("clip_id").assign(**{head: clips[head].map(WORDS[head]) for head in HEADS})
-    clips = clips.assign(label=clips[HEADS[0]].str.cat(clips[HEADS[1:]], " "), fold=_folds(clips))
+    clips["label"] = clips[HEADS[0]].str.cat(clips[HEADS[1:]], " ")
+    dealt, order = clips.talker, sorted(set(clips.talker))
+    if len(order) < FOLDS:
+        dealt, order = clips.clip_id, sorted(clips.clip_id, key=lambda name: hashlib.sha256(name.encode()).digest())
+    clips["fold"] = dealt.map({one: index % FOLDS + 1 for index, one in enumerate(order)})
     if annotations is not None:
         _compare(annotations)
     heads = {head: list(WORDS[head].values()) for head in HEADS}
@@ -49,13 +51,6 @@ def sentence(name: str) -> dict[str, str] | None:
     """Part -> word of a file's name without extension; None where it is no sentence."""
     found = re.fullmatch(_SENTENCE, name)
     return found and {part: WORDS[part][letter] for part, letter in found.groupdict().items()}
-
-
-def _folds(clips: pd.DataFrame) -> pd.Series:
-    dealt, order = clips.talker, sorted(set(clips.talker))
-    if len(order) < FOLDS:
-        dealt, order = clips.clip_id, sorted(clips.clip_id, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return dealt.map({one: index % FOLDS + 1 for index, one in enumerate(order)})
 
 
 def _compare(folder: Path) -> None:
