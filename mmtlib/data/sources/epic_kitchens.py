@@ -58,10 +58,8 @@ def _segments(path: Path, table: pd.DataFrame, heads: dict[str, list[str]], vide
     require(path, table, stop > start, "stop_timestamp", "it must come after start_timestamp")
     names = {}
     for head, classes in heads.items():
-        number = table[f"{head}_class"]
-        known = {str(index): name for index, name in enumerate(classes)}
-        require(path, table, number.isin(known.keys()), f"{head}_class", f"there are {len(classes)} {head} classes")
-        names[head] = number.map(known)
+        names[head] = table[f"{head}_class"].map({str(index): name for index, name in enumerate(classes)})
+        require(path, table, names[head].notna(), f"{head}_class", f"there are {len(classes)} {head} classes")
     return pd.DataFrame(
         {
             "clip_id": table.narration_id,
