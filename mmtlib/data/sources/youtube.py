@@ -42,7 +42,6 @@ def vggsound(annotations: Path, media: list[str], *, val_share: float | int) -> 
         require(path, table, table.label.isin(classes), "label", "that is none of VGGSound's 309 classes")
         start = whole_seconds(path, table, "start_seconds")
         parts.append(located(path, table, start, start + SECONDS, [start], media))
-        parts[-1] = parts[-1].assign(label=table.label, split=table.split)
     note_count(f"clips listed in {annotations.name}", sum(map(len, parts)), 199_176, 199_467)
     return held_out(pd.concat(parts, ignore_index=True), val_share, "vggsound", "vggsound-309", classes)
 
@@ -70,7 +69,7 @@ def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str, val
             table = table[table.label.isin(classes)]
         start, end = (whole_seconds(path, table, column) for column in ("time_start", "time_end"))
         require(path, table, end > start, "time_end", "it must come after time_start")
-        found = located(path, table, start, end, [start, end], media).assign(label=table.label, split=split)
+        found = located(path, table.assign(split=split), start, end, [start, end], media)
         if shared:  # a file may be called as the list calls it
             found["path"] = table.file.map(by_stem(media)).fillna(found.path)
         parts.append(found)
@@ -96,7 +95,7 @@ def whole_seconds(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series], media: list[str]) -> pd.DataFrame:
-    """clip_id, path, start, end and lasts of each row; `named` are the times in a cut clip's name."""
+    """The clip of each row, of its label and split; `named` are the times in a cut clip's name."""
     video = table.youtube_id
     require(path, table, video.str.fullmatch(r"[A-Za-z0-9_-]{11}"), "youtube_id", "it must be 11 of A-Z a-z 0-9 _ -")
     cut = by_stem(media)
@@ -106,7 +105,7 @@ def located(path: Path, table: pd.DataFrame, start, end, named: list[pd.Series],
     uncut = ~is_cut & video.isin(whole.keys())
     place = clip_id.map(cut).where(is_cut, video.map(whole).where(uncut, clip_id + ".mp4"))
     times = {"start": start.where(uncut), "end": end.where(uncut), "lasts": end - start}
-    return pd.DataFrame({"clip_id": clip_id, "path": place, **times})
+    return pd.DataFrame({"clip_id": clip_id, "path": place, **times, "label": table.label, "split": table.split})
 
 
 def held_out(clips: pd.DataFrame, val_share: float | int, name: str, class_list: str, classes: list[str]) -> Listing:
