@@ -43,26 +43,23 @@ def probe(names: Iterable[str | os.PathLike], *, cache: Path | None = None, work
     """
     verdicts = dict.fromkeys(map(str, names), Verdict("missing", "does not exist"))
     known = {} if cache is None else _load(cache / "verdicts.parquet")
-    fresh: list[tuple[str, int, int]] = []
+    keys: dict[str, tuple[str, int, int]] = {}
     for name in verdicts:
         try:
             if place := locate(Path(name)):
-                key = (name, place.size, place.mtime_ns)
-                if key in known:
-                    verdicts[name] = known[key]
-                else:
-                    fresh.append(key)
+                keys[name] = (name, place.size, place.mtime_ns)
         except MediaError as error:
             verdicts[name] = Verdict("broken", str(error))
+    fresh = [name for name, key in keys.items() if key not in known]
     try:
-        found = run_all(look, [name for name, *_ in fresh], workers, what="files looked into")
-        for key, verdict in zip(fresh, found, strict=True):
-            verdicts[key[0]] = known[key] = verdict
+        for name, verdict in zip(fresh, run_all(look, fresh, workers, what="files looked into"), strict=True):
+            known[keys[name]] = verdict
     finally:  # an interrupted call has not looked in vain
         if fresh and cache is not None:
             rows = [(*key, *verdict) for key, verdict in known.items()]
             table = pd.DataFrame(rows, columns=[*_KEY, *Verdict._fields])
             files.write_bytes(cache / "verdicts.parquet", table.to_parquet(index=False))
+    verdicts |= {name: known[key] for name, key in keys.items()}
     return pd.DataFrame(verdicts.values(), columns=Verdict._fields).assign(path=list(verdicts))
 
 
