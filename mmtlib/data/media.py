@@ -24,6 +24,7 @@ from mmtlib.files import Number
 _PREROLL_S = 0.1
 # Audio whose time stamp is later than what came before by more than this has a gap; less is rounding in the file.
 _GAP_S = 0.1
+_Picture = tuple[int, int, int, Sequence[Number]]  # num_frames, size, crops and region of `read_views`
 
 
 class Clip(NamedTuple):
@@ -96,7 +97,7 @@ def _read(path, container, start, end, picture, sample_rate, seconds, clips, mod
     # A stream that is over before the window begins has nothing to show in it.
     sinks: dict[av.stream.Stream, _FramePicker | _AudioCollector] = {}
     if video is not None and ends[video] > low and modality != "audio":
-        sinks[video] = _FramePicker(windows, ends[video], *picture, aspect=float(video.sample_aspect_ratio or 1))
+        sinks[video] = _FramePicker(windows, ends[video], picture, aspect=float(video.sample_aspect_ratio or 1))
     if audio is not None and ends[audio] > low and modality != "video":
         sinks[audio] = _AudioCollector(windows, ends[audio], sample_rate)
     for stream in sinks:
@@ -190,22 +191,13 @@ def _windows(path: Path, start, end, length: Number, seconds: Number | None, cli
 class _FramePicker:
     """Keeps, of the frames that pass in order, those on screen at the centres of equal parts of each window."""
 
-    def __init__(
-        self,
-        windows: list[tuple[float, float]],
-        end: float,
-        num_frames: int,
-        size: int,
-        crops: int,
-        region: Sequence[Number],
-        aspect: Number = 1,
-    ):
+    def __init__(self, windows: list[tuple[float, float]], end: float, picture: _Picture, aspect: Number = 1):
+        num_frames, self._size, crops, self._region = picture
         parts = np.arange(num_frames) + 0.5
         times = np.stack([low + parts * (high - low) / num_frames for low, high in windows])
         self._seen = [end > low for low, _ in windows]  # a window after the stream's end has no video
         self._places = times.argsort(axis=None).argsort().reshape(times.shape)  # windows may overlap
         self.times = sorted(times.ravel().tolist())
-        self._size, self._region = size, region
         self._aspect = aspect if abs(aspect - 1) > 0.01 else 1  # of a pixel; less is an encoder's rounding
         self._shares = (0.5,) if crops == 1 else (0.0, 0.5, 1.0)  # of what the long side has too much
         self._scale = VideoReformatter().reformat  # one scaler for all frames: setting it up costs more than its use

@@ -132,7 +132,7 @@ def test_the_whole_picture_as_a_region_is_no_region(make_clip):
 def test_any_region_gives_pictures_of_the_size(corner, sides, crops):
     left, top = corner
     region = (left, top, min(left + sides[0], 1), min(top + sides[1], 1))
-    picker = _FramePicker([(0.0, 1.0)], 1.0, 1, 24, crops, region)
+    picker = _FramePicker([(0.0, 1.0)], 1.0, (1, 24, crops, region))
     frame = av.VideoFrame.from_ndarray(np.zeros((36, 50, 3), np.uint8), format="rgb24")
     frame.pts, frame.time_base = 0, Fraction(1, 25)
     picker.add(frame)
