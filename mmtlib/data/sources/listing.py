@@ -49,10 +49,9 @@ def list_media(root: Path, follow_links: bool = False) -> list[str]:
     found, others, astray = [], [], []
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         below = Path(folder).relative_to(root)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        away = {name for name in folders if _leads_away(root, Path(folder, name), follow_links)}
-        astray += [str(below / name) for name in away]
-        folders[:] = [name for name in folders if name not in away]
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if not _leads_away(root, Path(folder, name), follow_links)]
+        astray += [str(below / name) for name in {*shown} - {*folders}]
         archives = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
         names = [name for name in names if not name.endswith(".tar")]
         try:
