@@ -82,16 +82,12 @@ def survey(
     listed = None if annotations is None else config.workspace(annotations)
     listing = list_clips(source, listed, list_media(root, follow_links), class_list=class_list, val_share=val_share)
     clips, again = listing.clips, listing.clips.clip_id.duplicated()
-    if again.any():
-        first = clips.clip_id[again.idxmax()]
-        print(f"note: {again.sum()} lines repeat a clip and are left out; {first!r} is the first", flush=True)
+    if twice := clips.clip_id[again].tolist():
+        print(f"note: {len(twice)} lines repeat a clip and are left out; {twice[0]!r} is the first", flush=True)
     clips = clips[~again].reset_index(drop=True)
-    inside = stays_below(root, clips.path, follow_links)
-    if not inside.all():
-        name = clips.path[inside.idxmin()]
-        raise ManifestError(
-            f"{root}: the link {name!r} leads out of it; put the file there, or set download.follow_links."
-        )
+    if away := clips.path[~stays_below(root, clips.path, follow_links)].tolist():
+        remedy = "put the file there, or set download.follow_links"
+        raise ManifestError(f"{root}: the link {away[0]!r} leads out of it; {remedy}.")
     places = f"{root}/" + clips.path
     facts = probe(places, cache=cache, workers=workers).set_index("path").loc[places].reset_index(drop=True)
     clips, problems = _judge(clips, facts, places)
