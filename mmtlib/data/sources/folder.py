@@ -38,13 +38,11 @@ def _from_folders(media: list[str]) -> pd.DataFrame:
     # An archive is no folder of its own: shard.tar/dog/x.mp4 is of the class dog.
     places = sorted(media)
     parts = [[name for name in path.split("/") if not name.endswith(".tar")] for path in places]
-    columns = ["label"]
-    if parts and {names[0] for names in parts} <= set(SPLITS):
-        columns = ["split", "label"]
-    if astray := [names for names in parts if len(names) <= len(columns)]:
-        raise SourceError(f"download.media: {'/'.join(astray[0])} lies in no class folder; move it into one.")
     if not parts:
         raise SourceError("download.media holds no media file; give a folder with one folder a class.")
+    columns = ["split", "label"] if {names[0] for names in parts} <= set(SPLITS) else ["label"]
+    if astray := [names for names in parts if len(names) <= len(columns)]:
+        raise SourceError(f"download.media: {'/'.join(astray[0])} lies in no class folder; move it into one.")
     clips = pd.DataFrame([names[: len(columns)] for names in parts], columns=columns)
     clips = clips.assign(clip_id=["/".join(names) for names in parts], path=places, start=np.nan, end=np.nan)
     if (twice := clips.clip_id.duplicated()).any():
