@@ -217,15 +217,8 @@ def _coverage(manifest: pd.DataFrame, facts: pd.DataFrame) -> dict[str, dict[str
     kinds = {"status": "first", "has_audio": "max", "has_video": "max", "too_short": "max"}
     clips = facts.groupby("row").agg(kinds)
     is_used = clips.status == "used"
-    counts = {
-        "listed": is_used | True,
-        "used": is_used,
-        "missing": clips.status == "missing",
-        "broken": clips.status == "broken",
-        "silent": is_used & ~clips.has_audio,
-        "blind": is_used & ~clips.has_video,
-        "too_short": clips.too_short,
-    }
+    counts = {"listed": True} | {status: clips.status == status for status in ("used", "missing", "broken")}
+    counts |= {"silent": is_used & ~clips.has_audio, "blind": is_used & ~clips.has_video, "too_short": clips.too_short}
     by_split = pd.DataFrame(counts).groupby(manifest.split.iloc[clips.index].to_numpy()).sum()
     return by_split.reindex(SPLITS, fill_value=0).to_dict("index")
 
