@@ -60,17 +60,10 @@ def _segments(path: Path, table: pd.DataFrame, heads: dict[str, list[str]], vide
     for head, classes in heads.items():
         names[head] = table[f"{head}_class"].map({str(index): name for index, name in enumerate(classes)})
         require(path, table, names[head].notna(), f"{head}_class", f"there are {len(classes)} {head} classes")
-    return pd.DataFrame(
-        {
-            "clip_id": table.narration_id,
-            "path": [videos.get(name, f"{name}.MP4") for name in video],
-            "start": start,
-            "end": stop,
-            "lasts": stop - start,
-            "label": names["verb"] + " " + names["noun"],
-            **names,
-        }
-    )
+    place = [videos.get(name, f"{name}.MP4") for name in video]
+    times = {"start": start, "end": stop, "lasts": stop - start}
+    label = names["verb"] + " " + names["noun"]
+    return pd.DataFrame({"clip_id": table.narration_id, "path": place, **times, "label": label, **names})
 
 
 def _time(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
