@@ -108,12 +108,8 @@ def survey(
     dataset = listing.dataset | {"media": str(media)} | ({"name": root.name} if source == "folder" else {})
     dataset |= ({"follow_links": True} if follow_links else {}) | ({"notes": notes} if notes else {})
     extras = [name for name in clips if name not in (*COLUMNS, "lasts")]
-    return Survey(
-        clips[[*COLUMNS, *extras]],
-        dataset,
-        coverage.rename_axis(columns=None).rename_axis("split").reset_index(),
-        problems[["clip_id", "path", "status", "reason"]],
-    )
+    coverage = coverage.rename_axis(index="split", columns=None).reset_index()
+    return Survey(clips[[*COLUMNS, *extras]], dataset, coverage, problems[["clip_id", "path", "status", "reason"]])
 
 
 def list_clips(source: str, annotations: Path | None, media: list[str], **options: Any) -> Listing:
