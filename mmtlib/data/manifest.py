@@ -161,8 +161,7 @@ def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     root, follow_links = _media(path)
     wanted = f"it does not stay below {root}, so put the file there in the place of a link"
     require(path, table, stays_below(root, table.path, follow_links), "path", wanted)
-    again = table.clip_id.duplicated()
-    require(path, table, ~again, "clip_id", "a line above has the same, so make it unique")
+    require(path, table, ~table.clip_id.duplicated(), "clip_id", "a line above has the same, so make it unique")
     extras = [name for name in table if name not in COLUMNS]
     rows = rows.assign(**{name: _typed(table[name]) for name in extras})
     return rows[[*COLUMNS, *extras]].reset_index(drop=True)
