@@ -17,41 +17,35 @@ from mmtlib.data.manifest import write_manifest
 from mmtlib.data.sources.listing import SourceError
 from mmtlib.data.sources.survey import SOURCES, survey
 
+_OF_FILES = ("annotations", "val_share", "follow_links")  # settings of sets whose files are there, in `media`
+
 
 def download(
-    out: Path,
-    *,
-    source: str,
-    annotations: str | None = None,
-    media: str | None = None,
-    class_list: str | list[str] | None = None,
-    val_share: float | int = 0.05,
-    follow_links: bool = False,
-    workers: int | str = 0,
-    **own: Any,
+    out: Path, *, source: str, media: str | None = None, workers: int | str = 0, **settings: Any
 ) -> pd.DataFrame:
     """Write manifest.csv and dataset.json of a data set to `out`; return the manifest.
 
     Of a real set (sources.survey) the files stay in `media`, and coverage.csv and problems.csv say which of them
-    cannot be used; what was learned of each file is kept in the folder `probe` beside `out`. `own` settings are
-    those of a source from another package; None is not passed on. workers: as cluster.connect takes them. Raises
-    SourceError, and what the source itself raises.
+    cannot be used; what was learned of each file is kept in the folder `probe` beside `out`. `settings` are those
+    of `survey`, or of a source from another package; None is not passed on. workers: as cluster.connect takes them.
+    Raises SourceError, and what the source itself raises.
     """
     out, others = Path(out), {entry.name: entry for entry in entry_points(group="mmtlib.sources")}
-    own = {name: value for name, value in own.items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    own = {name: value for name, value in settings.items() if name not in _OF_FILES}
     if source in others:
         if isinstance(workers, str):
             raise SourceError(f"download.workers is {workers}, but {source} is made on this machine; give a number.")
-        own |= {"class_list": class_list} if class_list else {}
         return others[source].load()(out, workers=workers, **own)
     if source not in SOURCES:
         known = ", ".join([*others, *SOURCES])
         raise SourceError(f"download.source: no data set is called {source!r}; use {known}.")
+    own.pop("class_list", None)
     if media is None or own:
         wrong = ", ".join(own) or "media"
         raise SourceError(f"download.{wrong}: {source} is files that are there; give their folder as media, no more.")
-    options = {"class_list": class_list, "val_share": val_share, "follow_links": follow_links}
-    found = survey(source, annotations, media, **options, workers=workers, cache=out.parent / "probe")
+    annotations = settings.pop("annotations", None)
+    found = survey(source, annotations, media, **settings, workers=workers, cache=out.parent / "probe")
     # Not sorted by key: the order of the heads counts. First of all: write_manifest looks up where paths start.
     files.write_text(out / "dataset.json", json.dumps(found.dataset, indent=1) + "\n")
     for name in ("coverage", "problems"):
