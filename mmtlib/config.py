@@ -47,6 +47,7 @@ Start = Annotated[
     _wanted("scratch, pretrained, imagenet, kinetics, audioset or a .safetensors file"),
 ]
 OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
+BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # sets of which the names of files and folders say enough
 CLASS_LISTS = {
     "kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"],
     "esc50": ["esc-10"],
@@ -94,7 +95,7 @@ class Download(Section):
         needed = {
             "freedoom-sounds": ["seed", "clips_per_class"],
             "kinetics-sounds": ["annotations", "media", "class_list"],
-            **{name: ["media"] for name in ("esc50", "urbansound8k", "grid", "folder")},
+            **{name: ["media"] for name in BY_NAME},
         }.get(self.source, ["annotations", "media"])
         own = self.source == "ucf101"  # whose classes may be listed by name
         lists = CLASS_LISTS.get(self.source, [])

@@ -32,8 +32,6 @@ SOURCES = {
 }
 """Name -> function(annotations, media files) that lists the clips; it may take class_list and val_share, too."""
 
-_BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # the names of files and folders say enough
-
 _STATUS = ("missing", "broken", "silent", "blind", "too_short", "in_train")
 _CUT_S = 1.0  # a file at most this much longer than its clip is taken to be the clip
 
@@ -74,7 +72,7 @@ def survey(
     """
     if source not in SOURCES:
         raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
-    if annotations is None and source not in _BY_NAME:
+    if annotations is None and source not in config.BY_NAME:
         raise SourceError(f"download.annotations: {source} needs them; give its official CSV file or their folder.")
     root = config.workspace(media)
     if not root.is_dir():
