@@ -87,13 +87,12 @@ def extract_features(
             for array in arrays:
                 array.flush()
         about = {name: dataset.pop(name) for name in _ABOUT if name in dataset}
-        shapes = {name: [len(used), *shape] for name, shape in checked.shapes.items()}
         described = {
             **dataset,
             # Defaults are left out, since an older folder did not have them: the same fingerprint.
             "settings": {k: v for k, v in asdict(checked).items() if v != getattr(Settings, k, None)},
-            "log_mel": {"shape": shapes["log_mel"]} | log_mel,
-            "frames": {"shape": shapes["frames"]} | frames,
+            "log_mel": {"shape": [len(used), *checked.shapes["log_mel"]]} | log_mel,
+            "frames": {"shape": [len(used), *checked.shapes["frames"]]} | frames,
             "coverage": coverage,
         }
         if "fold" in index:  # the statistics of its training folds
