@@ -213,8 +213,7 @@ def _write_tables(manifest: pd.DataFrame, facts: pd.DataFrame, settings: Setting
 
 def _coverage(manifest: pd.DataFrame, facts: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Counts of clips by split; what only some views of a clip lack, the clip does not lack."""
-    kinds = {"status": "first", "has_audio": "max", "has_video": "max", "too_short": "max"}
-    clips = facts.groupby("row").agg(kinds)
+    clips = facts.groupby("row").agg({"status": "first", "has_audio": "max", "has_video": "max", "too_short": "max"})
     is_used = clips.status == "used"
     counts = {"listed": True} | {status: clips.status == status for status in ("used", "missing", "broken")}
     counts |= {"silent": is_used & ~clips.has_audio, "blind": is_used & ~clips.has_video, "too_short": clips.too_short}
