@@ -236,7 +236,10 @@ class _FramePicker:
         if missing <= 0:
             return
         frame, size = self._newest, self._size
-        a, b, c, d = self._matrix = self._matrix or _display_matrix(frame)
+        if self._matrix is None:  # a point (x, y) is to be shown at (a x + c y, b x + d y): turned or mirrored
+            found = frame.side_data.get("DISPLAYMATRIX")
+            self._matrix = [1, 0, 0, 1] if found is None else np.frombuffer(found, np.int32)[[0, 1, 3, 4]].tolist()
+        a, b, c, d = self._matrix
         is_sideways = abs(b) > abs(a)
         left, top, right, bottom = self._region
         across, down = right - left, bottom - top
@@ -252,12 +255,6 @@ class _FramePicker:
         height, width = max(size, round(down * height)), max(size, round(across * width))
         corners = [(int((height - size) * share), int((width - size) * share)) for share in self._shares]
         self._images += [np.array([image[top : top + size, left : left + size] for top, left in corners])] * missing
-
-
-def _display_matrix(frame: av.VideoFrame) -> list[int]:
-    """a, b, c and d of a picture whose point (x, y) is to be shown at (a x + c y, b x + d y): turned or mirrored."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return [1, 0, 0, 1] if matrix is None else np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].tolist()
 
 
 class _AudioCollector:
