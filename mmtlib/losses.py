@@ -1,10 +1,13 @@
 """The two supervised contrastive losses of MMT: AVC across the modalities and IMC within each.
 
 Both are SupCon (Khosla et al., NeurIPS 2020): for an anchor, the mean over its positives of minus the
-log-softmax of cosine similarity over temperature. Positives are clips of the anchor's label; of several labels a clip,
-or of clips that are mixed, those that share one, weighted by the Jaccard index. The paper names the losses but gives no
-formula; who is a positive and what is averaged is our reading.
+log-softmax of cosine similarity over temperature. Positives are clips of the anchor's label, with several heads of the
+same one in each; of several labels a clip, or of clips that are mixed, those that share one, weighted by the Jaccard
+index. The paper names the losses but gives no formula; who is a positive and what is averaged is our reading.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +16,42 @@ from torch import Tensor
 
 Embeddings = Float[Tensor, "batch dim"]
 Labels = Int[Tensor, "batch"] | Shaped[Tensor, "batch classes"]  # or the share of each class in a clip, 0 to 1
+Sizes = Sequence[int]  # classes of each head, whose shares lie side by side; none: one head
 
 
 def audio_video_contrastive(
-    audio_z: Embeddings, video_z: Embeddings, labels: Labels, temperature: float = 0.1
+    audio_z: Embeddings, video_z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sizes = ()
 ) -> Float[Tensor, ""]:
     """AVC: anchors in one modality, candidates in the other, positives of the same label (the own clip is one).
 
     Both directions are averaged. Embeddings need not be unit norm: the cosine is taken here.
     """
-    positive = shared(labels)
+    positive = shared(labels, sizes)
     logits = cosine(audio_z, video_z) / temperature
     return (supervised_contrast(logits, positive) + supervised_contrast(logits.T, positive)) / 2
 
 
-def intra_modal_contrastive(z: Embeddings, labels: Labels, temperature: float = 0.1) -> Float[Tensor, ""]:
+def intra_modal_contrastive(
+    z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sizes = ()
+) -> Float[Tensor, ""]:
     """IMC of one modality: anchors and candidates in the same modality, the anchor itself left out.
 
     An anchor without another clip of its label does not count; a batch without any positive gives 0.
     """
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive = shared(labels).masked_fill(own, 0)
+    positive = shared(labels, sizes).masked_fill(own, 0)
     return supervised_contrast((cosine(z, z) / temperature).masked_fill(own, -torch.inf), positive)
 
 
-def shared(labels: Labels) -> Float[Tensor, "batch batch"]:
-    """How far two clips have the same labels, 0 to 1: the Jaccard index; of shares, minima over maxima, both summed."""
+def shared(labels: Labels, sizes: Sizes = ()) -> Float[Tensor, "batch batch"]:
+    """How far two clips have the same labels, 0 to 1: the Jaccard index; of shares, minima over maxima, both summed.
+
+    Of several heads the product; heads of one class each are the labels of a clip that may have several.
+    """
     if labels.ndim == 1:
         return (labels[:, None] == labels[None, :]).float()
+    if max(sizes, default=1) > 1:
+        return math.prod(shared(part) for part in labels.split(list(sizes), 1))
     labels = labels.float()
     total = labels.sum(1)[:, None] + labels.sum(1)[None, :]
     apart = torch.cdist(labels, labels, p=1)

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from itertools import takewhile
@@ -42,12 +43,9 @@ __all__ = ["Report", "ReportError", "build_report", "write_report"]
 
 POOLED = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}  # by a stage of MAT
 VERDICTS = ("holds", "does not hold", "undecided")
-LABEL_TERMS = {
-    "top-1": "mAP",
-    "top1": "map",
-    "Cross-entropy": "Binary cross-entropy",
-    "Test accuracy": "Average precision",
-}
+MARKDOWN = partial(pd.DataFrame.to_markdown, index=False, disable_numparse=True)
+LABEL_TERMS = {"top-1": "mAP", "top1": "map", "Cross-entropy": "Binary cross-entropy"}
+LABEL_TERMS |= {"Test accuracy": "Average precision"}
 LABEL_TERMS |= {"test clips of the class that are recognised (%)": "average precision of the class on test (%)"}
 
 
@@ -172,7 +170,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
-    templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
+    templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": MARKDOWN}
     templates.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}
     templates.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST, "VAL_SHARE": VAL_SHARE}
     noisy = tables["robustness"].query("unit == 'dB'")
@@ -224,11 +222,7 @@ def _crossed(table: pd.DataFrame, index: list[str], title: Callable[[Any], str],
     for row in table.itertuples():
         about = {name: getattr(row, name) for name in index}
         rows.setdefault(tuple(about.values()), about)[title(row)] = cell(row)
-    return _markdown(pd.DataFrame(rows.values()).fillna(""))
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=False, disable_numparse=True)
+    return MARKDOWN(pd.DataFrame(rows.values()).fillna(""))
 
 
 def _aligned(text: str) -> str:

@@ -5,15 +5,18 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from toy_features import MMT, make_params, make_recipe, make_run, write_features
+from toy_features import CLIPS, MMT, make_params, make_recipe, make_run, write_features
 
 from mmtlib.config import ROOT, ParamsError, Trial, load
+from mmtlib.data.dataset import FeatureDataset
 from mmtlib.distributed import gather, gather_objects, rank, ranks
+from mmtlib.evaluation.predictions import outputs, usable
 from mmtlib.folders import Folders
 from mmtlib.models import resolved
-from mmtlib.models.hub import load_weights
+from mmtlib.models.hub import load_model, load_weights
 from mmtlib.training import __main__ as command
 from mmtlib.training.loop import Trainer
+from mmtlib.training.optim import cross_entropy, one_hot
 from mmtlib.training.stage import TrainingError, train_runs
 
 # With dropped paths and dropout, which all ranks draw alike; without mixup, whose partners each finds by itself.
@@ -95,6 +98,21 @@ def test_the_shipped_mmt_drops_the_same_paths_in_any_number_of_processes(folders
         for folder in ("runs", "models", "predictions"):
             (folders.root / folder).rename(tmp_path / f"{folder}-{nproc}")
     pd.testing.assert_frame_equal(*curves, rtol=1e-3, atol=1e-4)
+
+
+def test_the_weights_kept_are_those_that_were_validated(tmp_path, monkeypatch):
+    # Each process has its own running statistics of batch normalisation, and validates a batch of 64 clips or fewer.
+    monkeypatch.setitem(CLIPS, "val", 20)
+    folders = Folders(tmp_path, "toy")
+    write_features(folders.features)
+    params = params_of(nproc=2).model_copy(update={"pretrain_mat": make_run("resnet18_audio", epochs=2)})
+    one = train_runs("pretrain_mat", params, folders, [Trial(0)])[0]
+    model, val = load_model(one.weights)[0], FeatureDataset(folders.features, "val")
+    logits, _ = outputs(model, val, usable(val, "audio"), "audio")
+    loss = cross_entropy(logits, one_hot(val.labels[usable(val, "audio")], val.sizes), val.sizes).item()
+    best = one.history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).iloc[0]
+    assert loss == pytest.approx(best["val_loss"], rel=1e-4)
+    assert model.about["precision"] == "fp32"
 
 
 def test_a_failure_in_a_process_is_told_in_its_own_words(tmp_path):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
-from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive
+from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive, shared
 
 LABELS = {
     "mixed": [0, 1, 0, 2, 1, 0],  # the clip of label 2 has no positive but itself
@@ -102,6 +103,20 @@ def test_scale_and_order_and_the_names_of_labels_do_not_matter():
     torch.testing.assert_close(intra_modal_contrastive(audio, renamed), imc)
     # Partner: pairing each sound with another clip's picture does matter.
     assert not torch.isclose(audio_video_contrastive(audio, video.roll(1, 0), labels), avc)
+
+
+def test_with_several_heads_a_positive_has_the_same_label_in_each():
+    verbs, nouns = [0, 1, 0, 0, 1, 0], [2, 0, 2, 1, 0, 0]
+    targets = torch.cat([one_hot(torch.tensor(verbs), 2), one_hot(torch.tensor(nouns), 3)], 1).float()
+    audio, video = embeddings(6), embeddings(6)
+    pairs = [3 * verb + noun for verb, noun in zip(verbs, nouns, strict=True)]
+    found = audio_video_contrastive(audio, video, targets, 0.2, [2, 3])
+    assert found.item() == pytest.approx(slow_avc(audio.tolist(), video.tolist(), pairs, 0.2), rel=1e-5)
+    found = intra_modal_contrastive(audio, targets, 0.2, [2, 3])
+    assert found.item() == pytest.approx(slow_imc(audio.tolist(), pairs, 0.2), rel=1e-5)
+    mixed = torch.tensor([[0.5, 0.5, 1.0, 0.0, 0.0], [1.0, 0.0, 0.25, 0.75, 0.0]])
+    torch.testing.assert_close(shared(mixed, [2, 3])[0, 1], torch.tensor(0.5 / 1.5 * 0.25 / 1.75))
+    torch.testing.assert_close(shared(mixed, [1] * 5), shared(mixed))  # no heads, but several labels a clip
 
 
 def test_supervised_positives_are_more_than_the_own_clip():

@@ -234,7 +234,7 @@ def fold_splits(index: pd.DataFrame, fold: int, head: str) -> np.ndarray:
     """train, val or test of each row of a set of folds, by its columns `fold`, `group` and `head`, the class.
 
     The clips of the fold are the test split; others of their groups are in none ("left out"). Of the other groups, in
-    the order of a hash of their names, as many of each class as hold VAL_SHARE of its clips are val.
+    the order of a hash of their names, as many of each class as hold VAL_SHARE of its clips are val, but never all.
     """
     splits = np.where(index["fold"] == fold, "test", "train").astype(object)
     tested = index["group"].isin(index["group"][splits == "test"]).to_numpy()
@@ -242,8 +242,8 @@ def fold_splits(index: pd.DataFrame, fold: int, head: str) -> np.ndarray:
     groups = index[splits == "train"].groupby("group").agg(label=(head, "first"), clips=(head, "size"))
     groups = groups.sort_index(key=lambda names: [digest(f"val {fold} {name}".encode()) for name in names])
     by_class = groups.groupby("label")["clips"]
-    before = by_class.cumsum() - groups["clips"]
-    held = groups.index[before < VAL_SHARE * by_class.transform("sum")]
+    total, upto = by_class.transform("sum"), by_class.cumsum()
+    held = groups.index[(upto - groups["clips"] < VAL_SHARE * total) & (upto < total)]
     splits[(splits == "train") & index["group"].isin(held).to_numpy()] = "val"
     return splits
 

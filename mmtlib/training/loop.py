@@ -5,7 +5,8 @@ interrupted goes on from there with the same result; a run with anything changed
 old weights.
 
 On several GPUs or machines each process trains on its share of every batch (DistributedDataParallel). What is trained
-does not depend on their number, but for the partners of mixup, which each finds among its own clips.
+does not depend on their number, but for the partners of mixup, which each finds among its own clips, and for ResNet-18,
+whose batch normalisation takes each one's clips by themselves.
 """
 
 import io
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
-from mmtlib.distributed import gather_objects, rank, ranks
+from mmtlib.distributed import gather_objects, rank, ranks, share_buffers
 from mmtlib.evaluation.predictions import outputs, predict, usable
 from mmtlib.evaluation.scores import hits, label_scores, thresholds
 from mmtlib.files import write_bytes
@@ -129,6 +130,7 @@ class Trainer:
                 f"val loss {row['val_loss']:.3f}  val {self.score} {key[0]:.1f}  {row['seconds']:.1f} s"
             )
         self.model.load_state_dict(state["best"])
+        self.model.about["precision"] = state["precision"]
         if self.train.multilabel:  # not in `save`, which one rank calls: ranks predict together
             self.model.about["thresholds"] = thresholds(predict(self.model, self.val))
         return pd.DataFrame(state["history"])
@@ -209,6 +211,7 @@ class Trainer:
         return parts
 
     def _validate(self) -> dict[str, float]:
+        share_buffers(self.model)
         indices = usable(self.val, self.modality)
         logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]

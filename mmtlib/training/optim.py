@@ -37,9 +37,9 @@ def training_loss(
         if objective.avc > 0 and len(read) == 2:
             (audio, has_audio), (video, has_video) = read
             both = has_audio & has_video
-            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], scale)
+            contrasts["avc"] = audio_video_contrastive(audio[both], video[both], labels[both], scale, sizes)
         if objective.imc > 0:
-            contrasts["imc"] = sum(intra_modal_contrastive(z[has], labels[has], scale) for z, has in read)
+            contrasts["imc"] = sum(intra_modal_contrastive(z[has], labels[has], scale, sizes) for z, has in read)
     for name, contrast in contrasts.items():
         parts[name] = contrast.item()
         # Each rank has the gradient of its own clips alone, and an average over the ranks divides that.

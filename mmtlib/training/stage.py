@@ -171,7 +171,7 @@ def predict_run(run: Run, parts: Parts, weights: Path, features: Path) -> Kept:
     tables += [predict(model, test, condition=condition) for condition in conditions]
     if rank() == 0:
         history = weights.with_name("history.csv").read_text(encoding="utf-8")
-        about = {"parts": parts, "history": history} | made_with()
+        about = {"parts": parts, "history": history, "precision": model.about.get("precision")} | made_with()
         table, floats = pd.concat(tables, ignore_index=True), ["logits.list.element", "embedding.list.element"]
         plain = [name for name in table if name not in ("logits", "embedding")]
         packed = dict(compression="zstd", use_dictionary=plain, use_byte_stream_split=floats)

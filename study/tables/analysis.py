@@ -158,7 +158,7 @@ def clustering_table(study: Study) -> pd.DataFrame:
     rows, silhouettes = [], {}
     for result in study.headliners:
         measures, clips = zip(*map(separation, result.on_test()), strict=True)
-        silhouettes[result.name] = pd.concat(dict(zip(result.predictions, clips, strict=True)), axis=1)
+        silhouettes[result.name] = study.in_groups(pd.concat(dict(zip(result.predictions, clips, strict=True)), axis=1))
         row = result.about | {"n": len(silhouettes[result.name])} | _over_seeds(pd.DataFrame(measures))
         default = study.defaults[result.modality]
         if result is not default and result.objective == default.objective:

@@ -75,11 +75,16 @@ class Study:
 
         Of several labels a clip its part in mAP (map_parts). Of a set of folds rows are named by fold, group and clip.
         """
+        index = "clip" if self.params.folds is None else ["fold", "clip"]
         clips = self.on_test(result, modality).astype({"right": float})
-        groups = self.features.get("groups", {})
-        clips["group"] = [groups.get(clip, clip) for clip in clips["clip"]]
-        index = "clip" if self.params.folds is None else ["fold", "group", "clip"]
-        return 100 * clips.pivot(index=index, columns="seed", values="right").dropna()
+        return 100 * self.in_groups(clips.pivot(index=index, columns="seed", values="right").dropna())
+
+    def in_groups(self, values: pd.DataFrame) -> pd.DataFrame:
+        """Rows named by fold and clip as rows by fold, group and clip, which intervals resample; others as they are."""
+        if values.index.nlevels > 1:
+            named = self.features.get("groups", {})
+            values.index = pd.MultiIndex.from_tuples((fold, named.get(clip, clip), clip) for fold, clip in values.index)
+        return values
 
     def mean(self, values: pd.DataFrame) -> stats.Interval:
         """Mean of a value for each clip and seed, with its bootstrap interval."""

@@ -113,6 +113,24 @@ def test_an_id_that_is_not_given_says_which_part_and_repeats_are_left_out(tmp_pa
     assert "note: 2 lines repeat a clip and are left out; 'x.mp4' is the first" in capsys.readouterr().out
 
 
+def test_parts_of_a_file_stay_together(tmp_path, capsys):
+    (tmp_path / "m").mkdir()
+    rows = [(f"{name}.wav", label, 2 * part, 2 * part + 2) for name in "abcdefgh" for part, label in enumerate("xyxyx")]
+    rows += [("alone.wav", "x", "", ""), ("of z.wav", "z", 0, 2), ("of z.wav", "z", 2, 4)]
+    (tmp_path / "c.csv").write_text(csv_text([("path", "label", "start", "end"), *rows]))
+    manifest, _ = build(tmp_path / "c.csv", tmp_path / "m", val_share=0.2)
+    assert (manifest.groupby("path").split.nunique() == 1).all()
+    assert set(manifest.split[manifest.label == "x"]) == {"train", "val", "test"}
+    assert set(manifest.split[manifest.label == "z"]) == {"train"}  # of one file alone
+    assert "note: 1 classes have no clip in test, 'z' is the first" in capsys.readouterr().out
+    rows = [(*row, "test" if row[0] == "b.wav" else "train") for row in rows]
+    (tmp_path / "c.csv").write_text(csv_text([("path", "label", "start", "end", "split"), *rows]))
+    manifest, _ = build(tmp_path / "c.csv", tmp_path / "m", val_share=0.2)
+    assert (manifest.groupby("path").split.nunique() == 1).all()
+    assert set(manifest.path[manifest.split == "test"]) == {"b.wav"}
+    assert "val" in set(manifest.split)
+
+
 def test_what_train_shares_with_the_other_splits_is_counted_and_said(tmp_path, capsys):
     clip = clip_bytes(tmp_path, 4)
     for name in ("a.mp4", "b.mp4"):

@@ -48,6 +48,17 @@ def test_groups_stay_whole_and_the_fold_is_the_test(sizes, fold):
     assert (fold_splits(index, fold, "label") == splits).all()
 
 
+def test_a_class_keeps_a_group_for_training():
+    rows = [("a", "g0", 1), ("a", "g1", 2), ("a", "g1", 2), ("b", "g2", 2)] + [
+        ("c", f"h{n}", 1 + n % 2) for n in range(8)
+    ]
+    index = pd.DataFrame(rows, columns=["label", "group", "fold"])
+    splits = fold_splits(index, 1, "label")
+    assert splits[index.label == "a"].tolist() == ["test", "train", "train"]
+    assert splits[index.label == "b"].tolist() == ["train"]
+    assert sorted(splits[(index.label == "c") & (index.fold == 2)]) == ["train", "train", "train", "val"]
+
+
 def test_a_recording_that_lies_in_two_folds_is_never_on_both_sides():
     index = made_up_index([3] * 20)
     index.loc[0, "fold"] = 2  # the first group has two clips in fold 1 and one in fold 2

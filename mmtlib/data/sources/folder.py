@@ -20,18 +20,25 @@ def folder(annotations: Path | None, media: list[str], *, val_share: float | int
     label gives a clip several, joined by `|`. Where no split is given a fifth of the clips is test; where none is val,
     `val_share` of the train clips is (each by a hash of the id, of each class, or first label, one at least). Raises
     SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule, for two labels of
-    the same seconds and for an id of two clips.
+    the same seconds and for an id of two clips. Parts of one file share its fate, which is then that of its path.
     """
     clips, dataset = (_from_folders(media), {}) if annotations is None else _from_csv(annotations)
     labels = label_lists(clips.label, dataset)
+    units = clips.clip_id.mask(clips.path.duplicated(keep=False), clips.path)
     if "split" not in clips:
-        is_test = hold_out_of_each(clips.clip_id, labels.str[0], TEST_SHARE, "test")
-        clips["split"] = np.where(is_test, "test", "train")
+        clips["split"] = "train"
+        clips.loc[_held(units, labels.str[0], TEST_SHARE, "test"), "split"] = "test"
     if "val" not in set(clips.split):
-        train = clips[clips.split == "train"]
-        clips.loc[train.index[hold_out_of_each(train.clip_id, labels.str[0], val_share)], "split"] = "val"
+        clips.loc[_held(units[clips.split == "train"], labels.str[0], val_share, "val"), "split"] = "val"
     dataset |= {"name": "folder", "class_list": "labels found", "classes": sorted(set(labels.explode()))}
     return Listing(clips.assign(lasts=np.nan), dataset)
+
+
+def _held(units: pd.Series, labels: pd.Series, share: float | int, salt: str) -> pd.Index:
+    """The rows that are held out: of each class, that of a unit's first row, a share of the units, one at least."""
+    first = units.drop_duplicates()
+    chosen = first[hold_out_of_each(first, labels[first.index], share, salt)]
+    return units.index[units.isin(chosen)]
 
 
 def _from_folders(media: list[str]) -> pd.DataFrame:
