@@ -156,15 +156,9 @@ class Recipe(Section):
 
     batch_size: int = Field(ge=2, description="clips in an optimiser step, over all ranks")
     nproc: int = Field(default=1, ge=1, le=64, description="processes on this machine; torchrun overrides it")
-    accumulate: int = Field(
-        default=1, ge=1, description="parts of a batch, one after the other; AVC and IMC see one each"
-    )
-    kept: str | None = Field(
-        default=None, description="folder of finished runs' predictions, taken where a run is the same; null = train"
-    )
-    balanced: bool = Field(
-        default=False, description="draw clips with replacement, one by the sum of 1 / clips over its labels"
-    )
+    accumulate: int = Field(default=1, ge=1, description="parts of a batch, in turn; AVC and IMC see one each")
+    kept: str | None = Field(default=None, description="folder of finished runs' predictions, taken; null = train all")
+    balanced: bool = Field(default=False, description="draw clips with replacement, those of rare classes more often")
     weight_decay: float = Field(ge=0, le=1, description="AdamW, matrices only")
     warmup_epochs: float = Field(ge=0, description="epochs of linear warm-up before the cosine decay")
     label_smoothing: float = Field(ge=0, lt=1, description="probability mass spread over all classes")

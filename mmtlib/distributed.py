@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @contextmanager
@@ -57,12 +57,6 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * ranks()
     dist.all_gather_object(values, value)
     return values
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Give all ranks the first one's buffers: the running statistics of batch normalisation (ResNet-18) are its own."""
-    for buffer in model.buffers() if ranks() > 1 else ():
-        dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Embeddings = Float[Tensor, "batch dim"]
 Labels = Int[Tensor, "batch"] | Shaped[Tensor, "batch classes"]  # or the share of each class in a clip, 0 to 1
-Sizes = Sequence[int]  # classes of each head, whose shares lie side by side; none: one head
+Sizes = Sequence[int]  # classes of each head; none: one head
 
 
 def audio_video_contrastive(

@@ -90,11 +90,10 @@ def predict_file(
         raise PredictionError(f"{file} has nothing of what {model.about['name']} reads ({kind}); give another file.")
     notes = _notes({modality: len(found) for modality, found in answers.items()}, len(spans))
     verdict, windows = pd.DataFrame(verdict, columns=_COLUMNS), pd.DataFrame(rows, columns=["start", "end", *_COLUMNS])
-    if cuts := model.about.get("thresholds"):
-        cuts = {name: dict(zip(stats["classes"], values, strict=True)) for name, values in cuts.items()}
-        for table in (verdict, windows):
-            named = zip(table["modality"], table["label"], table["probability"], strict=True)
-            table["present"] = [probability >= cuts[modality][label] for modality, label, probability in named]
+    named = model.about.get("thresholds", {}).items()
+    cuts = {(name, label): cut for name, own in named for label, cut in zip(stats["classes"], own, strict=True)}
+    for table in (verdict, windows) if cuts else ():
+        table["present"] = [row.probability >= cuts[row.modality, row.label] for row in table.itertuples()]
     return Prediction(file, facts.duration, notes, verdict, windows)
 
 

@@ -254,17 +254,14 @@ def epoch_generator(seed: int, epoch: int, stream: str = "") -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(drawn, "big") >> 1)
 
 
-def epoch_batches(
-    n: int, batch_size: int, seed: int, epoch: int, weights: Float[Tensor, " n"] | None = None
-) -> Sequence[Tensor]:
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, weights: Tensor | None = None) -> Sequence[Tensor]:
     """Positions 0..n-1 in an order set by (seed, epoch), `batch_size` at a time; the rest is left out.
 
     With `weights` n of them are drawn with replacement, each as often as its weight says.
     """
     generator = epoch_generator(seed, epoch, "order")
-    if weights is None:
-        order = torch.randperm(n, generator=generator)
-    else:
+    order = torch.randperm(n, generator=generator)
+    if weights is not None:
         order = torch.multinomial(weights, n, replacement=True, generator=generator)
     return order[: n // batch_size * batch_size].split(batch_size)
 

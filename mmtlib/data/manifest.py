@@ -150,8 +150,8 @@ def typed_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         times[name] = pd.to_numeric(table[name].mask(is_empty), errors="coerce").astype(float)
         good = is_empty | times[name].between(0, math.inf, inclusive="left")
         require(path, table, good, name, "give seconds >= 0 or leave it empty")
-    late = ~(times["end"] <= times["start"].fillna(0.0))
-    require(path, table, late, "end", "that is not after the line's start, so correct the two times")
+    good = ~(times["end"] <= times["start"].fillna(0.0))
+    require(path, table, good, "end", "that is not after the line's start, so correct the two times")
     return table.assign(**times)
 
 

@@ -60,19 +60,16 @@ def thresholds(predictions: pd.DataFrame) -> dict[str, list[float]]:
 
     Of clips with several labels (our reading); a class that no clip has gets 1.
     """
-    from sklearn.metrics import precision_recall_curve  # slow to import
-
-    found: dict[str, list[float]] = {}
+    found = {}
     for modality, table in predictions.groupby("modality", sort=False):
-        logits, targets = np.stack(table["logits"].tolist()), targets_of(table)
-        for scores, wanted in zip(probabilities(torch.from_numpy(logits), [1]).numpy().T, targets.T, strict=True):
-            cut = 1.0
-            if wanted.any():
-                precision, recall, cuts = precision_recall_curve(wanted, scores)
-                both = precision + recall  # F1 is 2 precision recall / both; the last point has no cut
-                best = np.argmax((precision * recall / np.where(both, both, 1))[:-1])
-                cut = np.mean(cuts[max(best - 1, 0) : best + 1]).item()  # halfway to the next lower, so not on a clip
-            found.setdefault(modality, []).append(cut)
+        targets, logits = targets_of(table), torch.from_numpy(np.stack(table["logits"].tolist()))
+        chances, order = probabilities(logits, [1]).sort(dim=0, descending=True)
+        hit = torch.from_numpy(targets).gather(0, order).cumsum(0)
+        f1 = 2 * hit / (torch.arange(1, 1 + len(hit))[:, None] + hit[-1])
+        best = f1.argmax(0, keepdim=True)
+        # Halfway to the next lower probability, so that a clip of the same bits or so is on the same side.
+        cuts = (chances.gather(0, best) + chances.gather(0, (best + 1).clamp(max=len(hit) - 1))) / 2
+        found[modality] = torch.where(hit[-1] > 0, cuts[0], 1.0).tolist()
     return found
 
 

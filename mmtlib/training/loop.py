@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmtlib.config import ParamsError, Recipe, Run, Trial
 from mmtlib.data.augment import Augmenter, Draws, mixup, modality_dropout
 from mmtlib.data.dataset import Batch, FeatureDataset, epoch_batches, epoch_generator, one_view, share_of, views_of
-from mmtlib.distributed import gather_objects, rank, ranks, share_buffers
+from mmtlib.distributed import gather_objects, rank, ranks
 from mmtlib.evaluation.predictions import outputs, predict, usable
 from mmtlib.evaluation.scores import hits, label_scores, thresholds
 from mmtlib.files import write_bytes
@@ -63,9 +63,9 @@ class Trainer:
         self.views = views_of(self.train, rows)
         self.weights = None  # of the clips, by which they are drawn
         if recipe.balanced:  # as AST's authors draw AudioSet's clips
-            firsts = torch.tensor([rows[0] for rows in self.views])
-            targets = optim.one_hot(self.train.labels[firsts], self.train.sizes)
-            self.weights = (targets / targets.sum(0).clamp(min=1)).sum(1)
+            labels = self.train.labels[[rows[0] for rows in self.views]].split(4096)  # to bound the memory
+            counts = sum(optim.one_hot(part, self.train.sizes).sum(0) for part in labels)
+            self.weights = torch.cat([optim.one_hot(x, self.train.sizes) @ (1 / counts.clamp(min=1)) for x in labels])
         self.passes = round(run.train_share**-0.5)  # over the clips in an epoch: fewer clips are seen more often
         for split in (self.train, self.val):
             if not len(usable(split, self.modality)):
@@ -211,7 +211,8 @@ class Trainer:
         return parts
 
     def _validate(self) -> dict[str, float]:
-        share_buffers(self.model)
+        for buffer in self.model.buffers() if ranks() > 1 else ():  # each rank has running statistics of its own clips
+            torch.distributed.broadcast(buffer, 0)
         indices = usable(self.val, self.modality)
         logits, _ = outputs(self.model, self.val, indices, self.modality)
         labels = self.val.labels[indices]

@@ -44,5 +44,5 @@ def _from_csv(path: Path, media: list[str]) -> pd.DataFrame:
         good = table.groupby(one)[other].transform("nunique") == 1
         require(path, table, good, one, f"that has more than one {other}")
     clip_id = table.filename.map(stem)
-    place = clip_id.map(by_stem(media)).fillna("audio/" + table.filename)
+    place = clip_id.map(by_stem(media)).astype(object).fillna("audio/" + table.filename)
     return table.assign(clip_id=clip_id, path=place, label=table.category)

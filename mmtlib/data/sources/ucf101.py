@@ -39,7 +39,7 @@ def ucf101(annotations: Path, media: list[str], *, class_list: str | list[str] |
     tested = {clip: n for n in LISTS for clip in ids["test", n]}
     clips = pd.concat([lists["train", 1], lists["test", 1]], ignore_index=True)
     there = {stem(file).lower(): file for file in reversed(media)}  # of two files the first in `media`
-    place = clips.clip_id.str.lower().map(there).fillna(clips["clip"])
+    place = clips.clip_id.str.lower().map(there).astype(object).fillna(clips["clip"])
     clips = clips.assign(path=place, fold=clips.clip_id.map(tested))
     name = "ucf101-sound" if class_list == "sound" else "ucf101"
     name = f"{len(chosen)} classes" if isinstance(class_list, list) else name

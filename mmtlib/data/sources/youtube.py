@@ -71,7 +71,7 @@ def kinetics_sounds(annotations: Path, media: list[str], *, class_list: str, val
         require(path, table, end > start, "time_end", "it must come after time_start")
         found = located(path, table.assign(split=split), start, end, [start, end], media)
         if shared:  # a file may be called as the list calls it
-            found["path"] = table.file.map(by_stem(media)).fillna(found.path)
+            found["path"] = table.file.map(by_stem(media)).astype(object).fillna(found.path)
         parts.append(found)
     return held_out(pd.concat(parts, ignore_index=True), val_share, "kinetics-sounds", class_list, classes)
 
