@@ -30,7 +30,7 @@ from mmtlib.folders import Folders
 from mmtlib.losses import audio_video_contrastive, intra_modal_contrastive, shared
 from mmtlib.models import build_model
 from mmtlib.models.hub import load_model
-from mmtlib.predict import as_text, predict_file
+from mmtlib.predict import as_json, as_text, predict_file
 from mmtlib.training.loop import Trainer
 from mmtlib.training.optim import cross_entropy, one_hot
 from mmtlib.training.stage import train_runs
@@ -296,6 +296,8 @@ def test_any_file_gets_a_probability_for_each_class(real):
     assert not by_modality["video"].any()
     assert as_text(cut).count("%  *\n".replace("  ", " ")) + as_text(cut).count("% * ") == 5
     assert "* is named" in as_text(cut)
+    told = json.loads(as_json(cut))["verdict"]
+    assert [row["present"] for row in told] == cut.verdict["present"].tolist()
     weighed = occlusion(model, "av", batch.audio, batch.video, 1, blocks=(2, 2), fields=(1, 1), heads=[1, 1, 1])
     assert weighed.log_probability == pytest.approx(want[1].log().item(), abs=1e-4)
 
