@@ -59,14 +59,14 @@ def ledger(reports: Path) -> pd.DataFrame:
     """A row for each claim with what the paper states; a column for each study: measured [interval], verdict, seeds."""
 
     def cell(row) -> str:
-        if not row.n_seeds:
-            return "not run"
-        number = row.n_studies if row.study == POOLED else row.n_seeds
-        what = "studies" if row.study == POOLED else "seeds" if number > 1 else "seed"
-        return f"{row.measured:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}] {row.verdict}, {number:.0f} {what}"
+        form, s = "{:+.2f}" if row.unit == "silhouette" else "{:+.1f}", "s" * (row.n_seeds > 1)
+        number, low, high = map(form.format, (row.measured, row.ci_low, row.ci_high))
+        interval = f" [{low}, {high}]" if row.ci_low < row.ci_high else ""  # a count has none
+        of = f"{row.n_studies:.0f} studies" if row.study == POOLED else f"{row.n_seeds:.0f} seed{s}"
+        return f"{number}{interval} {row.verdict}, {of}"
 
     table = measured(reports)
-    table["cell"] = [cell(row) for row in table.itertuples()]
+    table["cell"] = [cell(row) if row.n_seeds else "not run" for row in table.itertuples()]
     wide = table.pivot(index="id", columns="study", values="cell").reindex(
         index=[name for name in claims() if name in set(table["id"])], columns=table["study"].unique()
     )

@@ -65,7 +65,7 @@ def test_those_of_kinetics_sounds_keep_both_times(call, tmp_path):
 
 
 def test_what_is_gone_is_left_out(tmp_path):
-    (line,) = re.findall(r"`(sed -nE .*?)`", PAGE, re.DOTALL)
+    (line,) = re.findall(r"```bash\n\s*(sed -nE .*?)```", PAGE, re.DOTALL)
     reasons = {"abcdefghijk": "Video unavailable", "-0123456_ab": "Sign in", "lmnopqrstuv": "Private video. Sign in"}
     text = "".join(f"ERROR: [youtube] {video}: {reason}\n" for video, reason in reasons.items())
     (tmp_path / "failed.txt").write_text(text)
