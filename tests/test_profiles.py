@@ -170,3 +170,19 @@ def test_epic_kitchens_runs_from_long_videos_to_verb_noun_and_action_scores(tmp_
     scores = pd.read_csv(folders.report / "tables/results.csv")
     assert (scores.top1 <= scores[["verb_top1", "noun_top1"]].min(axis=1)).all()
     assert (scores.top5 <= scores[["verb_top5", "noun_top5"]].min(axis=1)).all()
+
+
+def test_the_studies_that_readme_and_guides_show_are_ones(tmp_path):
+    own, alone = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    weights = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/pretrained.md").read_text(), re.DOTALL)[1]
+    own = own.replace("params.yaml", f"{ROOT}/params.yaml", 1)
+    runs = {}
+    for name, text in {"own": own, "alone": own + alone, "weights": own + weights}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        runs[name] = load(tmp_path / f"{name}.yaml").runs
+    assert {"train_mmt", "mbt_t"} < runs["own"].keys()
+    assert runs["alone"].keys() == {"pretrain_mat", "ast_t"}
+    assert (
+        Folders(ROOT, "mine").weights("train_mmt", 0).relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text()
+    )
+    assert (runs["weights"]["pretrain_mat"].model, runs["weights"]["pretrain_mat"].init) == ("mat_s", "imagenet")
