@@ -173,7 +173,8 @@ def test_epic_kitchens_runs_from_long_videos_to_verb_noun_and_action_scores(tmp_
 
 
 def test_the_studies_that_readme_and_guides_show_are_ones(tmp_path):
-    own, alone = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    own, alone = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
     weights = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/pretrained.md").read_text(), re.DOTALL)[1]
     own = own.replace("params.yaml", f"{ROOT}/params.yaml", 1)
     runs = {}
