@@ -16,11 +16,10 @@ from torch import Tensor
 
 Embeddings = Float[Tensor, "batch dim"]
 Labels = Int[Tensor, "batch"] | Shaped[Tensor, "batch classes"]  # or the share of each class in a clip, 0 to 1
-Sizes = Sequence[int]  # classes of each head; none: one head
 
 
 def audio_video_contrastive(
-    audio_z: Embeddings, video_z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sizes = ()
+    audio_z: Embeddings, video_z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sequence[int] = ()
 ) -> Float[Tensor, ""]:
     """AVC: anchors in one modality, candidates in the other, positives of the same label (the own clip is one).
 
@@ -32,7 +31,7 @@ def audio_video_contrastive(
 
 
 def intra_modal_contrastive(
-    z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sizes = ()
+    z: Embeddings, labels: Labels, temperature: float = 0.1, sizes: Sequence[int] = ()
 ) -> Float[Tensor, ""]:
     """IMC of one modality: anchors and candidates in the same modality, the anchor itself left out.
 
@@ -43,10 +42,10 @@ def intra_modal_contrastive(
     return supervised_contrast((cosine(z, z) / temperature).masked_fill(own, -torch.inf), positive)
 
 
-def shared(labels: Labels, sizes: Sizes = ()) -> Float[Tensor, "batch batch"]:
+def shared(labels: Labels, sizes: Sequence[int] = ()) -> Float[Tensor, "batch batch"]:
     """How far two clips have the same labels, 0 to 1: the Jaccard index; of shares, minima over maxima, both summed.
 
-    Of several heads the product; heads of one class each are the labels of a clip that may have several.
+    `sizes`: classes of each head (none: one head), of which it is the product; heads of one class are several labels.
     """
     if labels.ndim == 1:
         return (labels[:, None] == labels[None, :]).float()

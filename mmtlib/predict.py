@@ -93,7 +93,7 @@ def predict_file(
     named = model.about.get("thresholds", {}).items()
     cuts = {(name, label): cut for name, own in named for label, cut in zip(stats["classes"], own, strict=True)}
     for table in (verdict, windows) if cuts else ():
-        table["present"] = [row.probability >= cuts[row.modality, row.label] for row in table.itertuples()]
+        table["present"] = [row.probability >= cuts.get((row.modality, row.label), 1) for row in table.itertuples()]
     return Prediction(file, facts.duration, notes, verdict, windows)
 
 

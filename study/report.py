@@ -43,7 +43,7 @@ __all__ = ["Report", "ReportError", "build_report", "write_report"]
 
 POOLED = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}  # by a stage of MAT
 VERDICTS = ("holds", "does not hold", "undecided")
-MARKDOWN = partial(pd.DataFrame.to_markdown, index=False, disable_numparse=True)
+_markdown = partial(pd.DataFrame.to_markdown, index=False, disable_numparse=True)
 LABEL_TERMS = {"top-1": "mAP", "top1": "map", "Cross-entropy": "Binary cross-entropy"}
 LABEL_TERMS |= {"Test accuracy": "Average precision"}
 LABEL_TERMS |= {"test clips of the class that are recognised (%)": "average precision of the class on test (%)"}
@@ -170,7 +170,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
-    templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": MARKDOWN}
+    templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
     templates.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}
     templates.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST, "VAL_SHARE": VAL_SHARE}
     noisy = tables["robustness"].query("unit == 'dB'")
@@ -222,7 +222,7 @@ def _crossed(table: pd.DataFrame, index: list[str], title: Callable[[Any], str],
     for row in table.itertuples():
         about = {name: getattr(row, name) for name in index}
         rows.setdefault(tuple(about.values()), about)[title(row)] = cell(row)
-    return MARKDOWN(pd.DataFrame(rows.values()).fillna(""))
+    return _markdown(pd.DataFrame(rows.values()).fillna(""))
 
 
 def _aligned(text: str) -> str:

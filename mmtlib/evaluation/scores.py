@@ -66,6 +66,7 @@ def thresholds(predictions: pd.DataFrame) -> dict[str, list[float]]:
         chances, order = probabilities(logits, [1]).sort(dim=0, descending=True)
         hit = torch.from_numpy(targets).gather(0, order).cumsum(0)
         f1 = 2 * hit / (torch.arange(1, 1 + len(hit))[:, None] + hit[-1])
+        f1[:-1].masked_fill_(chances[:-1] == chances[1:], -1)  # no cut can part these
         best = f1.argmax(0, keepdim=True)
         # Halfway to the next lower probability, so that a clip of the same bits or so is on the same side.
         cuts = (chances.gather(0, best) + chances.gather(0, (best + 1).clamp(max=len(hit) - 1))) / 2

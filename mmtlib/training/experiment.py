@@ -45,6 +45,7 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
     `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from, or hash of the file.
     Raises ValueError for a model that is not known.
     """
+    joint = len(data.get("heads", ())) > 1 and run.objective.avc + run.objective.imc > 0  # had other positives once
     parts = {
         "run": plain(run),
         # What came later is left out at its default: runs from before it stay found.
@@ -53,7 +54,7 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
         "fold": trial.fold,
         "data": data,
         "encoders": dict(encoders),
-        "numerics": NUMERICS[run.model.rsplit("_", 1)[0]],
+        "numerics": NUMERICS[run.model.rsplit("_", 1)[0]] + joint,
     }
     # How the trained model is tested, too, decides what is kept of the run, but not its weights.
     robust = parts["run"].pop("robustness")
@@ -112,7 +113,7 @@ class Kept:
 
     @property
     def about(self) -> dict[str, Any]:
-        """parts (see parts_of), history (the learning curve as CSV), commit, torch."""
+        """parts (see parts_of), history (the learning curve as CSV), precision (fp32, bf16), commit, torch."""
         return json.loads(self.predictions.with_suffix(".json").read_text(encoding="utf-8"))
 
 

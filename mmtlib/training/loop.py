@@ -211,7 +211,7 @@ class Trainer:
         return parts
 
     def _validate(self) -> dict[str, float]:
-        for buffer in self.model.buffers() if ranks() > 1 else ():  # each rank has running statistics of its own clips
+        for buffer in self.model.buffers() if ranks() > 1 else ():  # DDP shares them before a step alone
             torch.distributed.broadcast(buffer, 0)
         indices = usable(self.val, self.modality)
         logits, _ = outputs(self.model, self.val, indices, self.modality)

@@ -82,8 +82,9 @@ class Study:
     def in_groups(self, values: pd.DataFrame) -> pd.DataFrame:
         """Rows named by fold and clip as rows by fold, group and clip, which intervals resample; others as they are."""
         if values.index.nlevels > 1:
-            named = self.features.get("groups", {})
-            values.index = pd.MultiIndex.from_tuples((fold, named.get(clip, clip), clip) for fold, clip in values.index)
+            named, (folds, clips) = self.features.get("groups", {}), map(values.index.get_level_values, (0, 1))
+            groups = [named.get(clip, clip) for clip in clips]
+            return values.set_axis(pd.MultiIndex.from_arrays([folds, groups, clips], names=["fold", "group", "clip"]))
         return values
 
     def mean(self, values: pd.DataFrame) -> stats.Interval:

@@ -194,6 +194,16 @@ def test_a_threshold_is_that_of_the_best_f1():
         assert 0 < cut < 1
 
 
+def test_equal_probabilities_are_on_one_side_of_a_threshold():
+    # The best F1 would be that of two of the three equal ones, which no threshold gives.
+    labels = [np.array(found, int) for found in ([0], [0], [], [])]
+    table = pd.DataFrame(
+        {"modality": "audio", "label_index": labels, "logits": list(np.array([[2.0], [2], [2], [-1]]))}
+    )
+    (cut,) = thresholds(table)["audio"]
+    assert cut == pytest.approx((1 / (1 + np.exp(-2)) + 1 / (1 + np.exp(1))) / 2)
+
+
 # From a CSV to batches.
 
 ROWS = [("a.mp4", "dog|rain", "train"), ("b.mp4", "rain", "train"), ("c.mp4", "wind|dog", "train")]
@@ -294,10 +304,13 @@ def test_any_file_gets_a_probability_for_each_class(real):
     assert by_modality["av"][["dog", "rain", "wind"]].tolist() == [False, True, True]
     assert by_modality["audio"].all()
     assert not by_modality["video"].any()
-    assert as_text(cut).count("%  *\n".replace("  ", " ")) + as_text(cut).count("% * ") == 5
+    assert as_text(cut).count("% *") == 5
     assert "* is named" in as_text(cut)
     told = json.loads(as_json(cut))["verdict"]
     assert [row["present"] for row in told] == cut.verdict["present"].tolist()
+    del model.about["thresholds"]["audio"]  # no clip of validation had any
+    silent = predict_file(model, real / "m/a.mp4").verdict
+    assert not silent["present"][silent["modality"] == "audio"].any()
     weighed = occlusion(model, "av", batch.audio, batch.video, 1, blocks=(2, 2), fields=(1, 1), heads=[1, 1, 1])
     assert weighed.log_probability == pytest.approx(want[1].log().item(), abs=1e-4)
 

@@ -149,6 +149,13 @@ def test_a_place_in_the_report_does_not_make_another_run(data):
     assert key_of(fewer) != key_of(parts[0])
 
 
+def test_other_positives_of_several_heads_are_another_run(data):
+    heads = data | {"heads": [["verb", ["a", "b"]], ["noun", ["c", "d"]]]}
+    for objective, known in (({}, data), ({"imc": 0.1}, data), ({}, heads), ({"imc": 0.1}, heads)):
+        parts = parts_of(make_run("mmt_t", objective=objective), make_recipe(), Trial(0), known, {})
+        assert parts["numerics"] == experiment.NUMERICS["mmt"] + (known is heads and objective != {})
+
+
 def test_how_a_model_is_tested_keeps_another_file_but_trains_no_other_weights(data, tmp_path, monkeypatch):
     run = make_run("mmt_t")
     robust, not_so = (

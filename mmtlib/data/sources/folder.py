@@ -24,7 +24,7 @@ def folder(annotations: Path | None, media: list[str], *, val_share: float | int
     """
     clips, dataset = (_from_folders(media), {}) if annotations is None else _from_csv(annotations)
     labels = label_lists(clips.label, dataset)
-    units = clips.clip_id.mask(clips.path.duplicated(keep=False), clips.path)
+    units = clips.clip_id.mask(clips.groupby("path").clip_id.transform("nunique") > 1, clips.path)
     if "split" not in clips:
         clips["split"] = "train"
         clips.loc[_held(units, labels.str[0], TEST_SHARE, "test"), "split"] = "test"
