@@ -52,7 +52,7 @@ def label_scores(logits: Logits, targets: Integer[Tensor | np.ndarray, "clips cl
     pairs = list(zip(targets.T[known], logits.T[known], strict=True))
     precision, area = (np.mean([score(*pair) for pair in pairs]) for score in (average_precision_score, roc_auc_score))
     dprime = 2**0.5 * torch.special.ndtri(torch.tensor(area)).item()
-    return {"map": 100 * precision, "auc": 100 * area, "dprime": dprime}
+    return {"map": float(100 * precision), "auc": float(100 * area), "dprime": dprime}
 
 
 def thresholds(predictions: pd.DataFrame) -> dict[str, list[float]]:

@@ -56,8 +56,9 @@ class Trainer:
         self.run, self.recipe, self.seed = run, recipe, seed
         self.device = choose_device(device)
         self.modality = modality_of(run.model)
-        if run.objective.avc > 0 and self.modality != "av":
-            raise ParamsError(f"{run.model} reads {self.modality} alone, which AVC cannot train; set objective.avc: 0.")
+        if self.modality != "av" and (run.objective.avc > 0 or run.modality_dropout > 0):
+            alone = f"{run.model} reads {self.modality} alone"
+            raise ParamsError(f"{alone}: AVC and modality dropout are not for it; set both to 0.")
         self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
         rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
         self.views = views_of(self.train, rows)
@@ -71,6 +72,8 @@ class Trainer:
             if not len(usable(split, self.modality)):
                 raise ValueError(f"{features}: no {split.split} clip has what {run.model} reads ({self.modality})")
         self.sizes = self.train.sizes
+        if max(self.sizes) == 1 and not self.train.multilabel:
+            raise ValueError(f"{features}: all clips are of one class, so nothing is told apart; add clips of another")
         self.score = "mAP" if self.train.multilabel else "top-1"  # which of validation decides
         self.batch_size = self._divide(recipe.batch_size)
         self.augment = Augmenter(self.train.classes, recipe)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmtlib.cluster import cores
 from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
@@ -72,7 +73,7 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
     """`train_runs` in processes of their own, whose lines are printed here."""
     nproc, file = params.training.nproc, folders.runs / f"{name}-{os.getpid()}.json"
     write_json(file, params.model_dump(mode="json"))  # JSON is YAML, too
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
+    threads = {"OMP_NUM_THREADS": str(max(cores() // nproc, 1))}
     failures = []  # the first is the cause: other processes then miss that one
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command += ["-m", "mmtlib.training", name, "--params", str(file.absolute())]

@@ -4,6 +4,7 @@ Each is finished in its folder below runs/, where the stages then find it. A run
 or with everything, goes on at its last epoch.
 """
 
+import os
 import time
 
 import torch
@@ -46,28 +47,29 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
     started = {start for *_, starts in jobs.values() for start in starts}
     # First what others wait for, then the longest.
     order = sorted(jobs, key=lambda key: (key not in started, -jobs[key][1].epochs))
-    threads = 0  # of a cluster: as its machines have it
     if isinstance(workers, int):
         workers = min(workers or torch.cuda.device_count() or cores(), len(jobs))
-        threads = max(cores() // workers, 1)
     with connect(workers) as client, client.as_current():
         futures = {}
         for key in order:
             name, run, trial, starts = jobs[key]
             waits = [futures[start] for start in starts]
-            task = (params, folders, name, run, trial, threads, waits)
+            task = (params, folders, name, run, trial, workers, waits)
             futures[key] = client.submit(_train, *task, key=f"train-{key}", pure=False)
         for count, future in enumerate(as_completed(futures.values()), start=1):
             minutes = (time.monotonic() - begun) / 60
             print(f"{count}/{len(futures)} runs, {minutes:.1f} min: {future.result()}", flush=True)
 
 
-def _train(params: Params, folders: Folders, name: str, run: Run, trial: Trial, threads: int, waits: list[str]) -> str:
+def _train(
+    params: Params, folders: Folders, name: str, run: Run, trial: Trial, workers: int | str, waits: list[str]
+) -> str:
     """A worker's task: one run from its settings to its predictions; `waits` are the tasks before it."""
     from distributed import get_worker
 
-    if threads:
-        torch.set_num_threads(threads)
+    if isinstance(workers, int):  # on one machine: each has its share of the cores, the processes that decode included
+        os.environ["LOCAL_WORLD_SIZE"] = str(workers)
+        torch.set_num_threads(cores())
     if torch.cuda.is_available() and str(get_worker().name).isdigit():  # of processes of one machine: a GPU each
         torch.cuda.set_device(int(get_worker().name) % torch.cuda.device_count())
     begun = time.monotonic()

@@ -177,6 +177,7 @@ def test_the_bytes_do_not_depend_on_the_workers_and_the_loss_of_one_loses_nothin
 
 
 def test_an_older_folder_is_replaced_whole_and_a_foreign_one_is_left(mixed, tmp_path):
+    (tmp_path / ".out.killed/new").mkdir(parents=True)  # what a killed process leaves
     extract_features(mixed, tmp_path / "out", **SETTINGS)
     (tmp_path / "out" / "stale").touch()
     extract_features(mixed, tmp_path / "out", **{**SETTINGS, "frames": 2})

@@ -351,6 +351,8 @@ def test_training_learns_them(toy, tmp_path):
     assert "val mAP" in lines[-1]
     again = trainer._validate()["val_map"]
     assert again == history["val_map"].max()  # the best epoch's weights are kept
+    resumed = Trainer(run, recipe, seed=0, features=toy.features, runs=tmp_path, init={}, device="cpu")
+    assert resumed.fit(log=lines.append).equals(history)  # from the checkpoint
     trainer.save(tmp_path / "weights.safetensors")
     kept = load_model(tmp_path / "weights.safetensors")[0]
     assert kept.about["thresholds"] == thresholds(predict(kept, trainer.val))

@@ -436,9 +436,12 @@ def test_init_is_a_word_or_a_file():
 
 
 def test_an_encoder_may_come_from_a_run_that_starts_from_a_file_but_not_from_one_of_both():
-    make_params(pretrain_mat=make_run(init="imagenet"), x=make_run("mmt_t", encoders={"audio": "pretrain_mat"}))
+    row = dict(model="mmt_t", init="pretrained")
+    make_params(pretrain_mat=make_run(init="imagenet"), x=make_run(**row, encoders={"audio": "pretrain_mat"}))
     with pytest.raises(ValueError, match="no run of an encoder by itself"):
-        make_params(x=make_run("mmt_t", encoders={"audio": "train_mmt"}))
+        make_params(x=make_run(**row, encoders={"audio": "train_mmt"}))
+    with pytest.raises(ValueError, match="encoders means nothing to init scratch"):
+        make_params(x=make_run(**row | {"init": "scratch"}, encoders={"audio": "pretrain_mat"}))
 
 
 def test_a_file_lies_in_the_repository_and_imagenet_in_its_weights_fetched_once(tmp_path, monkeypatch):

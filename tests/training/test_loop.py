@@ -1,8 +1,10 @@
 """The training loop on a toy set: it learns, resumes after a kill with the same result, never sees the test split."""
 
 import itertools
+import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -518,9 +520,20 @@ def test_parts_of_no_weight_are_left_out():
     assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce", "avc"}
 
 
-def test_avc_for_a_model_of_one_modality_is_refused(features, tmp_path):
-    with pytest.raises(ParamsError, match="mat_t reads audio alone, which AVC cannot train"):
-        make_trainer(features, tmp_path, make_run(model="mat_t", objective={"avc": 0.1}))
+@pytest.mark.parametrize("setting", [{"objective": {"avc": 0.1}}, {"modality_dropout": 0.1}])
+def test_what_needs_both_modalities_is_refused_for_one(features, tmp_path, setting):
+    with pytest.raises(ParamsError, match="mat_t reads audio alone: AVC and modality dropout are not for it"):
+        make_trainer(features, tmp_path, make_run(model="mat_t", **setting))
+
+
+def test_one_class_alone_is_refused(features, tmp_path):
+    one = shutil.copytree(features, tmp_path / "one")
+    index = pd.read_csv(one / "index.csv").assign(label="dog")
+    index.to_csv(one / "index.csv", index=False)
+    about = json.loads((one / "features.json").read_text())
+    (one / "features.json").write_text(json.dumps(about | {"classes": ["dog"]}))
+    with pytest.raises(ValueError, match="all clips are of one class"):
+        make_trainer(one, tmp_path)
 
 
 def test_a_model_of_one_modality_has_imc_and_no_avc():
