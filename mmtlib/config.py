@@ -7,7 +7,7 @@ Every field states its unit and range here; params.yaml carries the values. A se
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, GetPydanticSchema, JsonValue, model_validator
 
@@ -46,8 +46,18 @@ Start = Annotated[
     Literal["scratch", "pretrained", "imagenet", "kinetics", "audioset"] | File,
     _wanted("scratch, pretrained, imagenet, kinetics, audioset or a .safetensors file"),
 ]
-OfFolds = Literal["ucf101", "esc50", "urbansound8k", "grid"]  # sets of folds, which say what is held out
-BY_NAME = ("esc50", "urbansound8k", "grid", "folder")  # sets of which the names of files and folders say enough
+# Source -> the settings that it needs, and those that it may have.
+TAKES = {
+    "freedoom-sounds": (["seed", "clips_per_class"], ["class_list"]),
+    "vggsound": (["annotations", "media"], ["val_share", "follow_links"]),
+    "kinetics-sounds": (["annotations", "media", "class_list"], ["val_share", "follow_links"]),
+    "epic-kitchens-100": (["annotations", "media"], ["val_share", "follow_links"]),
+    "ucf101": (["annotations", "media"], ["class_list", "follow_links"]),
+    "esc50": (["media"], ["annotations", "class_list", "follow_links"]),
+    "urbansound8k": (["media"], ["annotations", "follow_links"]),
+    "grid": (["media"], ["annotations", "follow_links"]),
+    "folder": (["media"], ["annotations", "val_share", "follow_links"]),
+}
 CLASS_LISTS = {
     "kinetics-sounds": ["kinetics-sounds-31", "kinetics-sounds-32"],
     "esc50": ["esc-10"],
@@ -77,9 +87,7 @@ class ClipsPerClass(Section):
 class Download(Section):
     """Stage `download`: the clips and their manifest, generated or from files that are there already."""
 
-    source: Literal["freedoom-sounds", "vggsound", "kinetics-sounds", "epic-kitchens-100", OfFolds, "folder"] = Field(
-        description="name of the data set"
-    )
+    source: Literal[*TAKES] = Field(description="name of the data set")
     seed: Seed | None = Field(default=None, description="of the generated set; the same seed gives the same clips")
     clips_per_class: ClipsPerClass | None = Field(default=None, description="of the generated set")
     annotations: str | None = Field(default=None, description="a real set's official CSV file, or their folder")
@@ -91,30 +99,22 @@ class Download(Section):
 
     @model_validator(mode="after")
     def _settings_of_the_source(self) -> "Download":
-        of_folds = self.source in get_args(OfFolds)
-        needed = {
-            "freedoom-sounds": ["seed", "clips_per_class"],
-            "kinetics-sounds": ["annotations", "media", "class_list"],
-            **{name: ["media"] for name in BY_NAME},
-        }.get(self.source, ["annotations", "media"])
-        own = self.source == "ucf101"  # whose classes may be listed by name
-        lists = CLASS_LISTS.get(self.source, [])
-        more = ["annotations", "follow_links", *([] if of_folds else ["val_share"])]
-        may = [*needed, *(["class_list"] if lists else []), *([] if self.source == "freedoom-sounds" else more)]
-        for name in needed:
-            if getattr(self, name) is None:
+        needed, more = TAKES[self.source]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in needed and value is None:
                 raise ValueError(f"{name} is missing, which {self.source} needs; add it")
-        for name in ("seed", "clips_per_class", "annotations", "media", "class_list", "val_share", "follow_links"):
-            if name not in may and getattr(self, name) != type(self).model_fields[name].default:
+            if name not in ("source", "workers", *needed, *more) and value != field.default:
                 raise ValueError(f"{name} means nothing to {self.source}; remove it")
+        lists, own = CLASS_LISTS.get(self.source, []), self.source == "ucf101"  # whose classes may be listed by name
         if self.class_list not in (None, *lists) and not (own and isinstance(self.class_list, list)):
             wanted = " or ".join([*lists, "a list of its classes"] if own else lists)
             raise ValueError(f"class_list is {json.dumps(self.class_list)} but must be {wanted}; change it")
         return self
 
 
-class Features(Section):
-    """Stage `features`: decode the clips into log-mel spectrograms and frames."""
+class ViewSettings(Section):
+    """What the arrays of the stage `features` depend on; a view is a window of a clip, a row of them."""
 
     sample_rate: int = Field(ge=4000, le=96000, description="Hz, mono")
     mel_bins: int = Field(ge=8, le=512, description="mel bands")
@@ -129,17 +129,22 @@ class Features(Section):
     region: list[float] | None = Field(
         default=None, min_length=4, max_length=4, description="left, top, right, bottom, as shares; null = all"
     )
-    cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
-    workers: Workers
 
     @model_validator(mode="after")
-    def _overlap(self) -> "Features":
+    def _overlap(self) -> "ViewSettings":
         if self.hop_ms > self.window_ms:
             raise ValueError(f"hop_ms {self.hop_ms} leaves gaps between windows of {self.window_ms} ms; lower hop_ms")
         left, top, right, bottom = self.region or (0, 0, 1, 1)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"region {self.region} must be [left, top, right, bottom] from 0 to 1; correct it")
         return self
+
+
+class Features(ViewSettings):
+    """Stage `features`: decode the clips into log-mel spectrograms and frames."""
+
+    cache: bool = Field(default=True, description="keep the arrays; false = decode again for every batch")
+    workers: Workers
 
 
 class SpecAugment(Section):

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from mmtlib.evaluation.scores import probabilities
 from mmtlib.files import Number
 from mmtlib.models import AVModel, from_pretrained
 from mmtlib.models.hub import WeightsError
+from mmtlib.sections import check
 
 _WORDS = {"audio": "audio", "video": "video", "av": "audio-visual"}  # figures.style.READS, which imports matplotlib
 _TOGETHER = 16  # windows of a long file that are decoded and read at a time
@@ -67,8 +67,8 @@ def predict_file(
     model, file = ready(model), Path(file)
     kind, stats = model.reads, model.about["stats"]
     heads = stats.get("heads") or {"label": stats["classes"]}
-    settings = replace(Settings(**stats["settings"]), clips=1)  # the windows are those below
-    settings = settings if seconds is None else replace(settings, seconds=seconds)
+    given = stats["settings"] | {"clips": 1} | ({} if seconds is None else {"seconds": seconds})
+    settings = check(Settings, given, f"features of {model.about['name']}")  # the windows are those below
     facts = look(str(file))
     if facts.status != "ok":
         raise PredictionError(_in_other_words(facts.reason))
@@ -76,7 +76,7 @@ def predict_file(
     rows, answers = [], {modality: [] for modality in (_WORDS if kind == "av" else [kind])}
     for group in _groups(spans):
         task = Task(file, group[0][0], group[-1][1], all_views=True)
-        made = decode(replace(settings, clips=len(group)), task, kind)
+        made = decode(settings.model_copy(update={"clips": len(group)}), task, kind)
         if made.status != "used":
             raise PredictionError(_in_other_words(made.reason))
         for (start, end), by_modality in zip(group, _answers(model, stats, heads, made, len(group)), strict=True):

@@ -28,6 +28,7 @@ from mmtlib.cluster import ahead, connect, spread
 from mmtlib.data.decode import DTYPES, Settings, clip_tasks, decode
 from mmtlib.data.manifest import label_lists, media_root
 from mmtlib.files import digest
+from mmtlib.sections import check
 
 Device = torch.device | str
 MODALITIES = ("audio", "video", "av")
@@ -80,7 +81,7 @@ class FeatureDataset:
             index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
             self._media: Path | None = None  # where there are no arrays
             if "manifest" in self.stats:
-                self._settings = Settings(**self.stats["settings"])
+                self._settings = check(Settings, self.stats["settings"], "settings")
                 self._media = media_root(self.root / self.stats["manifest"])
             else:
                 self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in DTYPES}

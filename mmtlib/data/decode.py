@@ -5,10 +5,7 @@ and again for each batch: this is the code that both run, so both give the same 
 """
 
 import functools
-import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,39 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mmtlib.config import ViewSettings
 from mmtlib.data.container import MediaError, locate
 from mmtlib.data.media import read_views
-from mmtlib.data.spectrogram import FeatureError, LogMel
+from mmtlib.data.spectrogram import LogMel
 
 DTYPES = {"log_mel": np.float16, "frames": np.uint8}  # of the arrays
 _log_mel = functools.cache(LogMel)  # made once in each process
 _SILENCE = 0.5 / 2**15  # half a step of 16-bit audio: a window that stays below it is digital silence
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the arrays depend on."""
-
-    sample_rate: int  # Hz
-    mel_bins: int
-    window_ms: float | int
-    hop_ms: float | int
-    frames: int  # RGB, in a view
-    size: int  # pixels, height and width
-    seconds: float | int  # of a view
-    clips: int = 1  # windows of a test clip
-    crops: int = 1  # of each of its windows, 1 or 3
-    snr: float | int | None = None  # dB, of a clip's audio over white noise that is added to it; None: none is
-    region: Sequence[float | int] | None = None  # of the picture that is read, as media.read_views takes it; None: all
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            if name not in ("snr", "region") and (not value > 0 or not math.isfinite(value)):
-                raise FeatureError(f"features.{name} is {value}; give a number above 0.")
-        if self.crops not in (1, 3):
-            raise FeatureError(f"features.crops is {self.crops}; give 1 (the centre) or 3.")
-        if self.log_mel().num_frames(self.samples) < 1:
-            raise FeatureError(f"features.seconds: {self.seconds} s is shorter than window_ms; raise it.")
+class Settings(ViewSettings):
+    """What the arrays depend on, and what follows from it."""
 
     @property
     def samples(self) -> int:

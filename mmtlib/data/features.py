@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,9 +21,11 @@ import pandas as pd
 from numpy.lib.format import write_array_header_1_0
 
 from mmtlib.cluster import run_all
-from mmtlib.data.decode import DTYPES, Decoded, FeatureError, Settings, Task, View, clip_tasks, decode
+from mmtlib.data.decode import DTYPES, Decoded, Settings, Task, View, clip_tasks, decode
 from mmtlib.data.manifest import SHORT_S, SPLITS, label_lists, media_root, read_manifest
+from mmtlib.data.spectrogram import FeatureError
 from mmtlib.files import naming
+from mmtlib.sections import check
 
 _ABOUT = ("source", "notes", "pairs", "ceilings")  # no part of the fingerprint, which is of what was read
 _SAMPLE = 512  # train clips behind the statistics where no arrays are kept
@@ -57,7 +58,9 @@ def extract_features(
     decodes again what it is asked for. The statistics are then those of up to 512 train clips, spread evenly.
     Raises ManifestError, FeatureError where nothing can be made, and ClusterError.
     """
-    checked = Settings(**settings)
+    checked = check(Settings, settings, "features")
+    if not checked.shapes["log_mel"][0]:
+        raise FeatureError(f"features.seconds: {checked.seconds} s is shorter than window_ms; raise it.")
     manifest_path, out = Path(manifest_path), Path(out)
     manifest = read_manifest(manifest_path)
     dataset, root = _dataset(manifest_path, manifest), media_root(manifest_path)
@@ -90,7 +93,7 @@ def extract_features(
         described = {
             **dataset,
             # Defaults are left out, since an older folder did not have them: the same fingerprint.
-            "settings": {k: v for k, v in asdict(checked).items() if v != getattr(Settings, k, None)},
+            "settings": checked.model_dump(exclude_defaults=True),
             "log_mel": {"shape": [len(used), *checked.shapes["log_mel"]]} | log_mel,
             "frames": {"shape": [len(used), *checked.shapes["frames"]]} | frames,
             "coverage": coverage,

@@ -17,14 +17,12 @@ Logits = Float[Tensor | np.ndarray, "clips logits"]
 Labels = Int[Tensor | np.ndarray, " clips"]
 
 
-def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int] | None = None) -> Bool[Tensor, "clips heads"]:
-    """Whether the label is among the k largest logits of each head.
+def hits(logits: Logits, labels: Labels, k: int, sizes: Sequence[int]) -> Bool[Tensor, "clips heads"]:
+    """Whether the label is among the k largest logits of each head, which have so many classes.
 
-    `sizes` is not needed for one head; a label of several counts through all combinations, the last head fastest.
+    A label of several heads counts through all combinations, the last head fastest.
     """
-    logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
-    sizes = [logits.shape[1]] if sizes is None else list(sizes)
-    found = []
+    logits, labels, sizes, found = torch.as_tensor(logits), torch.as_tensor(labels), list(sizes), []
     for part, label in zip(logits.split(sizes, 1), torch.unravel_index(labels, sizes), strict=True):
         found.append((part.topk(min(k, part.shape[1]), dim=1).indices == label[:, None]).any(1))
     return torch.stack(found, dim=1)

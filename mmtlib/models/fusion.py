@@ -98,11 +98,11 @@ def audio_shares(audio: Tensor | None, video: Tensor | None, has_audio: Flags, h
 class StreamHeads(nn.Module):
     """One classifier per modality, logits averaged over the modalities that a clip has (MBT's rule)."""
 
-    def __init__(self, audio_dim: int, video_dim: int, num_classes: int, dropout: float):
+    def __init__(self, dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = Dropout(dropout)
-        self.audio_norm, self.video_norm = nn.LayerNorm(audio_dim, eps=1e-6), nn.LayerNorm(video_dim, eps=1e-6)
-        self.audio_head, self.video_head = nn.Linear(audio_dim, num_classes), nn.Linear(video_dim, num_classes)
+        self.audio_norm, self.video_norm = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.audio_head, self.video_head = nn.Linear(dim, num_classes), nn.Linear(dim, num_classes)
 
     def forward(self, audio: Tensor | None, video: Tensor | None, audio_share: Share) -> tuple[Tensor | None, ...]:
         """Pooled features (B, D) of each stream -> logits, audio logits, video logits, each (B, K)."""

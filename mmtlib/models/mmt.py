@@ -65,7 +65,7 @@ class TwoStreams(AVModel):
             self.fusion = BottleneckFusion(dim, num_heads, num_layers=fusion_layers, num_bottleneck=num_bottleneck)
         elif fusion == "concat":
             self.fusion = ConcatFusion(dim, num_heads, num_layers=fusion_layers)
-        self.heads = StreamHeads(dim, dim, num_classes, dropout)
+        self.heads = StreamHeads(dim, num_classes, dropout)
         self.audio_embed = ProjectionHead(audio_encoder.dim, embedding_dim)
         self.video_embed = ProjectionHead(video_encoder.dim, embedding_dim)
 

@@ -157,12 +157,11 @@ def why_not(folder: Path, parts: Parts) -> str:
 def made_with() -> dict[str, str]:
     """The commit of the code and the version of torch, for the record; neither is part of a key."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+    def git(*words: str) -> str:  # of this checkout, not of one around it
+        command = ["git", "-C", str(ROOT), "--git-dir=.git", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
-            raise OSError("another checkout")
         changed = git("status", "--porcelain", "--", "mmtlib", "study", "freedoom_sounds", "dvc.yaml")
         commit = git("rev-parse", "HEAD").strip() + ", with uncommitted changes" * bool(changed)
     except (OSError, subprocess.SubprocessError):

@@ -4,7 +4,7 @@ import pytest
 from freedoom_sounds.files import write_clip
 from mmtlib.data.decode import Settings, Task, decode
 
-SETTINGS = Settings(16000, 32, 25, 10, frames=4, size=16, seconds=1.0)
+SETTINGS = Settings(sample_rate=16000, mel_bins=32, window_ms=25, hop_ms=10, frames=4, size=16, seconds=1.0)
 
 
 @pytest.mark.parametrize(("level", "silent"), [(0, True), (1000, False)])

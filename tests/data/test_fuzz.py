@@ -56,7 +56,7 @@ def damaged(data: bytes, seed: int) -> bytes:
 
 def read(path: Path, start: float | None, end: float | None) -> list[tuple[str, str]]:
     """Status and reason, as download and as features tell them."""
-    settings = Settings(16000, 16, 25, 10, frames=4, size=16, seconds=1.0)
+    settings = Settings(sample_rate=16000, mel_bins=16, window_ms=25, hop_ms=10, frames=4, size=16, seconds=1.0)
     verdict, made = look(str(path)), decode(settings, Task(path, start, end, False))
     return [(verdict.status, verdict.reason), (made.status, made.reason)]
 

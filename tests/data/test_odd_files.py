@@ -39,7 +39,8 @@ def test_any_failure_of_a_decoder_is_one_broken_clip(make_clip, monkeypatch, err
     path = make_clip("a.mp4")
     monkeypatch.setattr(media, "_decode_shown", fail)
     monkeypatch.setattr("mmtlib.data.probe.describe", fail)
-    made = decode(Settings(16000, 16, 25, 10, frames=2, size=16, seconds=1.0), Task(path, None, None, False))
+    settings = Settings(sample_rate=16000, mel_bins=16, window_ms=25, hop_ms=10, frames=2, size=16, seconds=1.0)
+    made = decode(settings, Task(path, None, None, False))
     for status, reason in ((made.status, made.reason), look(str(path))[:2]):
         assert status == "broken"
         assert type(error).__name__ in reason

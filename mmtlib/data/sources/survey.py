@@ -72,7 +72,7 @@ def survey(
     """
     if source not in SOURCES:
         raise SourceError(f"download.source: no real data set is called {source!r}; use {', '.join(SOURCES)}.")
-    if annotations is None and source not in config.BY_NAME:
+    if annotations is None and "annotations" in config.TAKES[source][0]:
         raise SourceError(f"download.annotations: {source} needs them; give its official CSV file or their folder.")
     root = config.workspace(media)
     if not root.is_dir():
