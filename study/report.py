@@ -136,7 +136,9 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.Dat
     chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
     found = {
         "claims": figures.claims(of_runs(tables["claims"])),
-        "headline": figures.headline(head[~head["withheld"]], _test_ceilings(tables["ceilings"]), chance),
+        "headline": figures.headline(
+            head[~head["withheld"]], study.features.get("ceilings", {}).get("test", {}), chance
+        ),
         "learning_curves": figures.learning_curves(curves),
         "per_class": figures.per_class(per_class),
         "ablations": figures.ablations(tables["ablations"]),
@@ -155,8 +157,8 @@ def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict
         clips = study.on_test(result)  # of all seeds
         matrix = confusion_matrix(clips["label"], clips["guess"], labels=range(len(classes)))
         matrices[f"{result.label}, {READS[name]}"] = matrix.astype(float)
-    maps = {f"{r.label}, {READS[r.modality]}": scores.tsne_points(r, classes) for r in mapped}
-    clips = analysis.certainties(study).values()
+    maps = {f"{r.label}, {READS[r.modality]}": scores.tsne_points(study, r) for r in mapped}
+    clips = [study.on_test(result) for result in study.headliners]
     bins, surest = [*map(analysis.reliability, clips)], [*map(analysis.selective, clips)]
     return {
         "confusion": figures.confusion(matrices, classes),
@@ -182,6 +184,8 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     chance = retrieval.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
+    shown = StringIO()
+    YAML().dump(study.params.model_dump(mode="json", exclude_unset=True), shown)
     mat = resolved(audio.model, audio.overrides) if (audio := study.params.pretrain_mat) else {}
     text = templates.get_template("report.md.j2").render(
         study=study,
@@ -189,11 +193,9 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         tables=tables,
         asked=of_runs(tables["claims"]),
         reads={result.label: READS[result.modality] for result in study.reported},
-        heads=list(study.features["heads"]),
         about=about(study.params.study),
         pooling=[POOLED[name] for name in dict.fromkeys(mat.get("pooling", []))],
         started=[r.label for r in study.headliners if r.trained.init == "pretrained"],
-        tops=_test_ceilings(tables["ceilings"]),
         best=tables["headline"].groupby("modality")["top1"].max(),
         at_an_edge=[name for name, part in search if {*part["lr"].agg(["min", "max"])} & {*part["lr"][part["best"]]}],
         worst=None if worst.empty else worst.iloc[0],
@@ -202,7 +204,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         unfinished=curves[last & curves["kept"]]["run"].unique(),
         few=[result.name for result in study.reported if len(result.predictions) < 3],
         changed=[r.name for r in study.reported if plain(r.trained) != plain(study.params.runs[r.name])],
-        parameters=params_yaml(study.params).strip(),
+        parameters=shown.getvalue().strip(),
         versions=pd.DataFrame(about_versions().items(), columns=["what", "version"]),
         retrieval=pd.concat([retrieval, chance]),
     )
@@ -231,19 +233,8 @@ def _aligned(text: str) -> str:
     return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True) + "\n"
 
 
-def _test_ceilings(table: pd.DataFrame) -> dict[str, float]:
-    return table[table["split"] == "test"].set_index("modality")["ceiling"].to_dict()
-
-
 def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.4g}"  # a learning rate is small
-
-
-def params_yaml(params: Params) -> str:
-    """The parameters as YAML, without those that params.yaml left out."""
-    stream = StringIO()
-    YAML().dump(params.model_dump(mode="json", exclude_unset=True), stream)
-    return stream.getvalue()
 
 
 def about_versions() -> dict[str, str]:

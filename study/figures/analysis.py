@@ -34,7 +34,7 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
             dashes = "-" if row.ours else DASHES[number % len(DASHES)]
             style = {"color": shade(modality, row.ours), "linestyle": dashes, "linewidth": 1.6}
             enough = bins[row.Index].query("n >= 5 and n >= 0.01 * n.sum()")
-            sure, hit, n = enough[["confidence", "right", "n"]].to_numpy().T
+            sure, hit, n = enough[["confidence", "first", "n"]].to_numpy().T
             above.plot(100 * sure, 100 * hit, **style)
             above.scatter(100 * sure, 100 * hit, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3)
             below.plot(surest[row.Index], **style)
@@ -59,22 +59,22 @@ def robustness(table: pd.DataFrame) -> Figure:
             axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
             axes.set_xlabel(UNITS[levels["unit"].iloc[0]])
         axes.set(title=title, ylim=(0, 104))
-    return _finished(figure, panels, table)
+    return _finished(figure, panels)
 
 
 @rc_context(STYLE)
 def data_efficiency(table: pd.DataFrame) -> Figure:
     """Test top-1 against the share of the training clips, a panel for sound and one for both."""
-    shown = [modality for modality in COLOURS if modality in set(table["modality"])] or ["av"]
+    shown = [modality for modality in COLOURS if modality in set(table["modality"])]
     figure, panels = row_of_panels(len(shown), 3.8)
     for axes, modality in zip(panels, shown, strict=True):
-        for marker, (model, part) in zip("os", table[table["modality"] == modality].groupby("model"), strict=False):
-            _line(axes, 100 * part["share"], part, model, marker)
+        for place, (model, part) in enumerate(table[table["modality"] == modality].groupby("model")):
+            _line(axes, 100 * part["share"], part, model, "os^Dvx"[place % 6])
             axes.set_xscale("log")
             axes.set_xticks(100 * part["share"], [f"{100 * share:g} %" for share in part["share"]], minor=False)
             axes.set_xticks([], minor=True)
         axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104))
-    return _finished(figure, panels, table)
+    return _finished(figure, panels)
 
 
 def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str, marker: str) -> None:
@@ -87,10 +87,7 @@ def _line(axes: Axes, x: np.ndarray | pd.Series, part: pd.DataFrame, model: str,
     axes.errorbar(x, part["top1"], spread, label=model, marker=marker, capsize=3, **style)
 
 
-def _finished(figure: Figure, panels: np.ndarray, table: pd.DataFrame) -> Figure:
-    if table.empty:  # say so
-        panels[0].text(0.02, 0.5, "no run of these parameters is for this", transform=panels[0].transAxes)
-        return figure
+def _finished(figure: Figure, panels: np.ndarray) -> Figure:
     panels[0].set_ylabel("test top-1 (%)")
     lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6)

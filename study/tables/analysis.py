@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.stats import verdict
 from study.tables.clips import Study
-from study.tables.scores import by_fold, class_numbers
+from study.tables.scores import by_fold
 
 BINS = 15
 """Bins of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)."""
@@ -26,6 +26,7 @@ BINS = 15
 NEAREST = (1, 5, 10)
 """Of how many nearest clips one must be right, in retrieval."""
 
+Vectors = Float[np.ndarray, "clips dim"]
 RECALLS, CHANCES = ([f"{name}_{k}" for k in NEAREST] for name in ("recall", "chance"))
 
 
@@ -35,30 +36,24 @@ def _over_seeds(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def reliability(clips: pd.DataFrame) -> pd.DataFrame:
-    """Mean confidence, share of `right` and n of the clips in each of the bins that is not empty."""
+    """Mean confidence, share of `first` and n of the clips in each of the bins that is not empty."""
     number = np.minimum((clips["confidence"] * BINS).astype(int), BINS - 1)
     bins = clips.groupby(number)
-    return bins[["confidence", "right"]].mean().assign(n=bins.size())
+    return bins[["confidence", "first"]].mean().assign(n=bins.size())
 
 
 def calibration_error(clips: pd.DataFrame) -> float:
     """The expected calibration error, percent: |share right - confidence|, averaged over the clips by their bin."""
     bins = reliability(clips)
-    return 100 * float(np.average((bins["right"] - bins["confidence"]).abs(), weights=bins["n"]))
+    return 100 * float(np.average((bins["first"] - bins["confidence"]).abs(), weights=bins["n"]))
 
 
 def selective(clips: pd.DataFrame) -> pd.Series:
     """Accuracy over the clips that the model is surest of, by their share, both percent; mean over the seeds."""
     ranked = [part.sort_values("confidence", ascending=False, kind="stable") for _, part in clips.groupby("seed")]
     shares = range(10, 101, 10)
-    kept = {share: [part["right"].iloc[: ceil(share * len(part) / 100)].mean() for part in ranked] for share in shares}
+    kept = {share: [part["first"].iloc[: ceil(share * len(part) / 100)].mean() for part in ranked] for share in shares}
     return 100 * pd.DataFrame(kept).mean()
-
-
-def certainties(study: Study) -> dict[str, pd.DataFrame]:
-    """The test clips of ours and the baselines, by run; `right` is of the first head, as `confidence` is."""
-    tables = {result.name: study.on_test(result) for result in study.headliners}
-    return {name: table.assign(right=table["label"] == table["guess"]) for name, table in tables.items()}
 
 
 def calibration_table(study: Study) -> pd.DataFrame:
@@ -67,20 +62,17 @@ def calibration_table(study: Study) -> pd.DataFrame:
     Means over the seeds, with standard deviations in columns like `ece_std`.
     """
     rows = []
-    for result, clips in zip(study.headliners, certainties(study).values(), strict=True):
+    for result in study.headliners:
+        clips = study.on_test(result)
         seeds = clips.groupby("seed")
-        measures = (100 * seeds[["right", "confidence"]].mean()).rename(columns={"right": "top1"})
+        measures = (100 * seeds[["first", "confidence"]].mean()).rename(columns={"first": "top1"})
         measures["ece"] = [calibration_error(part) for _, part in seeds]
         measures = measures.join(seeds[["nll", "brier"]].mean())
         rows.append(result.about | {"n": clips["clip"].nunique()} | _over_seeds(measures))
     return pd.DataFrame(rows)
 
 
-def recalls(
-    queries: Float[np.ndarray, "clips dim"],
-    candidates: Float[np.ndarray, "clips dim"],
-    names: Int[np.ndarray, " clips"],
-) -> list[float]:
+def recalls(queries: Vectors, candidates: Vectors, names: Int[np.ndarray, " clips"]) -> list[float]:
     """Percent of queries with a candidate of their name among the 1, 5, 10 nearest by cosine (unit norm in).
 
     One of another name that is just as near counts as nearer.
@@ -109,11 +101,11 @@ def retrieval_table(study: Study) -> pd.DataFrame:
     rows = []
     for result in (r for r in study.reported if r.modality == "av"):
         found = []
-        for table, audio, video in zip(*(result.on_test(name) for name in ("av", "audio", "video")), strict=True):
-            table = table[table["clip_id"].isin(audio["clip_id"]) & table["clip_id"].isin(video["clip_id"])]
+        for table, audio, video in zip(*(study.by_seed(result, m) for m in ("av", "audio", "video")), strict=True):
+            table = table[table["clip"].isin(audio["clip"]) & table["clip"].isin(video["clip"])]
             vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
             heard, seen = map(normalize, np.split(vectors, 2, axis=1))
-            labels, folds = class_numbers(table), table.reset_index().groupby("fold", dropna=False).indices.values()
+            labels, folds = table["label"].to_numpy(), table.groupby("fold", dropna=False).indices.values()
             for query, pair in (("audio", (heard, seen)), ("video", (seen, heard))):
                 for wanted, names in (("own clip", np.arange(len(table))), ("class", labels)):
                     parts = [recalls(*(side[own] for side in pair), names[own]) + chance(names[own]) for own in folds]
@@ -134,18 +126,21 @@ def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
     Of unit-norm embeddings. The silhouette is by cosine distance, -1 to 1; 0 where no class has two clips. Of a set
     of folds each is taken by itself: means over them, and clips named by fold and id.
     """
-    if len(folds := by_fold(table)) > 1:
-        measures, clips = zip(*map(separation, folds), strict=True)
-        numbers = [part["fold"].iloc[0] for part in folds]
-        return pd.DataFrame(measures).mean().to_dict(), pd.concat(dict(zip(numbers, clips, strict=True)))
-    labels = class_numbers(table)
+    found = {part["fold"].iloc[0]: _of_one_model(part) for part in by_fold(table)}
+    measures, clips = zip(*found.values(), strict=True)
+    named = pd.concat(dict(zip(found, clips, strict=True))) if table["fold"].notna().all() else clips[0]
+    return pd.DataFrame(measures).mean().to_dict(), named
+
+
+def _of_one_model(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
+    labels = table["label"].to_numpy()
     vectors, classes = normalize(np.stack(table["embedding"].tolist()).astype(np.float64)), len(np.unique(labels))
     with threadpool_limits(1):  # the order of a parallel sum would show in the clusters
         found = KMeans(classes, n_init=10, random_state=0).fit_predict(vectors)
         defined = 1 < classes < len(labels)
         clips = silhouette_samples(vectors, labels, metric="cosine") if defined else np.zeros(len(labels))
     measures = {"nmi": normalized_mutual_info_score(labels, found), "ari": adjusted_rand_score(labels, found)}
-    return measures | {"silhouette": clips.mean()}, pd.Series(clips, index=table["clip_id"].to_numpy())
+    return measures | {"silhouette": clips.mean()}, pd.Series(clips, index=table["clip"].to_numpy())
 
 
 def clustering_table(study: Study) -> pd.DataFrame:
@@ -155,17 +150,16 @@ def clustering_table(study: Study) -> pd.DataFrame:
     and its bootstrap interval, `verdict` on the claim that the default separates better. With other
     losses it is not: the embeddings of both come from projection heads, which the contrastive losses alone train.
     """
-    rows, silhouettes = [], {}
+    rows, silhouettes, compared = [], {}, ("default", "difference", "low", "high", "verdict")
     for result in study.headliners:
-        measures, clips = zip(*map(separation, result.on_test()), strict=True)
+        measures, clips = zip(*map(separation, study.by_seed(result)), strict=True)
         silhouettes[result.name] = study.in_groups(pd.concat(dict(zip(result.predictions, clips, strict=True)), axis=1))
         row = result.about | {"n": len(silhouettes[result.name])} | _over_seeds(pd.DataFrame(measures))
+        row |= dict.fromkeys(compared)  # of most there is no such comparison
         default = study.defaults[result.modality]
         if result is not default and result.objective == default.objective:
             difference, low, high = study.difference(silhouettes[result.name], silhouettes[default.name])
             row |= {"default": default.label, "difference": difference, "low": low, "high": high}
             row["verdict"] = verdict(-high, -low)
         rows.append(row)
-    columns = ["default", "difference", "low", "high", "verdict"]
-    table = pd.DataFrame(rows)
-    return table.reindex(columns=[*(name for name in table if name not in columns), *columns])
+    return pd.DataFrame(rows)

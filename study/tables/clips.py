@@ -15,7 +15,7 @@ from mmtlib.config import Params
 from mmtlib.evaluation import stats
 from mmtlib.evaluation.scores import head_sizes, hits, label_scores, targets_of
 from mmtlib.folders import Folders
-from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features
+from study.tables.results import GROUPS, STAGES, ReportError, Result, load_results, read_features, stage_of
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,22 @@ class Study:
         return dict(list(clean.groupby(["run", "modality"])))
 
     def on_test(self, result: Result, modality: str | None = None) -> pd.DataFrame:
-        """The rows of a run's test clips, not corrupted, as read in one modality (all that the model reads)."""
+        """The rows of a run's test clips, not corrupted, as read in one modality (all that the model reads).
+
+        Raises ReportError where a seed has none.
+        """
         modality = modality or result.modality
         found = self._tests.get((result.name, modality))
         if found is None or found["seed"].nunique() < len(result.predictions):
-            result.on_test(modality)  # says what is missing
+            raise ReportError(
+                f"the predictions of {result.name} hold no test clip for modality {modality}; "
+                f"run stage {stage_of(result.name, result.group)} again."
+            )
         return found
+
+    def by_seed(self, result: Result, modality: str | None = None) -> list[pd.DataFrame]:
+        """The same, a table for each seed."""
+        return [part for _, part in self.on_test(result, modality).groupby("seed", sort=False)]
 
     def rights(self, result: Result, modality: str | None = None) -> pd.DataFrame:
         """100 where a test clip is recognised and 0 where not: a row for each clip, a column for each seed.
@@ -108,16 +118,13 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
     """A row for each run, seed, fold, split, condition, modality and clip.
 
     `condition` is how the clip was corrupted ("": not at all), `modality` what was read of it. `label` and `guess` are
-    classes of the first head, by number. `right`: the guess of every head; `top5`: so with the five best guesses. With
+    classes of the first head, by number. `first`: whether that guess is right; `right`: those of all heads; `top5`: so
+    with the five best guesses. `label_index`, `logits` and `embedding` are those of the predictions. With
     several heads, columns like `verb_top1` say the same of each. `confidence` is the top probability of the first head,
     `nll` (nats) the negative logarithm of that of the truth, `brier` the squared distance between the probabilities
     and the truth, summed over the classes: 0 to 2. Of several labels a clip there is `right` alone, by map_parts.
     """
-    parts = [
-        _scored(predictions).assign(run=result.name, seed=seed)
-        for result in results
-        for seed, predictions in result.predictions.items()
-    ]
+    parts = [_scored(table).assign(run=r.name, seed=seed) for r in results for seed, table in r.predictions.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -125,6 +132,7 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     split = predictions["split"].str.partition(": ")
     columns = {"fold": predictions["fold"], "split": split[0], "condition": split[2]}
     columns |= {"modality": predictions["modality"], "clip": predictions["clip_id"]}
+    columns |= {name: predictions[name] for name in ("label_index", "logits", "embedding")}
     if (targets := targets_of(predictions)) is not None:
         logits, table = np.stack(predictions["logits"].tolist()), pd.DataFrame(columns)
         places = [*table.groupby(["split", "condition", "modality"]).indices.values()]
@@ -141,6 +149,7 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     columns |= {
         "label": label,
         "guess": guess,
+        "first": label == guess,
         "right": top1.all(axis=1),
         "top5": top5.all(axis=1),
         "confidence": chances.max(axis=1),

@@ -60,20 +60,6 @@ class Result:
         about = {"model": self.label, "modality": self.modality, "objective": self.objective}
         return about | {"ours": self.group is None}
 
-    def on_test(self, modality: str | None = None) -> list[pd.DataFrame]:
-        """Predictions of the test clips as read in one modality (all that the model reads), a table for each seed.
-
-        Raises ReportError where there is none.
-        """
-        modality = modality or self.modality
-        tables = [t[(t["split"] == "test") & (t["modality"] == modality)] for t in self.predictions.values()]
-        if any(table.empty for table in tables):
-            raise ReportError(
-                f"the predictions of {self.name} hold no test clip for modality {modality}; "
-                f"run stage {stage_of(self.name, self.group)} again."
-            )
-        return tables
-
 
 def stage_of(name: str, group: str | None) -> str:
     """What to run for a run, in words."""

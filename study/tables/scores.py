@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
-from mmtlib.evaluation.scores import head_sizes, targets_of
+from mmtlib.evaluation.scores import targets_of
 from mmtlib.evaluation.stats import verdict
 from mmtlib.training.experiment import encoder_runs
 from study.tables.clips import Study, scores_table
@@ -97,13 +96,13 @@ def per_class_table(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(study.features["classes"], name="class"))
     for modality, result in study.defaults.items():
         if study.features["multilabel"]:
-            seeds = [(targets_of(found), np.stack(found["logits"].tolist())) for found in result.on_test()]
+            seeds = [(targets_of(found), np.stack(found["logits"].tolist())) for found in study.by_seed(result)]
             precision = [average_precision_score(*pair, average=None) for pair in seeds]
             table["n"], means = seeds[0][0].sum(0), 100 * np.mean(precision, axis=0)
             table[modality] = np.where(table["n"] > 0, means, np.nan)
             continue
         clips = study.on_test(result)  # of all seeds
-        clips = clips.assign(right=100.0 * (clips["label"] == clips["guess"]), name=table.index[clips["label"]])
+        clips = clips.assign(right=100.0 * clips["first"], name=table.index[clips["label"]])
         by_class = clips.groupby("name")
         table["n"], table[modality] = by_class["clip"].nunique(), by_class["right"].mean()
     return table.fillna({"n": 0}).astype({"n": int}).reset_index()
@@ -118,11 +117,11 @@ def pairs_table(study: Study) -> pd.DataFrame:
     for result in study.reported if study.features.get("pairs") else ():
         told = {}
         for pair in study.features["pairs"]:
-            seeds = {}
-            for seed, table in zip(result.predictions, result.on_test(), strict=True):
-                table = table[table["label"].isin(pair)].set_index("clip_id")
-                first, second = np.stack(table["logits"].tolist())[:, [names.index(name) for name in pair]].T
-                seeds[seed] = 100.0 * ((first > second) == (table["label"] == pair[0]))
+            seeds, numbers = {}, [names.index(name) for name in pair]
+            for seed, table in zip(result.predictions, study.by_seed(result), strict=True):
+                table = table[table["label"].isin(numbers)].set_index("clip")
+                first, second = np.stack(table["logits"].tolist())[:, numbers].T
+                seeds[seed] = 100.0 * ((first > second) == (table["label"] == numbers[0]))
             told[" / ".join(pair)] = pd.DataFrame(seeds)
         for pair, values in (told | {"all": pd.concat(told.values())}).items():
             rows.append((pair, result.name, *result.about.values(), len(values), *study.mean(values)))
@@ -145,10 +144,8 @@ def curves_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     spent = {r.name: 3e-3 * mmacs[r.label] for r in study.reported}  # GMACs on a clip in an epoch
     for result in (r for r in study.reported if r.group in (None, "baseline")):
         about = {"run": result.label, "modality": result.modality, "ours": result.group is None}
-        before = sum(
-            spent[name] * run.epochs
-            for name, run in encoder_runs(study.params.runs[result.name], study.params).values()
-        )
+        encoders = encoder_runs(study.params.runs[result.name], study.params).values()
+        before = sum(spent[name] * run.epochs for name, run in encoders)
         for (seed, fold), curve in result.curves.items():
             kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
             part = curve[["epoch", "ce", "val_top1"]]
@@ -157,23 +154,18 @@ def curves_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def class_numbers(predictions: pd.DataFrame) -> Int[np.ndarray, " clips"]:
-    """The class, of the first head, of each clip of a table of predictions."""
-    labels = predictions["label_index"].to_numpy()
-    return np.unravel_index(labels, list(head_sizes(predictions).values()))[0]
-
-
 def by_fold(predictions: pd.DataFrame) -> list[pd.DataFrame]:
     """Predictions of one seed, apart for each model that made them: embeddings of two of them do not compare."""
     return [part for _, part in predictions.groupby("fold", dropna=False)]
 
 
-def tsne_points(result: Result, classes: list[str], limit: int = 1000) -> pd.DataFrame:
+def tsne_points(study: Study, result: Result, limit: int = 1000) -> pd.DataFrame:
     """x, y, label of at most `limit` test clips: t-SNE of the embeddings of the first seed and fold."""
-    table = by_fold(result.on_test()[0])[0].sort_values("clip_id")
+    table = by_fold(study.by_seed(result)[0])[0].sort_values("clip")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
     vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
     method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
     with threadpool_limits(1):  # the order of a parallel sum would show in the picture
         places = method.fit_transform(vectors)
-    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": np.asarray(classes)[class_numbers(table)]})
+    labels = np.asarray(study.features["classes"])[table["label"].to_numpy()]
+    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": labels})

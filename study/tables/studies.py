@@ -28,7 +28,10 @@ def robustness_table(study: Study) -> pd.DataFrame:
     # The conditions' names are part of what kept runs are known by; readers get the field's words.
     words = table["corruption"].replace({"sound": "audio", "picture": "video"}, regex=True)
     table["corruption"] = words.where(table["condition"] != "", table["modality"].map(WITHHELD))
-    table["model"] = table["row"].map({name: r.label for name, r in tested.items()})
+    names = {name: r.label for name, r in tested.items()}
+    twice = {label for label in names.values() if list(names.values()).count(label) > 1}
+    names = {name: f"{label} {tested[name].objective}" if label in twice else label for name, label in names.items()}
+    table["model"] = table["row"].map(names)
     table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})
     clean = table[table["corruption"] == "none"].set_index("row")["top1"]
     table["loss"] = clean.reindex(table["row"]).to_numpy() - table["top1"]

@@ -29,9 +29,9 @@ def test_headliners_are_ours_and_the_baselines_sound_first(study):
     assert names == ["mat_t", "ast_t", "mvitv2_t", "mmt_t", "mbt_t"]
 
 
-def test_certainties_agree_with_scikit_learn(study):
+def test_confidences_agree_with_scikit_learn(study):
     result = study.results[0]
-    found = analysis.certainties(study)[result.name]
+    found = study.on_test(result)
     assert found["seed"].value_counts().to_dict() == {0: 40, 1: 40}
     table = result.predictions[0].query("split == 'test'")
     logits, labels = np.stack(table["logits"]).astype(np.float64), table["label_index"].to_numpy()
@@ -40,22 +40,22 @@ def test_certainties_agree_with_scikit_learn(study):
     assert first["nll"].mean() == pytest.approx(log_loss(labels, chances))
     assert first["brier"].to_numpy() == pytest.approx(((chances - np.eye(4)[labels]) ** 2).sum(1))
     assert first["confidence"].to_numpy() == pytest.approx(chances.max(1))
-    assert first["right"].sum() == 24
+    assert first["first"].sum() == 24
 
 
-CLIPS = pd.DataFrame({"seed": 0, "confidence": [0.91, 0.92, 0.65, 0.61, 1.0], "right": [True, False, True, True, True]})
+CLIPS = pd.DataFrame({"seed": 0, "confidence": [0.91, 0.92, 0.65, 0.61, 1.0], "first": [True, False, True, True, True]})
 
 
 def test_the_calibration_error_is_counted_by_hand():
     bins = analysis.reliability(CLIPS)  # 0.91 and 0.92 share a bin, 0.61 and 0.65 too; 1 is in the last
     assert bins["n"].tolist() == [2, 2, 1]
-    assert bins["right"].tolist() == [1.0, 0.5, 1.0]
+    assert bins["first"].tolist() == [1.0, 0.5, 1.0]
     wanted = 100 * (2 * abs(1 - 0.63) + 2 * abs(0.5 - 0.915) + 0) / 5
     assert analysis.calibration_error(CLIPS) == pytest.approx(wanted)
 
 
 def test_selective_accuracy_is_over_the_surest_clips_of_each_seed():
-    both = pd.concat([CLIPS, CLIPS.assign(seed=1, right=True)])
+    both = pd.concat([CLIPS, CLIPS.assign(seed=1, first=True)])
     found = analysis.selective(both)
     assert found.index.tolist() == list(range(10, 101, 10))
     assert found[20] == 100  # the surest clip
@@ -107,12 +107,15 @@ def test_retrieval_reads_all_models_of_both_in_both_directions(study):
 def test_separation_knows_tight_classes_and_copes_with_few_clips():
     labels = np.repeat([0, 1], 10)
     vectors = np.eye(2)[labels] + np.random.default_rng(0).normal(0, 0.01, (20, 2))
-    columns = {"label_index": labels, "embedding": list(vectors), "logits": list(np.zeros((20, 2)))}
-    table = pd.DataFrame(columns | {"fold": None, "clip_id": [f"c{i}" for i in range(20)]})
+    columns = {"label": labels, "embedding": list(vectors), "fold": None, "clip": [f"c{i}" for i in range(20)]}
+    table = pd.DataFrame(columns)
     measures, clips = analysis.separation(table)
     assert measures["nmi"] == measures["ari"] == pytest.approx(1)
     assert clips.mean() == measures["silhouette"] > 0.99
     assert analysis.separation(table.iloc[[0, 10]])[0]["silhouette"] == 0  # no class has two clips
+    one, two = (analysis.separation(table.assign(fold=fold))[1] for fold in ([1.0] * 20, [1.0, 2.0] * 10))
+    assert one.index.tolist() == [(1.0, clip) for clip in table["clip"]]  # of one fold, too, as comparisons need it
+    assert sorted(two.index) == sorted(zip([1.0, 2.0] * 10, table["clip"], strict=True))
 
 
 def test_clustering_compares_rows_of_the_same_losses_only(study):
@@ -126,7 +129,7 @@ def test_clustering_compares_rows_of_the_same_losses_only(study):
 
 def test_the_calibration_figure_shows_each_model_in_the_colour_of_what_it_reads(study):
     table = analysis.calibration_table(study)
-    clips = list(analysis.certainties(study).values())
+    clips = [study.on_test(result) for result in study.headliners]
     bins, surest = map(analysis.reliability, clips), map(analysis.selective, clips)
     figure = calibration(table, list(bins), list(surest))
     assert [len(axes.lines) for axes in figure.axes] == [3, 2, 3, 2, 1, 2]  # above with the diagonal
@@ -139,7 +142,7 @@ def test_the_calibration_figure_tells_peers_apart_and_leaves_out_bins_of_few_cli
     table = pd.DataFrame(
         {"model": ["mat_t", "ast_t", "vit_audio_t"], "modality": "audio", "ours": [True, False, False]}
     )
-    bins = pd.DataFrame({"confidence": [0.1, 0.5, 0.9], "right": [1.0, 0.5, 0.9], "n": [4, 30, 60]})
+    bins = pd.DataFrame({"confidence": [0.1, 0.5, 0.9], "first": [1.0, 0.5, 0.9], "n": [4, 30, 60]})
     axes = calibration(table, 3 * [bins], 3 * [pd.Series({50: 90.0, 100: 60.0})]).axes[0]
     assert len({line.get_linestyle() for line in axes.lines[1:]}) == 3
     assert [line.get_xdata().tolist() for line in axes.lines[1:]] == 3 * [[50.0, 90.0]]

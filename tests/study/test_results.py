@@ -141,7 +141,14 @@ def test_each_clip_has_its_row_and_is_scored_once(study):
 
 def test_with_several_heads_each_is_scored_and_right_means_all():
     logits = np.array([[5.0, 0, 0, 5, 0], [5, 0, 0, 0, 5], [0, 0, 5, 0, 5]])  # heads of 3 and 2 classes
-    columns = {"clip_id": ["a", "b", "c"], "split": "test", "fold": None, "modality": "av", "label_index": [0, 0, 5]}
+    columns = {
+        "clip_id": ["a", "b", "c"],
+        "split": "test",
+        "fold": None,
+        "modality": "av",
+        "label_index": [0, 0, 5],
+        "embedding": None,
+    }
     predictions = pd.DataFrame(columns | {"logits": list(logits), "heads": json.dumps({"verb": 3, "noun": 2})})
     run = Run(model="mmt_t", epochs=1, lr=0.1)
     clips = clips_table([Result("train_mmt", None, "mmt_t", run, {0: predictions}, {})])
@@ -185,10 +192,10 @@ def test_curves_mark_the_best_epoch_on_validation(study):
 
 def test_tsne_repeats_and_copes_with_few_clips(study):
     result = by_name(study)["train_mmt"]
-    points = tsne_points(result, CLASSES, limit=20)
+    points = tsne_points(study, result, limit=20)
     assert len(points) == 20
-    pd.testing.assert_frame_equal(points, tsne_points(result, CLASSES, limit=20))
-    assert len(tsne_points(result, CLASSES, limit=2)) == 2
+    pd.testing.assert_frame_equal(points, tsne_points(study, result, limit=20))
+    assert len(tsne_points(study, result, limit=2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -240,8 +247,9 @@ def test_pairs_are_told_by_their_own_two_logits(study):
     counted = {}
     for first, second in ((0, 1), (2, 3)):
         own = []
-        for predictions in run.on_test():
-            for label, logits in zip(predictions["label"], predictions["logits"], strict=True):
+        for predictions in run.predictions.values():
+            test = predictions[(predictions["split"] == "test") & (predictions["modality"] == "av")]
+            for label, logits in zip(test["label"], test["logits"], strict=True):
                 if label in (names[first], names[second]):
                     own.append((logits[first] > logits[second]) == (label == names[first]))
         counted[f"{names[first]} / {names[second]}"] = own
