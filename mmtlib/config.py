@@ -129,6 +129,7 @@ class ViewSettings(Section):
     region: list[float] | None = Field(
         default=None, min_length=4, max_length=4, description="left, top, right, bottom, as shares; null = all"
     )
+    motion: bool = Field(default=False, description="take their mean from the frames of a clip: what moves is left")
 
     @model_validator(mode="after")
     def _overlap(self) -> "ViewSettings":

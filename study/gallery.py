@@ -220,4 +220,5 @@ def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, te
 def _as_stored(video: Float[Tensor, "*B 3 T H W"], dataset: FeatureDataset) -> UInt8[np.ndarray, "*B T H W 3"]:
     """Normalised frames as pixels."""
     mean, std = (torch.tensor(dataset.stats["frames"][name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    mean = mean + 0.5 * dataset.stats["settings"].get("motion", False)  # what does not move is grey
     return ((video * std + mean) * 255).clamp(0, 255).to(torch.uint8).movedim(-4, -1).numpy()

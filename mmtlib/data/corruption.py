@@ -37,10 +37,10 @@ def picture_noise(batch: Batch, snr: float | int, draws: torch.Generator, stats:
     return batch._replace(video=video + video.std((1, 2, 3, 4), keepdim=True) * 10 ** (-snr / 20) * noise)
 
 
-def frozen(batch: Batch, *_: Any) -> Batch:
-    """The frame in the middle, throughout."""
-    middle = batch.video.shape[2] // 2
-    return batch._replace(video=batch.video[:, :, middle : middle + 1].expand_as(batch.video))
+def frozen(batch: Batch, level: float, draws: torch.Generator, stats: dict[str, Any]) -> Batch:
+    """The frame in the middle, throughout; of the motion alone nothing is left."""
+    middle, moves = batch.video.shape[2] // 2, stats["settings"].get("motion", False)
+    return batch._replace(video=batch.video[:, :, middle : middle + 1].expand_as(batch.video) * (not moves))
 
 
 def late_sound(batch: Batch, seconds: float | int, draws: torch.Generator, stats: dict[str, Any]) -> Batch:

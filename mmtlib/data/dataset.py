@@ -203,7 +203,10 @@ class FeatureDataset:
 def normalised(
     log_mel: Tensor | None, frames: Tensor | None, ends: Tensor, stats: dict, device: Device
 ) -> tuple[Float[Tensor, "B 1 time mel"] | None, Float[Tensor, "B 3 T H W"] | None]:
-    """Values as they are stored -> audio and video as models take them; from `ends`, of short audio, the train mean."""
+    """Values as they are stored -> audio and video as models take them; from `ends`, of short audio, the train mean.
+
+    With the setting `motion` each clip's mean frame is taken from its frames, in the place of the train mean (ours).
+    """
     audio = video = None
     if log_mel is not None:
         audio = log_mel.to(device)[:, None].float().sub_(stats["log_mel"]["mean"]).div_(stats["log_mel"]["std"])
@@ -213,7 +216,8 @@ def normalised(
         stored = frames.to(device).permute(0, 4, 1, 2, 3)
         video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
         mean, std = (255 * torch.tensor(stats["frames"][name], device=device) for name in ("mean", "std"))
-        video.sub_(mean.view(3, 1, 1, 1)).div_(std.view(3, 1, 1, 1))
+        mean = video.mean(2, keepdim=True) if stats.get("settings", {}).get("motion") else mean.view(3, 1, 1, 1)
+        video.sub_(mean).div_(std.view(3, 1, 1, 1))
     return audio, video
 
 

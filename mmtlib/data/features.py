@@ -82,6 +82,8 @@ def extract_features(
             made = run_all(functools.partial(decode, checked), tasks, workers, what="clips decoded for the statistics")
             views = (clip.views[view] for view, clip in zip(used.view.iloc[train], made, strict=True))
         folds = index.get("fold", pd.Series(0, index.index)).iloc[train]
+        if checked.motion:
+            views = (view if (f := view.frames) is None else View(view.log_mel, f - f.mean(0)) for view in views)
         sums = _sums_by_fold(views, used.audio_frames.iloc[train], folds)
         log_mel, frames = _normalisation(sums.values())
         if cache:

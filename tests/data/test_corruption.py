@@ -61,6 +61,8 @@ def test_a_frozen_picture_is_its_middle_frame(batch, test_split):
     changed = corrupt(batch, "picture frozen", 0, test_split.stats)
     for frame in changed.video.unbind(2):
         assert torch.equal(frame, batch.video[:, :, 2])
+    moving = test_split.stats | {"settings": test_split.stats["settings"] | {"motion": True}}
+    assert not corrupt(batch, "picture frozen", 0, moving).video.any()  # what does not move is not seen
 
 
 @pytest.mark.parametrize("seconds", [shift for shift in SHIFTS if shift < SETTINGS["seconds"]])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmtlib.cluster import connect
+from mmtlib.data.dataset import FeatureDataset
 from mmtlib.data.features import extract_features
 from mmtlib.data.manifest import ManifestError
 from mmtlib.data.media import read_clip
@@ -139,6 +140,22 @@ def test_statistics_come_from_the_train_clips_that_have_the_modality(mixed, tmp_
     assert described["log_mel"]["std"] == pytest.approx(sound.std(), rel=1e-9)
     np.testing.assert_allclose(described["frames"]["mean"], picture.mean(axis=(0, 1, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(described["frames"]["std"], picture.std(axis=(0, 1, 2, 3)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_of_the_motion_a_clip_has_what_differs_from_its_mean_frame(mixed, tmp_path, cache):
+    out = tmp_path / "data/out"
+    extract_features(mixed, out, **SETTINGS | {"motion": True, "cache": cache})
+    extract_features(mixed, tmp_path / "whole", **SETTINGS)
+    frames = np.load(tmp_path / "whole/frames.npy")[[0, 1, 3]].astype(np.float64)
+    moves = frames - frames.mean(axis=1, keepdims=True)
+    about = json.loads((out / "features.json").read_text())["frames"]
+    np.testing.assert_allclose(about["mean"], 0, atol=1e-9)
+    np.testing.assert_allclose(255 * np.array(about["std"]), moves.std(axis=(0, 1, 2, 3)), rtol=1e-6)
+    train = FeatureDataset(out, "train")
+    video = train.batch(torch.tensor(range(len(train)))).video.movedim(1, -1).numpy()
+    np.testing.assert_allclose(video[train.has_video], moves / (255 * np.array(about["std"])), atol=1e-3)
+    assert not video[~train.has_video.numpy()].any()
 
 
 def test_result_depends_on_content_and_settings(mixed, tmp_path, make_clip):

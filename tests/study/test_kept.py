@@ -76,7 +76,7 @@ def test_a_kept_run_is_of_the_run_and_the_data_that_the_profile_asks_for():
     for name, (seed, _), parts in planned(PARAMS, DATA):
         about = kept_at(KEPT, parts).about["parts"]
         assert (about["seed"], run_of(about).model) == (seed, PARAMS.runs[name].model)
-    read = PARAMS.features.model_dump(exclude={"cache", "workers", "clips", "crops", "snr", "region"})
+    read = PARAMS.features.model_dump(exclude={"cache", "workers", "clips", "crops", "snr", "region", "motion"})
     assert DATA["settings"] == read
     assert DATA["source"] == {
         "version": VERSION,
