@@ -88,7 +88,8 @@ def write_index(root: Path = ROOT) -> None:
     rows, costs = measured(reports), efficiency_claims(read_efficiency(root))
     unequal = {name: claim.unequal for name, claim in claims().items() if claim.unequal}
     operations = rows[rows["id"].isin(unequal) & (rows["n_seeds"] > 0) & (rows["study"] != POOLED)]
-    equal = operations["study"][operations["claim"] != operations["id"].map(unequal)].unique()
+    like = operations["claim"] != operations["id"].map(unequal)
+    equal = [study for study, pairs in like.groupby(operations["study"]) if pairs.all()]
     given = {"studies": studies, "table": ledger(reports), "costs": costs, "equal": equal}
     write_text(reports / "README.md", templates.get_template("index.md.j2").render(given))
     write_bytes(reports / "studies.png", png(over_studies(rows)))
