@@ -99,7 +99,7 @@ def spread(client: Client, function: Callable[[T], R], items: Sequence[T], chunk
     from distributed.client import FutureCancelledError
 
     parts = (items[first : first + chunk] for first in range(0, len(items), chunk))
-    asked = ((part, client.submit(_each, function, part, pure=False)) for part in parts)
+    asked = ((part, client.submit(lambda items: [function(x) for x in items], part, pure=False)) for part in parts)
     for part, future in ahead(asked, lambda: _AHEAD * sum(client.nthreads().values())):
         try:
             results = future.result()
@@ -122,7 +122,3 @@ def ahead(asked: Iterable[T], most: Callable[[], int]) -> Iterator[T]:
         if len(waiting) > most():
             yield waiting.popleft()
     yield from waiting
-
-
-def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    return [function(item) for item in items]

@@ -253,9 +253,7 @@ class Params(Section):
                 problem = f"{where}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
                 raise ValueError(f"{problem}; raise the one or lower the other")
             if run.encoders and run.init != "pretrained":
-                raise ValueError(
-                    f"{where}.encoders means nothing to init {run.init}; remove it, or set init: pretrained"
-                )
+                raise ValueError(f"{where}.encoders means nothing to init {run.init}; remove it, or change init")
             for part, source in run.encoders.items():
                 if source not in self.runs or self.runs[source].init == "pretrained":
                     problem = f"{where}.encoders.{part} is {source}, no run of an encoder by itself"

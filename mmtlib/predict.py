@@ -61,7 +61,7 @@ def predict_file(
     training were, its crops averaged. A model of both modalities is asked with the audio alone, with the video alone
     and with both, as in `evaluation.predict`: the same clip gets the same probabilities. The file's are the means over
     the windows that have what is asked for. A modality that a window lacks (digital silence is no sound) is withheld
-    there, and `notes` says so. Raises WeightsError, FeatureError (a window that gives no spectrogram) and
+    there, and `notes` says so. Raises WeightsError, ParamsError (`seconds` that give no spectrogram) and
     PredictionError: a file that cannot be read or has nothing of what the model reads.
     """
     model, file = ready(model), Path(file)

@@ -55,7 +55,7 @@ def _sentence(problem: dict[str, Any], model: type[Section]) -> str:
         return f"{field} is not a known field; {hint}, or remove it"
     if kind == "missing":
         return f"{field} is missing; add it (params.yaml shows every field)"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
     if kind == "value_error":
         return f"{field}: {message}" if field else message
     wanted = _WANTED.get(kind) or message.removeprefix("Input should be ")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import model_validator
 
 from mmtlib.config import ViewSettings
 from mmtlib.data.container import MediaError, locate
@@ -25,6 +26,12 @@ _SILENCE = 0.5 / 2**15  # half a step of 16-bit audio: a window that stays below
 
 class Settings(ViewSettings):
     """What the arrays depend on, and what follows from it."""
+
+    @model_validator(mode="after")
+    def _gives_a_spectrogram(self) -> "Settings":
+        if not self.shapes["log_mel"][0]:
+            raise ValueError(f"seconds {self.seconds} is shorter than window_ms {self.window_ms}; raise it")
+        return self
 
     @property
     def samples(self) -> int:

@@ -59,8 +59,6 @@ def extract_features(
     Raises ManifestError, FeatureError where nothing can be made, and ClusterError.
     """
     checked = check(Settings, settings, "features")
-    if not checked.shapes["log_mel"][0]:
-        raise FeatureError(f"features.seconds: {checked.seconds} s is shorter than window_ms; raise it.")
     manifest_path, out = Path(manifest_path), Path(out)
     manifest = read_manifest(manifest_path)
     dataset, root = _dataset(manifest_path, manifest), media_root(manifest_path)

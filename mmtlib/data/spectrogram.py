@@ -32,7 +32,7 @@ class LogMel(nn.Module):
         self.hop = round(sample_rate * hop_ms / 1000)
         if self.window < 2 or self.hop < 1 or mel_bins < 1:
             given = f"window_ms {window_ms}, hop_ms {hop_ms} and mel_bins {mel_bins}"
-            raise FeatureError(f"features: {given} give no spectrogram at {sample_rate} Hz; raise what is too small.")
+            raise FeatureError(f"{given} give no spectrogram at {sample_rate} Hz; raise what is too small.")
         high = sample_rate / 2
         n_fft = 1 << (self.window - 1).bit_length()
         with warnings.catch_warnings():
@@ -40,7 +40,7 @@ class LogMel(nn.Module):
             while (melscale_fbanks(n_fft // 2 + 1, LOW_HZ, high, mel_bins, sample_rate).amax(dim=0) == 0).any():
                 n_fft *= 2
                 if n_fft > 32 * self.window:
-                    raise FeatureError(f"features.mel_bins: {mel_bins} are too many for {window_ms} ms; use fewer.")
+                    raise FeatureError(f"mel_bins {mel_bins} are too many for {window_ms} ms; use fewer.")
         self.mel = MelSpectrogram(
             sample_rate, n_fft, self.window, self.hop, LOW_HZ, high, n_mels=mel_bins, center=False
         )

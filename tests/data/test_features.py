@@ -34,8 +34,8 @@ FLOOR = math.log(1e-6)
     ("change", "words"),
     [
         ({"hop_ms": 0.01}, "hop_ms"),
-        ({"mel_bins": 500, "window_ms": 1, "hop_ms": 1}, "features.mel_bins"),
-        ({"seconds": 0.01}, "features.seconds"),
+        ({"mel_bins": 500, "window_ms": 1, "hop_ms": 1}, "features: mel_bins 500 are too many for 1.0 ms; use fewer.$"),
+        ({"seconds": 0.01}, "features: seconds 0.01 is shorter than window_ms"),
         ({"frames": 0}, "features: frames is 0 but must be greater than"),
         ({"crops": 2}, "features: crops is 2 but must be 1 or 3"),
     ],
