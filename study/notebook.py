@@ -110,6 +110,6 @@ def to_show(name: str, trained: list[Trained], params: Params, root: Path = ROOT
         history = pd.read_csv(StringIO(run.about["history"]))
         weights = Folders(root, full.study).weights(name, *trial)
         tested = scores(read_predictions(run.predictions))
-        found.append(Trained(name, trial, weights, run.predictions, history, tested))
+        found.append(Trained(trial, weights, run.predictions, history, tested))
     print(f"of the study {full.study}, whose predictions are kept: {len(found)} seeds")
     return found

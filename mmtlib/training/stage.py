@@ -35,7 +35,6 @@ from mmtlib.training.loop import Trainer, choose_device
 class Trained:
     """What a run leaves: its files, its learning curve, and its scores on validation and test."""
 
-    name: str
     trial: Trial
     weights: Path
     predictions: Path
@@ -99,7 +98,7 @@ def _trained(name: str, folders: Folders, trial: Trial) -> Trained:
     """A run as its files tell it."""
     weights, predictions = folders.weights(name, *trial), folders.predictions(name, *trial)
     history = pd.read_csv(weights.with_suffix(".csv"))
-    return Trained(name, trial, weights, predictions, history, scores(read_predictions(predictions)))
+    return Trained(trial, weights, predictions, history, scores(read_predictions(predictions)))
 
 
 def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> None:
