@@ -118,7 +118,7 @@ def _replacing(out: Path) -> Iterator[Path]:
     if out.exists() and any(out.iterdir()) and not (out / "features.json").exists():
         raise FeatureError(f"{out} holds other files than features; choose another folder for the features.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*"):  # by a process that was killed
+    for left in out.parent.glob(f".{out.name}.*/"):  # by a process that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")

@@ -195,6 +195,7 @@ def test_the_bytes_do_not_depend_on_the_workers_and_the_loss_of_one_loses_nothin
 
 def test_an_older_folder_is_replaced_whole_and_a_foreign_one_is_left(mixed, tmp_path):
     (tmp_path / ".out.killed/new").mkdir(parents=True)  # what a killed process leaves
+    (tmp_path / ".out.txt").touch()  # of somebody else
     extract_features(mixed, tmp_path / "out", **SETTINGS)
     (tmp_path / "out" / "stale").touch()
     extract_features(mixed, tmp_path / "out", **{**SETTINGS, "frames": 2})
@@ -205,7 +206,7 @@ def test_an_older_folder_is_replaced_whole_and_a_foreign_one_is_left(mixed, tmp_
     with pytest.raises(FeatureError, match="holds other files"):
         extract_features(mixed, tmp_path / "mine", **SETTINGS)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".out.txt"]
 
 
 def test_a_full_disk_is_met_before_any_work_and_leaves_no_folder(mixed, tmp_path, monkeypatch):
