@@ -41,14 +41,16 @@ def cores() -> int:
 def connect(workers: int | str) -> Iterator[Client]:
     """A client of `workers` new processes with a thread each (0: one for each core), or of the scheduler they name.
 
-    The processes end with this one, even where it is killed. Raises ClusterError for an address at which there is no
-    scheduler, or none with a worker.
+    The processes end with this one, even where it is killed. Raises ClusterError for a number below 0, and for an
+    address at which there is no scheduler or none with a worker.
     """
     import dask.config  # slow to import, as are the next
     from distributed import Client, LocalCluster
     from distributed.comm.addressing import get_address_host_port
 
     if isinstance(workers, int):
+        if workers < 0:
+            raise ClusterError(f"workers is {workers}; give a count, 0 for one a core, or a scheduler's address.")
         multiprocessing.Lock()  # fails without /dev/shm, as Dask does, but Dask tells of it in pages
         # A worker may decode in processes of its own; memory is the system's to watch.
         # Dask has workers give freed memory back at once (MALLOC_TRIM_THRESHOLD_), which doubles the time of training.

@@ -81,6 +81,8 @@ def test_workers_that_cannot_be_had_are_named(monkeypatch):
     for workers in ("tcp://127.0.0.1:1", "nonsense"):
         with pytest.raises(ClusterError, match=f"workers is {workers}, where no Dask scheduler answers; start one"):
             list(run_all(pid_of, range(40), workers, what="numbers"))
+    with pytest.raises(ClusterError, match="workers is -1; give a count"):
+        list(run_all(pid_of, range(40), -1, what="numbers"))
     options = {"port": 0, "dashboard_address": ":0"}
     with (
         SpecCluster({}, {"cls": Scheduler, "options": options}) as empty,

@@ -56,7 +56,7 @@ def extract_features(
 
     Without `cache` every clip is decoded once to see what it holds, but no arrays are kept: FeatureDataset
     decodes again what it is asked for. The statistics are then those of up to 512 train clips, spread evenly.
-    Raises ManifestError, FeatureError where nothing can be made, and ClusterError.
+    Raises ParamsError, ManifestError, FeatureError where nothing can be made, and ClusterError.
     """
     checked = check(Settings, settings, "features")
     manifest_path, out = Path(manifest_path), Path(out)
@@ -118,8 +118,6 @@ def _replacing(out: Path) -> Iterator[Path]:
     if out.exists() and any(out.iterdir()) and not (out / "features.json").exists():
         raise FeatureError(f"{out} holds other files than features; choose another folder for the features.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*/"):  # by a process that was killed
-        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
