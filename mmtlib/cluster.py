@@ -31,7 +31,7 @@ class ClusterError(RuntimeError):
 
 
 def cores() -> int:
-    """Cores for this process, one of those that torchrun started on this machine or the only one."""
+    """Cores for this process; of several that share this machine (LOCAL_WORLD_SIZE, as torchrun sets it) its part."""
     from dask.system import cpu_count  # knows its affinity and a container's quota; slow to import
 
     return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -138,6 +138,8 @@ class ViewSettings(Section):
         left, top, right, bottom = self.region or (0, 0, 1, 1)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"region {self.region} must be [left, top, right, bottom] from 0 to 1; correct it")
+        if self.motion and self.frames == 1:
+            raise ValueError("motion true leaves nothing of frames 1; raise frames or set motion: false")
         return self
 
 

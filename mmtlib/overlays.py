@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,10 +79,6 @@ def _read(path: str | Path, root: Path) -> Any:
         raise ParamsError(f"{path}: cannot be read ({error}); it must be a UTF-8 text file.") from error
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        problem = error.problem.split(" with value")[0].removeprefix("found duplicate key ")
-        raise ParamsError(f"{path}: key {problem} is given twice (line {line}); keep one of them.") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

@@ -93,7 +93,8 @@ def predict_file(
     named = model.about.get("thresholds", {}).items()
     cuts = {(name, label): cut for name, own in named for label, cut in zip(stats["classes"], own, strict=True)}
     for table in (verdict, windows) if cuts else ():
-        table["present"] = [row.probability >= cuts.get((row.modality, row.label), 1) for row in table.itertuples()]
+        own = [cuts.get(pair, np.inf) for pair in zip(table["modality"], table["label"], strict=True)]
+        table["present"] = table["probability"] >= own
     return Prediction(file, facts.duration, notes, verdict, windows)
 
 

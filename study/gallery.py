@@ -87,7 +87,7 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
 
 
 def feature_sheet(dataset: FeatureDataset, positions: Sequence[int]) -> Picture:
-    """What a model is given of some clips: the stored frames and log-mels, before normalisation."""
+    """What a model is given of some clips: frames and log-mels as they are stored; of `motion`, around grey."""
     labels, batch = dataset.index["label"], dataset.batch(list(positions))
     rows = [(labels[place], batch, at) for at, place in enumerate(positions)]
     return _batch_sheet(rows, dataset, f"{len(rows)} clips as they are stored")

@@ -116,7 +116,7 @@ def build_report(folders: Folders, params: Params) -> Report:
         "ablations": scores.ablations_table(study, costs),
         "per_class": scores.per_class_table(study),
         "coverage": pd.DataFrame([{"split": name} | counts for name, counts in study.features["coverage"].items()]),
-        "ceilings": scores.ceilings_table(study.features),
+        "ceilings": scores.ceilings_table(study),
         "costs": costs,
         "pairs": scores.pairs_table(study),
         **analyses,
@@ -136,9 +136,7 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.Dat
     chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
     found = {
         "claims": figures.claims(of_runs(tables["claims"])),
-        "headline": figures.headline(
-            head[~head["withheld"]], study.features.get("ceilings", {}).get("test", {}), chance
-        ),
+        "headline": figures.headline(head[~head["withheld"]], study.ceilings.get("test", {}), chance),
         "learning_curves": figures.learning_curves(curves),
         "per_class": figures.per_class(per_class),
         "ablations": figures.ablations(tables["ablations"]),

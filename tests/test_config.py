@@ -90,7 +90,7 @@ def test_yaml_1_2_numbers_and_defaults_of_a_row(tmp_path):
 def test_a_key_given_twice_is_refused(failure):
     message = failure("  batch_size: 16 ", "  batch_size: 8\n  batch_size: 16 ")
     line = 1 + WHOLE[: WHOLE.index("  batch_size")].count("\n") + 1
-    assert f'key "batch_size" is given twice (line {line})' in message
+    assert f'at line {line} (found duplicate key "batch_size" with value "16" (original value: "8")); mend' in message
 
 
 def test_what_is_no_yaml_or_no_mapping_is_refused(failure):

@@ -73,6 +73,11 @@ def test_a_section_cannot_be_changed_after_the_check():
         params.training.batch_size = 3
 
 
+def test_of_one_frame_nothing_moves():
+    with pytest.raises(ParamsError, match=r"features: motion true leaves nothing of frames 1; raise frames"):
+        load(changes={"features.motion": True, "features.frames": 1})
+
+
 def test_check_serves_one_section_too():
     values = {"source": "freedoom-sounds", "seed": 7, "workers": 0}
     with pytest.raises(ParamsError, match=r"^01_download: clips_per_class is missing"):

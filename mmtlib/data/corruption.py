@@ -34,6 +34,7 @@ def picture_noise(batch: Batch, snr: float | int, draws: torch.Generator, stats:
     """White noise in the picture; a clip's signal is the variance of its (normalised) values."""
     video = batch.video
     noise = torch.randn(video.shape, generator=draws).to(video)
+    noise -= noise.mean(2, keepdim=True) * stats["settings"].get("motion", False)  # as of the picture itself
     return batch._replace(video=video + video.std((1, 2, 3, 4), keepdim=True) * 10 ** (-snr / 20) * noise)
 
 

@@ -80,8 +80,8 @@ class FeatureDataset:
             text = dict.fromkeys(("clip_id", "path", "label", "split", "group", *self.heads), str)
             index = pd.read_csv(self.root / "index.csv", dtype=text, keep_default_na=False, na_values=[""])
             self._media: Path | None = None  # where there are no arrays
+            self._settings = check(Settings, self.stats["settings"], "settings")
             if "manifest" in self.stats:
-                self._settings = check(Settings, self.stats["settings"], "settings")
                 self._media = media_root(self.root / self.stats["manifest"])
             else:
                 self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in DTYPES}
@@ -91,7 +91,8 @@ class FeatureDataset:
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{self.root} is damaged ({error}); run: dvc repro --force features.") from error
+            problem = str(error).removesuffix(".")
+            raise DatasetError(f"{self.root} is damaged ({problem}); run: dvc repro --force features.") from error
         # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
         if fold is not None:
@@ -216,7 +217,7 @@ def normalised(
         stored = frames.to(device).permute(0, 4, 1, 2, 3)
         video = torch.empty(stored.shape, dtype=torch.float32, device=device).copy_(stored)
         mean, std = (255 * torch.tensor(stats["frames"][name], device=device) for name in ("mean", "std"))
-        mean = video.mean(2, keepdim=True) if stats.get("settings", {}).get("motion") else mean.view(3, 1, 1, 1)
+        mean = video.mean(2, keepdim=True) if stats["settings"].get("motion") else mean.view(3, 1, 1, 1)
         video.sub_(mean).div_(std.view(3, 1, 1, 1))
     return audio, video
 

@@ -12,7 +12,7 @@ from mmtlib.models.mat import MAT, mat_encoder
 from mmtlib.models.mmt import MMT, MMT_SIZES
 from mmtlib.models.multiscale import MultiscaleClassifier
 from mmtlib.models.mvit import MVIT, mvit_encoder
-from mmtlib.models.resnet import RESNET, build_resnet
+from mmtlib.models.resnet import RESNET, FrameStream, ResNetAV, ResNetStream
 
 Size = Sequence[int] | None  # of an input: (time, mel) or (T, H, W)
 MODALITY = dict.fromkeys(MAT | AST, "audio") | dict.fromkeys(MVIT, "video") | dict.fromkeys(MMT_SIZES | MBT_SIZES, "av")
@@ -54,7 +54,7 @@ def build_model(
     reads, given = modality_of(name), {"audio": audio_size, "video": video_size}
     sizes = {part: {"size": tuple(size)} for part, size in given.items() if size is not None}
     given = {f"{part}_size": list(size["size"]) for part, size in sizes.items()}
-    settings = overrides | sizes.get(reads, {})
+    settings = overrides | ({} if name in RESNET else sizes.get(reads, {}))
     dropout = settings.pop("dropout", 0.0)
     try:
         if name in MAT:
@@ -66,8 +66,11 @@ def build_model(
         elif name in VIT:
             encoder = ViTStream({"audio": 1, "video": 3}[reads], **VIT[name] | settings)
             model = StreamClassifier(reads, encoder, num_classes, dropout, nn.LayerNorm(encoder.dim, eps=1e-6))
+        elif name == "resnet18_av":
+            model = ResNetAV(num_classes, **RESNET[name] | overrides)
         elif name in RESNET:
-            model = build_resnet(name, num_classes, **overrides)
+            encoder = ResNetStream(1, **settings) if reads == "audio" else FrameStream(**RESNET[name] | settings)
+            model = StreamClassifier(reads, encoder, num_classes, dropout)
         elif name in MMT_SIZES:
             own = {part: overrides.get(part, {}) | sizes.get(part, {}) for part in ("audio", "video")}
             audio = mat_encoder(**MAT[MMT_SIZES[name]["audio"]] | own["audio"])

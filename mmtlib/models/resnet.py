@@ -10,7 +10,6 @@ from importlib import import_module
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmtlib.models.base import AVModel, StreamClassifier
 from mmtlib.models.mmt import TwoStreams
 from mmtlib.models.ops import Grid
 
@@ -71,13 +70,3 @@ class ResNetAV(TwoStreams):
         audio, video = ResNetStream(1), FrameStream(frames)
         super().__init__(audio, video, num_classes, dim=ResNetStream.dim, fusion="late", **options)
         self.heads.audio_norm, self.heads.video_norm = nn.Identity(), nn.Identity()  # ResNet has none before its head
-
-
-def build_resnet(name: str, num_classes: int, *, dropout: float = 0.0, **overrides) -> AVModel:
-    """ResNet-18 by its name, `resnet18_audio`, `resnet18_video` or `resnet18_av`; it has no size of input."""
-    settings = RESNET[name] | overrides
-    if name == "resnet18_av":
-        return ResNetAV(num_classes, dropout=dropout, **settings)
-    reads = name.removeprefix("resnet18_")
-    encoder = ResNetStream(1, **settings) if reads == "audio" else FrameStream(**settings)
-    return StreamClassifier(reads, encoder, num_classes, dropout)

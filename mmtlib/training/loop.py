@@ -111,14 +111,13 @@ class Trainer:
             precision = optim.choose_precision(self.recipe.precision, self.device)
             state = dict(epoch=0, precision=precision, history=[], best=None, best_key=None)
             log(f"{self.run.model}, {len(self.views)} clips, {precision}, run {self.key}")
-            on_cpu = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
-            if precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                log("note: this processor has no bf16 of its own; training.precision: fp32 may be eight times as fast")
         elif state["epoch"] < self.run.epochs:
             log(f"resumes after epoch {state['epoch']} of {self.run.epochs}, run {self.key}")
         else:
             log(f"was trained already, run {self.key}")
         bf16 = state["precision"] == "bf16"
+        if bf16 and state["epoch"] < self.run.epochs and optim.emulates_bf16(self.device):
+            log("note: this processor has no bf16 of its own; training.precision: fp32 may be far faster")
         for epoch in range(state["epoch"], self.run.epochs):
             started = time.perf_counter()
             row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}

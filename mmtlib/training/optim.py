@@ -90,3 +90,9 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 is slower than fp32 there: on a CPU for which oneDNN, which has the kernels, has none of bf16."""
+    by_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return by_onednn and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # of no public name

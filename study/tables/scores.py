@@ -1,7 +1,5 @@
 """The tables of scores: headline, ablations, classes, and what belongs beside them."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
@@ -129,9 +127,9 @@ def pairs_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def ceilings_table(features: dict[str, Any]) -> pd.DataFrame:
-    """split, modality, ceiling: the best top-1 (percent) that the data allows; empty where the set states none."""
-    rows = [(split, name, top) for split, tops in features.get("ceilings", {}).items() for name, top in tops.items()]
+def ceilings_table(study: Study) -> pd.DataFrame:
+    """split, modality, ceiling: those of Study.ceilings."""
+    rows = [(split, name, top) for split, tops in study.ceilings.items() for name, top in tops.items()]
     return pd.DataFrame(rows, columns=["split", "modality", "ceiling"])
 
 

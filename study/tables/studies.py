@@ -30,7 +30,7 @@ def robustness_table(study: Study) -> pd.DataFrame:
     table["corruption"] = words.where(table["condition"] != "", table["modality"].map(WITHHELD))
     names = {name: r.label for name, r in tested.items()}
     twice = {label for label in names.values() if list(names.values()).count(label) > 1}
-    names = {name: f"{label} {tested[name].objective}" if label in twice else label for name, label in names.items()}
+    names = {name: f"{label} ({name})" if label in twice else label for name, label in names.items()}
     table["model"] = table["row"].map(names)
     table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})
     clean = table[table["corruption"] == "none"].set_index("row")["top1"]

@@ -61,8 +61,18 @@ def test_a_frozen_picture_is_its_middle_frame(batch, test_split):
     changed = corrupt(batch, "picture frozen", 0, test_split.stats)
     for frame in changed.video.unbind(2):
         assert torch.equal(frame, batch.video[:, :, 2])
-    moving = test_split.stats | {"settings": test_split.stats["settings"] | {"motion": True}}
-    assert not corrupt(batch, "picture frozen", 0, moving).video.any()  # what does not move is not seen
+    assert not corrupt(batch, "picture frozen", 0, of_motion(test_split.stats)).video.any()  # as nothing moves
+
+
+def of_motion(stats):
+    return stats | {"settings": stats["settings"] | {"motion": True}}
+
+
+def test_noise_in_frames_of_motion_has_no_mean_either(batch, test_split):
+    moving = batch._replace(video=batch.video - batch.video.mean(2, keepdim=True))
+    changed = corrupt(moving, "picture noise 0 dB", 0, of_motion(test_split.stats)).video
+    assert not torch.equal(changed, moving.video)
+    torch.testing.assert_close(changed.mean(2), torch.zeros_like(changed.mean(2)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seconds", [shift for shift in SHIFTS if shift < SETTINGS["seconds"]])

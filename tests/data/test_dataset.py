@@ -36,6 +36,7 @@ def folder(tmp_path):
         "log_mel": {"shape": [9, 5, 4], "mean": 3.0, "std": 2.0},
         "frames": {"shape": [9, 2, 6, 8, 3], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1]},
         "fingerprint": "f00",
+        "settings": dict(sample_rate=16000, mel_bins=8, window_ms=25, hop_ms=10, frames=2, size=16, seconds=1.0),
     }
     (tmp_path / "features.json").write_text(json.dumps(described))
     return tmp_path
@@ -172,6 +173,11 @@ def test_missing_or_damaged_features_say_which_stage_to_run(folder):
         FeatureDataset(folder, "dev")
     np.save(folder / "log_mel.npy", np.zeros((8, 5, 4), np.float16))
     with pytest.raises(DatasetError, match=r"log_mel.npy has the shape .* dvc repro --force features"):
+        FeatureDataset(folder, "train")
+    stats = json.loads((folder / "features.json").read_text())
+    stats["settings"]["hop_ms"] = 0
+    (folder / "features.json").write_text(json.dumps(stats))
+    with pytest.raises(DatasetError, match=r"is damaged \(settings: hop_ms is 0 but .*; change it\); run: dvc repro"):
         FeatureDataset(folder, "train")
     (folder / "features.json").write_text("{")
     with pytest.raises(DatasetError, match=r"is damaged .* dvc repro --force features"):

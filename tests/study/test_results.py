@@ -266,9 +266,9 @@ def test_labels_without_a_reference():
     assert model_label("ast_wide", run, None) == "ast_t-wide"
 
 
-def test_ceilings_are_optional(workspace):
-    assert ceilings_table({}).empty
-    table = ceilings_table(read_features(workspace))
+def test_ceilings_are_optional(study):
+    assert ceilings_table(replace(study, features={})).empty
+    table = ceilings_table(study)
     assert table[table["split"] == "test"][["modality", "ceiling"]].to_numpy().tolist() == [
         ["audio", 80.0],
         ["video", 75.0],
