@@ -45,12 +45,14 @@ class Place(NamedTuple):
 
 
 def locate(path: Path) -> Place | None:
-    """Where a file's bytes are, or None if nothing is there; raises MediaError for a folder or a damaged archive."""
+    """Where a file's bytes are, None if nothing is there; MediaError for a folder, a damaged archive, no access."""
     try:
         facts = os.stat(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         archive = next((folder for folder in path.parents if folder.suffix == ".tar" and os.path.isfile(folder)), None)
         return archive and members(archive).get(path.relative_to(archive).as_posix())
+    except OSError as error:
+        raise MediaError(f"{path} cannot be reached ({reason(error)}); mend that or drop its row.") from error
     if not stat.S_ISREG(facts.st_mode):
         raise MediaError(f"{path} is no file but a folder or a device; put a file there or drop its row.")
     return Place(path, 0, facts.st_size, facts.st_mtime_ns)

@@ -56,10 +56,10 @@ def data_table(study: Study) -> pd.DataFrame:
 
 
 def search_table(study: Study) -> pd.DataFrame:
-    """The search: model, lr, setting, val_top1 (percent, of the epoch kept), n_seeds, best, taken (bool).
+    """The search: model, lr, setting, val_top1 (percent, of the epoch kept), n_seeds, n_folds, best, taken (bool).
 
-    `setting` is the learning rate and what else differs from the run that was taken. All models have as many tries, on
-    the same seeds and folds; the test split decides nothing.
+    `setting` is the learning rate and what else differs from the run that was taken. All tries of a model are of the
+    same seeds and folds; the test split decides nothing.
     """
     rows = []
     for model, used, parts in _by_model(study, "search"):
@@ -68,8 +68,9 @@ def search_table(study: Study) -> pd.DataFrame:
             top1 = pd.Series([result.curves[trial]["val_top1"].max() for trial in trials])
             about = {"model": model, "lr": result.trained.lr, "setting": _setting(result.trained, used.trained)}
             about |= {"val_top1": top1.mean(), "n_seeds": len({trial.seed for trial in trials})}
+            about |= {"n_folds": len({trial.fold for trial in trials})}
             rows.append(about | {"taken": result is used})
-    table = pd.DataFrame(rows, columns=["model", "lr", "setting", "val_top1", "n_seeds", "taken"])
+    table = pd.DataFrame(rows, columns=["model", "lr", "setting", "val_top1", "n_seeds", "n_folds", "taken"])
     best = table.groupby("model")["val_top1"].transform("max") == table["val_top1"]
     return table.assign(best=best).sort_values(["model", "lr"], kind="stable", ignore_index=True)
 

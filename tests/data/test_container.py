@@ -1,7 +1,9 @@
 """Media files in tar archives, read where they lie there."""
 
+import errno
 import gzip
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -111,6 +113,16 @@ def test_verdicts_on_packed_files_are_kept_until_the_archive_changes(packed, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmtlib.data.probe.look", lambda name: pytest.fail(f"{name} is looked at again"))
         pd.testing.assert_frame_equal(probe(names, cache=tmp_path, workers=1), first)
+
+
+def test_a_file_that_cannot_be_reached_is_not_called_missing(tmp_path):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", refused)
+        with pytest.raises(MediaError, match=r"a.mp4 cannot be reached \(Permission denied\); mend that or drop"):
+            locate(tmp_path / "a.mp4")
 
 
 def test_a_file_of_an_archive_is_found_and_others_are_not(packed):

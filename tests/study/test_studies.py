@@ -7,6 +7,7 @@ from made_up_workspace import RIGHT, ROWS, made_up_params, made_up_workspace
 
 from mmtlib.data.corruption import CONDITIONS
 from study.report import build_report
+from study.tables import studies as study_tables
 from study.tables.clips import load_study
 from study.tables.studies import data_table, robustness_table, search_table
 
@@ -91,12 +92,23 @@ def test_the_search_says_which_rate_was_best_and_which_was_taken(study):
     assert set(table["n_seeds"]) == {1}
 
 
+def test_the_report_says_where_models_had_unequal_tries(workspace, params, monkeypatch):
+    def one_more(study):
+        found = search_table(study)
+        return pd.concat([found, found.iloc[:1].assign(model="mat_t")])
+
+    monkeypatch.setattr(study_tables, "search_table", one_more)
+    text = build_report(workspace, params).text
+    assert "Not every model had as many tries in this table: ast_t 3, mat_t 1. The test split played no part;" in text
+
+
 def test_the_report_tells_them(workspace, params):
     text = build_report(workspace, params).text
     assert (
         "Tried once with a higher score than what was taken: ast_t. The best try has the lowest or highest rate that "
         "was tried, so that another rate may be better still: ast_t" in text
     )
+    assert "Every model had the same number of tries in this table. The test split played no part;" in text
     assert "| model   | lr 0.0001" in text
     assert "(taken)" in text
     limits = text.split("## Limits")[1].split("## Tables")[0]
