@@ -28,10 +28,10 @@ from mmtlib.data.manifest import write_manifest
 from mmtlib.data.probe import probe
 from mmtlib.files import write_text
 from mmtlib.models import MODALITY, build_model
-from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.training.loop import Trainer
 from study.bench import machine
 from study.figures.style import READS
+from study.timing import count_macs, count_parameters
 
 PAGE = ROOT / "docs/scale.md"
 COSTS = ROOT / "reports/efficiency/efficiency.csv"

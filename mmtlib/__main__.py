@@ -16,8 +16,7 @@ import typer
 options = dict(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, **options)
 _REMEDIES = {
-    errno.ENOSPC: "free space there, and run this again: what is finished is kept",
-    errno.EDQUOT: "free some of your quota there, and run this again: what is finished is kept",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there, and run this again: what is finished is kept"),
     errno.EROFS: "make that folder writable, or work in another one",
     errno.EACCES: "make it readable and writable for you, or work in another folder",
 }
@@ -62,10 +61,19 @@ def features(params: File = "params.yaml", workers: Workers | None = None) -> No
 
 @app.command()
 def train(params: File = "params.yaml", workers: Workers = "0") -> None:
-    """Train all runs of a study side by side; the stages of `dvc repro` then find them finished."""
+    """Train all runs of a study, side by side unless each has several processes (training.nproc)."""
+    from mmtlib.training.stage import train_runs
     from mmtlib.training.study import train_all
 
-    train_all(*study(params), number(workers))
+    values, folders = study(params)
+    if values.training.nproc == 1:
+        train_all(values, folders, number(workers))
+    elif workers != "0":
+        raise ValueError(
+            "training.nproc is for one run after another, each in processes of this machine; omit --workers."
+        )
+    for name in values.runs:  # where they are finished or kept, this copies their files to the study's folders
+        train_runs(name, values, folders)
 
 
 @app.command()

@@ -174,7 +174,7 @@ class Recipe(Section):
     spec_augment: SpecAugment
     crop_scale: float = Field(gt=0, le=1, description="smallest share of the area in a random crop; 1 = off")
     flip: bool = Field(description="mirror a clip's frames left to right, half the time")
-    flip_except: list[Slug] = Field(description="classes that a mirror image would turn into others")
+    flip_except: list[str] = Field(description="classes that a mirror image would turn into others")
     mixup: float = Field(ge=0, le=10, description="alpha of the beta distribution; 0 = off")
     gain: float = Field(ge=0, le=10, description="largest change of loudness, standard deviations of the log-mel")
     noise: float = Field(ge=0, le=10, description="loudest added white noise, in the same unit; 0 = off")

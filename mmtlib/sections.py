@@ -16,7 +16,6 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
-
 # What is wanted, by pydantic's name of the error, where its own words do not fit the sentence.
 _WANTED = {
     "bool_type": "true or false",

@@ -29,7 +29,7 @@ from mmtlib.data.spectrogram import LogMel
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model, cost
 from study import timing
-from study.figures import efficiency as figures
+from study.figures import analysis as figures
 from study.figures.style import png
 from study.tables.ledger import efficiency_claims
 

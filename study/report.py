@@ -32,7 +32,7 @@ from mmtlib.training.experiment import made_with, plain
 from study.figures import analysis as analysis_figures
 from study.figures import results as figures
 from study.figures.style import READS, png
-from study.index import NOT_COMMITTED, write_index
+from study.index import GENERATED, PUBLIC, write_index
 from study.tables import analysis, scores, studies
 from study.tables.claims import claims_table
 from study.tables.clips import Study, load_study
@@ -77,7 +77,7 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
         write_bytes(path, png(report.figures[name]))
     readme = folders.report / "README.md"
     write_text(readme, report.text)
-    if folders.root == ROOT and params.study not in NOT_COMMITTED:
+    if folders.root == ROOT and params.study in PUBLIC + GENERATED:
         write_index(ROOT)
     head = report.tables["headline"].rename(columns={"map": "top1"})
     top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in head.itertuples()}

@@ -66,6 +66,7 @@ def test_download_and_features_leave_what_the_stages_leave(root):
     manifest = pd.read_csv(root / "data/tiny/clips/manifest.csv")
     assert manifest.groupby("split").label.nunique().to_dict() == {"train": 2, "val": 2, "test": 2}
     result = call("features", "--params", "tiny.yaml", "--workers", "1")
+    assert result.exception is None
     assert result.output.splitlines()[-1] == f"12 clips: {root / 'data/tiny/features'}"
     assert FeatureDataset(root / "data/tiny/features", "test").stats["frames"]["shape"][1:] == [2, 24, 24, 3]
     described = json.loads((root / "data/tiny/features/features.json").read_text())
@@ -74,14 +75,21 @@ def test_download_and_features_leave_what_the_stages_leave(root):
 
 def test_train_takes_a_number_of_processes_or_an_address(root, monkeypatch):
     pytest.importorskip("mmtlib.cluster")
-    from mmtlib.training import study
+    from mmtlib.training import stage, study
 
-    seen = []
+    seen, left = [], []
     monkeypatch.setattr(study, "train_all", lambda *given: seen.append(given))
+    monkeypatch.setattr(stage, "train_runs", lambda *given: left.append(given))
     for workers in ([], ["--workers", "3"], ["--workers", "tcp://there:8786"]):
         assert call("train", *workers).exit_code == 0
     params = load("params.yaml", root)
     assert seen == [(params, Folders(root, "tiny"), workers) for workers in (0, 3, "tcp://there:8786")]
+    assert left == 3 * [(name, params, Folders(root, "tiny")) for name in params.runs]  # for predict and report
+    (root / "many.yaml").write_text("{base: params.yaml, training: {nproc: 2}}")
+    assert call("train", "--params", "many.yaml").exit_code == 0
+    assert (len(seen), len(left)) == (3, 4 * len(params.runs)), "each run in turn, in its own processes"
+    refused = call("train", "--params", "many.yaml", "--workers", "tcp://there:8786").exception
+    assert "training.nproc is for one run after another" in str(refused)
 
 
 def test_runs_says_what_is_kept():

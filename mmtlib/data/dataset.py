@@ -33,6 +33,7 @@ from mmtlib.sections import check
 Device = torch.device | str
 MODALITIES = ("audio", "video", "av")
 _STARTING = Lock()  # of the processes that decode, by one of the threads that read
+_MAKE = "mmt features --params FILE, with the study's parameter file"
 _AHEAD = 2  # batches that are read or decoded while the caller computes
 
 
@@ -89,10 +90,10 @@ class FeatureDataset:
                     if list(array.shape) != self.stats[name]["shape"] or len(array) != len(index):
                         raise ValueError(f"{name}.npy has the shape {array.shape}, not the one in features.json")
         except FileNotFoundError as error:
-            raise DatasetError(f"{error.filename} is missing; make the features first: dvc repro features.") from error
+            raise DatasetError(f"{error.filename} is missing; make the features first: {_MAKE}.") from error
         except (ValueError, KeyError, TypeError) as error:
             problem = str(error).removesuffix(".")
-            raise DatasetError(f"{self.root} is damaged ({problem}); run: dvc repro --force features.") from error
+            raise DatasetError(f"{self.root} is damaged ({problem}); make it anew: {_MAKE}.") from error
         # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
         if fold is not None:
@@ -193,7 +194,7 @@ class FeatureDataset:
                 if array is None and (getattr(row, flag) or not clip.views):
                     raise DatasetError(
                         f"{tasks[row.clip_id].path} was fine when the features were made and is not any more "
-                        f"({clip.reason or name + ' is gone'}); run the stage again: dvc repro --force features."
+                        f"({clip.reason or name + ' is gone'}); make the features anew: {_MAKE}."
                     )
                 arrays.append(np.zeros(self.stats[name]["shape"][1:], DTYPES[name]) if array is None else array)
             return torch.from_numpy(np.stack(arrays))
@@ -273,10 +274,11 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, weights: Tenso
 
 
 def share_of(dataset: FeatureDataset, indices: Int[Tensor, " clips"], share: float) -> Int[Tensor, " fewer"]:
-    """A share of the clips of each class, at least one; a smaller share is part of a larger one."""
+    """A share of the clips of each class (of the first head, or label), at least one; part of any larger share."""
     if share == 1:
         return indices
-    table = pd.DataFrame({"index": indices.numpy(), "label": dataset.index["label"].to_numpy()[indices.numpy()]})
+    labels = label_lists(dataset.index[next(iter(dataset.heads))], dataset.stats).str[0]
+    table = pd.DataFrame({"index": indices.numpy(), "label": labels.to_numpy()[indices.numpy()]})
     table["order"] = [digest(dataset.clip_ids[index].encode()) for index in table["index"]]
     place = table.sort_values("order").groupby("label").cumcount()
     count = table.groupby("label")["index"].transform("size")

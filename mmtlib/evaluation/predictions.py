@@ -92,7 +92,7 @@ def predict(model: AVModel, dataset: FeatureDataset, *, condition: str | None = 
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """A table of predictions that a training stage wrote; FileNotFoundError says which stage to run."""
+    """A table of predictions that a training stage wrote; FileNotFoundError says how to make it."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; run the stage that writes it with `dvc repro`")
+        raise FileNotFoundError(f"{path} does not exist; make it: mmt train --params FILE, the study's")
     return pd.read_parquet(path)

@@ -47,7 +47,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
 def read_header(path: Path) -> dict:
     """The header alone of a file that `save_model` wrote. Raises WeightsError as `load_weights` does."""
     if not Path(path).is_file():
-        raise WeightsError(f"{path} does not exist; train that model first (`dvc repro`)")
+        raise WeightsError(f"{path} does not exist; train that model: mmt train --params FILE, the study's")
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {})["mmtlib"])

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from mmtlib.config import ROOT, Params, Recipe, Run, Trial
+from mmtlib.config import ROOT, Params, ParamsError, Recipe, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.files import digest, write_bytes, write_json
 from mmtlib.models import resolved
+from mmtlib.models.build import modality_of
 from mmtlib.models.published import outside_files
 
 NUMERICS = {"mat": 1, "ast": 1, "mvitv2": 1, "mmt": 2, "mbt": 2, "resnet18": 2, "vit_audio": 1, "vit_video": 1}
@@ -72,8 +73,16 @@ ENCODERS = {"audio": "pretrain_mat", "video": "pretrain_mvit"}
 
 
 def encoder_runs(run: Run, params: Params) -> dict[str, tuple[str, Run]]:
-    """part -> name of the run that a run's encoder comes from, and that run, of as few clips; none from scratch."""
+    """part -> name of the run that a run's encoder comes from, and that run, of as few clips; none from scratch.
+
+    Raises ParamsError where there is no such run, and for a model of one modality with `init: pretrained`.
+    """
     sources = run.encoders or ENCODERS if run.init == "pretrained" else {}
+    if sources and modality_of(run.model) != "av":
+        raise ParamsError(f"init pretrained is for models of both modalities, not for {run.model}; set it to scratch.")
+    for part, name in sources.items():
+        if name not in params.runs or modality_of(params.runs[name].model) != part:
+            raise ParamsError(f"{run.model} starts from {name}, which is no run of {part} alone; correct `encoders`.")
     changes = {"train_share": run.train_share}
     return {part: (name, params.runs[name].model_copy(update=changes)) for part, name in sources.items()}
 

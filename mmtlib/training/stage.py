@@ -78,7 +78,7 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
     command += ["-m", "mmtlib.training", name, "--params", str(file.absolute())]
     command += ["--root", str(folders.root), "--trials", json.dumps(trials)]
     with subprocess.Popen(
-        command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=os.environ | threads, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
             for line in process.stdout:

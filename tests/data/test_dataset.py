@@ -159,28 +159,28 @@ def test_batches_decoded_on_the_fly_equal_those_of_the_arrays(both):
                 assert equal(ours, theirs)
     (both / "0.mp4").write_bytes((both / "1.mp4").read_bytes())  # has no sound
     train = FeatureDataset(both / "light", "train")
-    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .* \(log_mel is gone\); run the stage again"):
+    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .* \(log_mel is gone\); make the features anew"):
         train.batch([2, 0])
     (both / "0.mp4").unlink()
-    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .*does not exist.*run the stage again"):
+    with pytest.raises(DatasetError, match=r"0.mp4 was fine when .*does not exist.*make the features anew"):
         next(train.stream([torch.tensor([0])]))
 
 
 def test_missing_or_damaged_features_say_which_stage_to_run(folder):
-    with pytest.raises(DatasetError, match=r"is missing; make the features first: dvc repro features\.$"):
+    with pytest.raises(DatasetError, match=r"is missing; make the features first: mmt features --params FILE, .*\.$"):
         FeatureDataset(folder / "none", "train")
     with pytest.raises(DatasetError, match="no clip of split 'dev'; use one of test, train, val"):
         FeatureDataset(folder, "dev")
     np.save(folder / "log_mel.npy", np.zeros((8, 5, 4), np.float16))
-    with pytest.raises(DatasetError, match=r"log_mel.npy has the shape .* dvc repro --force features"):
+    with pytest.raises(DatasetError, match=r"log_mel.npy has the shape .* mmt features --params FILE"):
         FeatureDataset(folder, "train")
     stats = json.loads((folder / "features.json").read_text())
     stats["settings"]["hop_ms"] = 0
     (folder / "features.json").write_text(json.dumps(stats))
-    with pytest.raises(DatasetError, match=r"is damaged \(settings: hop_ms is 0 but .*; change it\); run: dvc repro"):
+    with pytest.raises(DatasetError, match=r"is damaged \(settings: hop_ms is 0 but .*; change it\); make it anew"):
         FeatureDataset(folder, "train")
     (folder / "features.json").write_text("{")
-    with pytest.raises(DatasetError, match=r"is damaged .* dvc repro --force features"):
+    with pytest.raises(DatasetError, match=r"is damaged .* mmt features --params FILE"):
         FeatureDataset(folder, "train")
 
 

@@ -122,7 +122,7 @@ def test_predictions_come_back_from_disk_and_missing_ones_say_what_to_run(val, t
     again = read_predictions(tmp_path / "p.parquet")
     assert torch.equal(stacked(again, "logits"), stacked(table, "logits"))
     pd.testing.assert_frame_equal(scores(again), scores(table))
-    with pytest.raises(FileNotFoundError, match=r"gone.parquet does not exist.*dvc repro"):
+    with pytest.raises(FileNotFoundError, match=r"gone.parquet does not exist.*mmt train --params FILE"):
         read_predictions(tmp_path / "gone.parquet")
 
 

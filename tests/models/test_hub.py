@@ -114,7 +114,7 @@ def test_saving_leaves_the_model_as_it_was(saved):
 
 
 def test_a_missing_file_says_what_to_run(tmp_path):
-    with pytest.raises(WeightsError, match=r"gone.safetensors does not exist.*dvc repro"):
+    with pytest.raises(WeightsError, match=r"gone.safetensors does not exist.*mmt train --params FILE"):
         load_model(tmp_path / "gone.safetensors")
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mmtlib.models import build_model
-from mmtlib.models.cost import count_parameters
 from mmtlib.models.mat import MAT
 from mmtlib.models.multiscale import pooled_grid
+from study.timing import count_parameters
 
 FOUR = ("time", "time", "both", "both")
 SMALL = {

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.video import mvit, mvit_v1_b, mvit_v2_s
 
 from mmtlib.models import build_model, load_torchvision_mvit
-from mmtlib.models.cost import count_parameters
+from study.timing import count_parameters
 
 
 def random_weights(model: torch.nn.Module) -> torch.nn.Module:

@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from mmtlib.models import AVOutput, build_model, resolved
-from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.models.hub import load_encoder
+from study.timing import count_macs, count_parameters
 
 NAMES = ["resnet18_audio", "resnet18_video", "resnet18_av"]
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mmtlib.config import ROOT
-from study.index import BEGIN, END, GENERATED, POOLED, committed, ledger, measured, write_index
+from study.index import BEGIN, END, GENERATED, POOLED, PUBLIC, committed, ledger, measured, write_index
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def test_what_is_committed_follows_from_the_studies_tables(root):
 
 
 def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
-    add_study(root, "other")
+    add_study(root, "vggsound")
     table = ledger(root / "reports").set_index("claim")
-    assert set(table) == {"paper", "other", POOLED, *committed(root / "reports")}
+    assert set(table) == {"paper", "vggsound", POOLED, *committed(root / "reports")}
     first, second = "MAT beats AST", "MAT beats AST at equal parameters"
-    assert table.loc[first, "other"] == "-1.2 [-3.0, -0.5] does not hold, 5 seeds"
-    assert table.loc[second, "other"] == "not run"
-    assert set(table["other"][2:]) == {"not asked"}
+    assert table.loc[first, "vggsound"] == "-1.2 [-3.0, -0.5] does not hold, 5 seeds"
+    assert table.loc[second, "vggsound"] == "not run"
+    assert set(table["vggsound"][2:]) == {"not asked"}
     assert "holds, 3 seeds" in table.loc[first, "freedoom"]
     found = measured(root / "reports").query("id == 'mat_ast_operations'").set_index("study")
     each, pooled = found.drop([POOLED, *GENERATED]), found.loc[POOLED]
@@ -69,10 +69,15 @@ def test_costs_that_are_measured_once_count_in_no_study(root):
     assert f"claims tested {len(tested)}: holds {(tested.verdict == 'holds').sum()}, does not hold" in line
 
 
-@pytest.mark.parametrize("name", ["quick", "smoke"])
-def test_studies_that_git_ignores_are_left_out(root, name):
+@pytest.mark.parametrize("name", ["quick", "smoke", "mine"])
+def test_studies_that_everyone_runs_and_those_of_ones_own_are_left_out(root, name):
     add_study(root, name)
     assert committed(root / "reports") == committed(ROOT / "reports")
+
+
+def test_every_other_study_of_the_repository_is_known():
+    ours = {path.stem for path in (ROOT / "params").glob("*.yaml")} - {"smoke"}
+    assert ours == {*PUBLIC, *GENERATED}
 
 
 def test_a_readme_without_the_two_lines_is_left_as_it_is(root):

@@ -15,8 +15,8 @@ from matplotlib.image import imread
 from mmtlib.config import Params
 from mmtlib.folders import Folders
 from mmtlib.models import build_model
-from mmtlib.models.cost import count_macs, count_parameters
 from study.report import ReportError, about_versions, build_report, write_report
+from study.timing import count_macs, count_parameters
 
 TABLES = {"results", "headline", "ablations", "per_class", "coverage", "ceilings", "costs"}
 TABLES |= {"calibration", "retrieval", "clustering", "claims", "robustness"}

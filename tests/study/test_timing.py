@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmtlib.models.cost import count_parameters
 from study import timing
-from study.timing import available_memory, interleaved, matmul_rate, step_memory
+from study.timing import available_memory, count_parameters, interleaved, matmul_rate, step_memory
 
 
 def test_two_models_take_turns_after_an_untimed_call_of_each(monkeypatch):

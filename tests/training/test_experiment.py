@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toy_features import AUDIO, CLASSES, OVERRIDES, SETTINGS, VIDEO, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import ROOT, Ablation, Run, Trial
+from mmtlib.config import ROOT, Ablation, ParamsError, Run, Trial
 from mmtlib.data.corruption import CONDITIONS
 from mmtlib.data.dataset import FeatureDataset
 from mmtlib.folders import Folders, stage_of
@@ -187,6 +187,22 @@ def test_the_encoders_that_a_run_starts_from_are_part_of_its_key(data):
         "audio": 0.25,
         "video": 0.25,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pretrain_mat": make_run(init="pretrained")}, "init pretrained is for models of both .*, not for mat_t"),
+        ({"pretrain_mvit": None, "train_mmt": None}, "starts from pretrain_mvit, which is no run of video alone"),
+        ({}, "starts from ast_t, which is no run of video alone"),
+    ],
+)
+def test_encoders_that_cannot_be_are_refused_before_anything_is_trained(data, changes, words):
+    params = make_params()
+    mmt = params.train_mmt.model_copy(update={} if changes else {"encoders": {"video": "ast_t"}})
+    params = params.model_copy(update=changes)
+    with pytest.raises(ParamsError, match=words):
+        parts_for(changes.get("pretrain_mat", mmt), params, Trial(0), data)
 
 
 def test_the_key_that_is_planned_is_the_one_that_is_trained(features, data, tmp_path):

@@ -279,6 +279,26 @@ def test_a_share_of_the_clips_is_of_each_class_and_within_a_larger_share(feature
     assert set(shares[0.25].tolist()) < set(shares[0.5].tolist())
 
 
+@pytest.mark.parametrize(
+    ("labels", "about"),
+    [
+        (lambda table: table["label"] + "|" + table["clip_id"], {"multilabel": True}),
+        (lambda table: table["label"], {"heads": {"verb": CLASSES, "noun": ["one", "other"]}}),
+    ],
+)
+def test_a_share_of_clips_of_several_labels_or_heads_is_a_share_too(tmp_path, labels, about):
+    folder = write_features(tmp_path / "features")
+    index, stats = pd.read_csv(folder / "index.csv"), json.loads((folder / "features.json").read_text())
+    index = index.assign(verb=index["label"], noun=np.where(np.arange(len(index)) % 2, "one", "other"))
+    index["label"] = labels(index)
+    index.to_csv(folder / "index.csv", index=False)
+    if "multilabel" in about:
+        about = about | {"classes": [*CLASSES, *index["clip_id"]]}
+    (folder / "features.json").write_text(json.dumps(stats | about))
+    train = FeatureDataset(folder, "train")
+    assert len(share_of(train, usable(train, "av"), 0.25)) == 2 * 4, "two of eight of each first label"
+
+
 def test_with_fewer_clips_an_epoch_passes_over_them_more_often(features, tmp_path, batches_seen):
     trainer = make_trainer(features, tmp_path, make_run(epochs=1, train_share=0.25), make_recipe(batch_size=4))
     fit(trainer)
@@ -456,7 +476,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_spoilt(f
 
 
 def test_missing_features_say_what_to_run(tmp_path):
-    with pytest.raises(DatasetError, match=r"is missing.*dvc repro features"):
+    with pytest.raises(DatasetError, match=r"is missing.*mmt features --params FILE"):
         make_trainer(tmp_path / "nothing", tmp_path)
 
 

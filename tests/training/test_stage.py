@@ -193,7 +193,7 @@ def test_a_name_that_is_no_run_is_one_sentence(tmp_path):
 
 
 def test_without_features_it_is_said_what_to_run(tmp_path):
-    with pytest.raises(DatasetError, match=r"features.json is missing; .*dvc repro features"):
+    with pytest.raises(DatasetError, match=r"features.json is missing; .*mmt features --params FILE"):
         train_runs("pretrain_mat", make_params(), Folders(tmp_path, "toy"))
     assert not list(tmp_path.iterdir())
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from mmtlib import config as params
 from mmtlib.models import build_model
-from mmtlib.models.cost import count_macs, count_parameters
 from mmtlib.models.fusion import transformer_block
 from mmtlib.models.multiscale import MultiscaleAttention
+from study.timing import count_macs, count_parameters
 
 
 def macs(model: nn.Module, *inputs: torch.Tensor) -> tuple[int, int]:
