@@ -195,7 +195,7 @@ def models() -> pd.DataFrame:
         gmacs = count_macs(model, *(inputs[name] for name in inputs if reads in ("av", name))) / 1e9
         millions = count_parameters(model) / 1e6
         peak = bench["peak_memory_gib"].get(run.model) or np.nan
-        held = peak * 2**30 / 1e9 - 4 * millions / 1e3 if run.model == "mmt_b" else np.nan
+        held = peak * 2**30 / 1e9 - 16 * millions / 1e3 if run.model == "mmt_b" else np.nan
         rows.append((run.model, reads, run.epochs, millions, gmacs, 6 * gmacs / 1e3, held))
     columns = ["model", "reads", "passes", "params_m", "gmacs", "train_tflop", "held_gb"]
     return pd.DataFrame(rows, columns=columns)
@@ -265,7 +265,7 @@ def measured_table(m: dict[str, float], mmt: pd.Series) -> str:
         (
             "memory of a clip in that step",
             f"{mmt.held_gb:.1f} GB",
-            f"efficiency.csv, its peak without gradients; weights and AdamW: {16 * mmt.params_m / 1e3:.1f} GB a GPU",
+            f"efficiency.csv, its peak less weights, gradients and AdamW: {16 * mmt.params_m / 1e3:.1f} GB a GPU",
         ),
     ]
     return shown(pd.DataFrame(rows, columns=["what, for a clip", "measured", "how"]))

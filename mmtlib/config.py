@@ -257,7 +257,8 @@ class Params(Section):
             if run.encoders and run.init != "pretrained":
                 raise ValueError(f"{where}.encoders means nothing to init {run.init}; remove it, or change init")
             for part, source in run.encoders.items():
-                if source not in self.runs or self.runs[source].init == "pretrained":
+                known = self.runs.get(source)
+                if known is None or known.init == "pretrained" or getattr(known, "group", "") in ("search", "data"):
                     problem = f"{where}.encoders.{part} is {source}, no run of an encoder by itself"
                     raise ValueError(f"{problem}; name a stage or a row that is")
             if set(getattr(run, "folds", None) or ()) - set(self.folds or ()):

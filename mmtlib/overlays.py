@@ -18,6 +18,7 @@ class ParamsError(ValueError):
     """A parameter is missing, unknown or out of range; the message is one sentence that says what to do."""
 
 
+_OWN = ("group", "seeds", "folds", "robustness")  # of a row, which another does not inherit
 REPLACED = ("download", "ablations", "pairs")
 """What an overlay replaces whole, since its fields or names are other ones in each study."""
 
@@ -52,7 +53,7 @@ def put(values: Any, field: str, value: Any, where: str) -> None:
 def whole_row(name: str, values: dict[str, Any], where: str, above: tuple[str, ...] = ()) -> Any:
     """A row of the table `ablations`, whole: what its `base` has, a stage or another row, and what it sets.
 
-    How a run is tested (`robustness`) is not inherited.
+    Where it stands, for which seeds and folds, and how it is tested is not inherited.
     """
     rows, above = {stage: values.get(stage) for stage in STAGES} | values["ablations"], (*above, name)
     row = rows[name]
@@ -63,7 +64,7 @@ def whole_row(name: str, values: dict[str, Any], where: str, above: tuple[str, .
     found = whole_row(base, values, where, above) if is_known else None
     if not isinstance(found, dict):
         raise ParamsError(f"{where}: ablations.{name} has the base {base!r}; name one of {', '.join(STAGES)} or a row.")
-    whole = copy.deepcopy({key: value for key, value in found.items() if key not in ("group", "seeds", "robustness")})
+    whole = copy.deepcopy({key: value for key, value in found.items() if key not in _OWN})
     for field, value in changed.items():
         put(whole, str(field), value, f"{where}: ablations.{name}")
     return whole | {key: value for key, value in row.items() if key not in ("base", "set")}

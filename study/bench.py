@@ -27,11 +27,11 @@ from torchvision.models.video import mvit_v2_s
 from mmtlib.config import Section
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.files import write_bytes, write_text
-from mmtlib.models import MODALITY, build_model, cost
+from mmtlib.models import MODALITY, build_model
 from study import timing
 from study.figures import analysis as figures
 from study.figures.style import png
-from study.tables.ledger import efficiency_claims
+from study.tables.claims import efficiency_claims
 
 CLASSES = 400  # of every head: Kinetics has as many, and it hardly matters
 RATE, MEL_BINS = 16_000, 128  # Hz; of AST and MBT
@@ -149,7 +149,7 @@ def compare(name: str, pair: Pair, mode: str, precision: str) -> dict[str, Any]:
             return result | {"skipped": f"needs about {needed / GIB:.1f} GiB where {free / GIB:.1f} GiB are free"}
         if pair.batch > 1:
             memory = [timing.step_memory(step, device) for step in steps(inputs)]
-        held = [12 * cost.count_parameters(model) for model in models]  # weights and two states, 4 bytes each
+        held = [12 * timing.count_parameters(model) for model in models]  # weights and two states, 4 bytes each
         result |= {"peak": held[0] + memory[0], "peer_peak": held[1] + memory[1]}
     warm_up = mode == "inference"  # measuring memory was one
     times, peer_times = timing.interleaved(*steps(inputs), pair.rounds, warm_up=warm_up)
@@ -176,9 +176,9 @@ def costs_table(pairs: Pairs, device: torch.device = CPU) -> pd.DataFrame:
         inputs = clips(pair, 1, device)
         row = {"model": name, "input": " + ".join(" x ".join(map(str, x.shape[2:])) for x in inputs)}
         for prefix, model in zip(("", "peer_"), build_pair(name, pair, device), strict=True):
-            row[f"{prefix}params_m"] = cost.count_parameters(model) / 1e6
-            row[f"{prefix}gmacs"] = cost.count_macs(model, *inputs) / 1e9
-            row[f"{prefix}gmacs_no_attention"] = cost.count_macs(model, *inputs, attention=False) / 1e9
+            row[f"{prefix}params_m"] = timing.count_parameters(model) / 1e6
+            row[f"{prefix}gmacs"] = timing.count_macs(model, *inputs) / 1e9
+            row[f"{prefix}gmacs_no_attention"] = timing.count_macs(model, *inputs, attention=False) / 1e9
         rows.append(row | {"peer": pair.peer, "seconds": pair.seconds, "batch": pair.batch, "rounds": pair.rounds})
     return pd.DataFrame(rows)
 

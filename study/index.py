@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmtlib.config import ROOT
 from mmtlib.evaluation.stats import verdict
 from mmtlib.files import write_bytes, write_text
 from study.figures.results import over_studies
 from study.figures.style import png
-from study.tables.ledger import claims, efficiency_claims, of_runs, read_efficiency
+from study.tables.claims import claims, efficiency_claims, of_runs, read_efficiency
 
 PUBLIC = (
     *("epic-kitchens-100", "esc10", "grid", "grid_0db", "grid_minus10db", "kinetics-sounds", "scenes", "ucf101"),
@@ -51,12 +51,15 @@ def measured(reports: Path) -> pd.DataFrame:
     table = of_runs(pd.concat(parts, ignore_index=True))
     pooled = []
     real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & table["study"].isin(PUBLIC)]
+    # Studies of one set, whose names begin alike, share its clips: together they count as one.
+    real = real.assign(half=(real["ci_high"] - real["ci_low"]) / 2, set=real["study"].str.split("_").str[0])
     for (name, above), part in real.groupby(["id", "holds_above"]):
-        if len(part) > 1:
-            mean, half = part["measured"].mean(), np.hypot.reduce((part["ci_high"] - part["ci_low"]) / 2) / len(part)
+        sets = part.groupby("set")[["measured", "half"]].mean()
+        if len(sets) > 1:
+            mean, half = sets["measured"].mean(), np.hypot.reduce(sets["half"]) / len(sets)
             row = {"id": name, "study": POOLED, "measured": mean, "ci_low": mean - half, "ci_high": mean + half}
             row["verdict"] = verdict(mean - half - above, mean + half - above)
-            pooled.append(row | {"n_studies": len(part), "n_seeds": part["n_seeds"].min(), "paper": ""})
+            pooled.append(row | {"n_studies": len(sets), "n_seeds": part["n_seeds"].min(), "paper": ""})
     return pd.concat([table, pd.DataFrame(pooled)], ignore_index=True) if pooled else table
 
 
@@ -87,8 +90,8 @@ def write_index(root: Path = ROOT) -> None:
     studies = committed(reports)
     if not studies:
         return
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    options = dict(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    templates = Environment(loader=PackageLoader("study"), **options)
     templates.filters["one"] = "{:+.1f}".format
     rows, costs = measured(reports), efficiency_claims(read_efficiency(root))
     unequal = {name: claim.unequal for name, claim in claims().items() if claim.unequal}

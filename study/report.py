@@ -12,11 +12,10 @@ from importlib.metadata import version
 from io import StringIO
 from itertools import takewhile
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from ruamel.yaml import YAML
@@ -34,9 +33,8 @@ from study.figures import results as figures
 from study.figures.style import READS, png
 from study.index import GENERATED, PUBLIC, write_index
 from study.tables import analysis, scores, studies
-from study.tables.claims import claims_table
+from study.tables.claims import claims_table, of_runs, read_efficiency
 from study.tables.clips import Study, load_study
-from study.tables.ledger import of_runs, read_efficiency
 from study.tables.results import GROUPS, ReportError
 
 __all__ = ["Report", "ReportError", "build_report", "write_report"]
@@ -167,8 +165,9 @@ def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict
 
 def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> str:
     """README.md of the report: templates/report.md.j2 with what its sentences need beside the tables."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(
+        loader=PackageLoader("study"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     templates.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
     templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
     templates.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}

@@ -119,6 +119,8 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
     pipeline = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
     absent = [stage for stage in TRAINED if stage not in params.runs]  # a study of audio alone
     pipeline["stages"] = {stage: body for stage, body in pipeline["stages"].items() if stage not in absent}
+    if params.download.media:  # files that DVC does not know may have come or changed; what is known is not looked at
+        pipeline["stages"]["download"]["always_changed"] = True
     for stage in pipeline["stages"].values():
         stage = stage.get("do", stage)
         stage["deps"] = [path for path in stage["deps"] if path.rpartition("/")[2] not in absent]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from mmtlib.config import ROOT, Download, Params, ParamsError, check, load, workspace
-from mmtlib.overlays import compose
+from mmtlib.overlays import compose, whole_row
 from study.bench import Efficiency
 
 FILES = ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("params/*.yaml"))]
@@ -266,6 +266,10 @@ def test_how_a_run_is_tested_its_place_and_its_seeds_are_not_inherited(tmp_path)
     first, second, third = params.ablations.values()
     assert (first.robustness, second.robustness, third.robustness) == (True, False, False)
     assert (second.group, second.seeds, second.lr) == ("data", None, 0.001)
+    rows = {"first": {"base": "train_mmt", "folds": [1]}, "second": {"base": "first"}}
+    values = {"train_mmt": {"lr": 1.0}, "ablations": rows}
+    assert whole_row("first", values, "") == {"lr": 1.0, "folds": [1]}
+    assert whole_row("second", values, "") == {"lr": 1.0}
 
 
 def test_a_row_on_a_row_has_all_that_this_has(tmp_path):

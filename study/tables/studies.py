@@ -6,7 +6,7 @@ import pandas as pd
 
 from mmtlib.config import Run
 from study.tables.clips import Study
-from study.tables.results import Result
+from study.tables.results import ReportError, Result
 
 WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}
 """What a model of both lacks when it is read in a modality."""
@@ -41,13 +41,15 @@ def robustness_table(study: Study) -> pd.DataFrame:
 def data_table(study: Study) -> pd.DataFrame:
     """Test top-1 (percent) by the share of the training clips, for the models that have rows of the group `data`.
 
-    Columns: model, modality, ours, share, n_seeds, top1, std. What the whole set gives is that of the same seeds.
+    Columns: model, modality, ours, share, n_seeds, top1, std. What the whole set gives is of the same seeds and clips.
     """
     rows = []
     for model, whole, parts in _by_model(study, "data"):
         seeds = [seed for seed in whole.predictions if all(seed in r.predictions for r in parts)]
-        for result in [*parts, whole]:
-            top1 = study.rights(result)[seeds].mean()
+        rights = [study.rights(result)[seeds] for result in (*parts, whole)]
+        clips = pd.concat(rights, axis=1, join="inner").index  # rows of fewer folds have fewer
+        for result, right in zip((*parts, whole), rights, strict=True):
+            top1 = right.loc[clips].mean()
             about = {"model": model, "modality": result.modality, "ours": whole.group is None}
             about |= {"share": result.trained.train_share, "n_seeds": len(seeds)}
             rows.append(about | {"top1": top1.mean(), "std": top1.std()})
@@ -77,14 +79,21 @@ def search_table(study: Study) -> pd.DataFrame:
 
 def _setting(run: Run, used: Run) -> str:
     """The learning rate of a run, and what else it changes in another one."""
-    before, now = used.overrides | {"epochs": used.epochs}, run.overrides | {"epochs": run.epochs}
+    told = {"lr", "group", "seeds", "folds", "encoders", "robustness"}
+    before, now = (pd.json_normalize(one.model_dump(exclude=told)).iloc[0].to_dict() for one in (used, run))
     names = sorted(name for name in before | now if before.get(name) != now.get(name))
-    return ", ".join([f"lr {run.lr:g}", *(f"{name} {now.get(name, 'default')}" for name in names)])
+    words = (f"{name.removeprefix('overrides.')} {now.get(name, 'default')}" for name in names)
+    return ", ".join([f"lr {run.lr:g}", *words])
 
 
 def _by_model(study: Study, group: str) -> Iterator[tuple[str, Result, list[Result]]]:
     """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows."""
     ours, rows = study.defaults.values(), [r for r in study.results if r.group == group]
     for model in dict.fromkeys(r.trained.model for r in rows):
-        main = next(r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline"))
+        known = [r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline")]
+        if not known:
+            raise ReportError(
+                f"ablations: {model} has rows of the group {group} but none of the group baseline; add one."
+            )
+        main = known[0]
         yield model, main, [r for r in rows if r.trained.model == model]

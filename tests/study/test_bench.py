@@ -118,7 +118,7 @@ def quick(monkeypatch):
 def test_a_comparison_measures_both_models(quick):
     found = benchmark.compare("mat_t", TINY, "train", "fp32")
     assert len(found["times"]) == len(found["peer_times"]) == TINY.rounds
-    weights = 12 * benchmark.cost.count_parameters(build_pair("mat_t", TINY, META)[0])
+    weights = 12 * benchmark.timing.count_parameters(build_pair("mat_t", TINY, META)[0])
     one = benchmark.compare("mat_t", TINY.model_copy(update={"batch": 1}), "train", "fp32")
     # The gradients are a third of what is held already; the states of AdamW, two thirds, are not counted twice.
     assert weights * 4 / 3 < one["peak"] < weights * 5 / 3

@@ -13,10 +13,9 @@ from mmtlib.config import ParamsError, Report, check
 from study.figures import results as figures
 from study.figures.style import COLOURS, png
 from study.report import build_report, write_report
-from study.tables.claims import claims_table, select
+from study.tables.claims import Claim, Selection, claims_table, efficiency_claims, read_efficiency, select
+from study.tables.claims import claims as stated
 from study.tables.clips import load_study
-from study.tables.ledger import Claim, Selection, efficiency_claims, read_efficiency
-from study.tables.ledger import claims as stated
 
 MEASURED = {"model": "mat_b", "peer": "ast_b", "precision": "fp32", "gmacs": 5.0, "peer_gmacs": 100.0}
 MEASURED |= {"params_m": 58.0, "peer_params_m": 100.0, "peak_memory_gib": 3.0, "peer_peak_memory_gib": 2.0}

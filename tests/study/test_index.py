@@ -53,6 +53,19 @@ def test_a_column_a_study_and_a_cell_for_each_claim_it_asks(root):
     assert table.loc[first, POOLED].endswith(f", {len(each)} studies")
 
 
+def test_studies_of_one_set_are_pooled_as_one(root):
+    def pooled():
+        return measured(root / "reports").query("id == 'mat_ast_operations' and study == @POOLED").squeeze()
+
+    before, own = pooled(), pd.read_csv(root / "reports/grid_0db/tables/claims.csv").set_index("id")
+    added = add_study(root, "grid").set_index("id")["measured"]["mat_ast_operations"]
+    grid = own.loc["mat_ast_operations", "measured"]
+    after = pooled()
+    assert after["n_studies"] == before["n_studies"]
+    moved = ((grid + added) / 2 - grid) / before["n_studies"]
+    assert after["measured"] == pytest.approx(before["measured"] + moved)
+
+
 def test_costs_that_are_measured_once_count_in_no_study(root):
     costs = [
         "MAT needs fewer operations than AST",

@@ -136,6 +136,14 @@ def test_composing_again_changes_no_byte_and_another_study_touches_nothing(check
     assert load("build/kinetics-sounds/params.yaml", checkout) == load("params/kinetics-sounds.yaml")
 
 
+def test_media_that_dvc_does_not_know_are_looked_for_each_time(checkout):
+    stages = {}
+    for name in ("smoke", "kinetics-sounds"):
+        stages |= {name: YAML(typ="safe", pure=True).load(run.compose_study(name, checkout))["stages"]}
+    assert stages["kinetics-sounds"]["download"]["always_changed"] is True
+    assert not any("always_changed" in stage for stage in stages["smoke"].values())
+
+
 def test_a_study_that_is_not_called_like_its_file_is_refused(checkout):
     shutil.copy(checkout / "params/smoke.yaml", checkout / "params/other.yaml")
     with pytest.raises(ParamsError, match=r"^params/other\.yaml: study is smoke but must be other; change it\.$"):

@@ -1,14 +1,18 @@
 """Corrupted clips, fewer training clips and learning rates: tables against other code, and what the report says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from made_up_workspace import RIGHT, ROWS, made_up_params, made_up_workspace
 
+from mmtlib.config import Objective
 from mmtlib.data.corruption import CONDITIONS
 from study.report import build_report
 from study.tables import studies as study_tables
 from study.tables.clips import load_study
+from study.tables.results import ReportError
 from study.tables.studies import data_table, robustness_table, search_table
 
 MBT = ROWS["mbt_t"] | {"robustness": True}
@@ -82,6 +86,36 @@ def test_fewer_clips_are_compared_on_the_seeds_that_both_have(study, workspace):
     assert table.loc[("mmt_t", 1.0), "top1"] == pytest.approx(whole)
     assert table.loc[("mmt_t", 0.5), "top1"] == pytest.approx(75.0)
     assert list(table["ours"]) == [False, False, True, True]
+
+
+def changed(study, name, **fields):
+    """The study with a run's result changed."""
+    return replace(study, results=[replace(r, **fields) if r.name == name else r for r in study.results])
+
+
+def test_fewer_clips_are_compared_on_the_clips_that_both_have(study):
+    half, whole = (next(r for r in study.results if r.name == name) for name in ("mmt_half", "train_mmt"))
+    ids = sorted(set(study.on_test(whole)["clip"]))[:10]
+    predictions = {seed: table[table["clip_id"].isin(ids)] for seed, table in half.predictions.items()}
+    found = data_table(changed(study, "mmt_half", predictions=predictions)).set_index(["model", "share"])["top1"]
+    for name, share in (("mmt_half", 0.5), ("train_mmt", 1.0)):
+        clips = study.on_test(next(r for r in study.results if r.name == name)).query("seed == 0 and clip in @ids")
+        assert found["mmt_t", share] == pytest.approx(100 * clips["right"].mean())
+
+
+def test_a_row_needs_the_baseline_that_it_is_of(study):
+    without = replace(study, results=[r for r in study.results if r.name != "ast_t"])
+    with pytest.raises(ReportError, match="ast_t has rows of the group search but none of the group baseline; add one"):
+        search_table(without)
+
+
+def test_tries_that_differ_in_more_than_the_rate_are_told_apart(study):
+    run = next(r.trained for r in study.results if r.name == "ast_lr_a")
+    other = run.model_copy(
+        update={"lr": 1e-3, "objective": Objective(imc=0.1), "overrides": run.overrides | {"dim": 32}}
+    )
+    table = search_table(changed(study, "ast_lr_a", trained=other))
+    assert set(table["setting"]) == {"lr 0.001", "lr 0.01", "lr 0.001, objective.imc 0.1, dim 32"}
 
 
 def test_the_search_says_which_rate_was_best_and_which_was_taken(study):
