@@ -57,7 +57,8 @@ def connect(workers: int | str) -> Iterator[Client]:
         environment = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}
         settings = {"distributed.worker.daemon": False, "distributed.nanny.pre-spawn-environ": environment}
         with dask.config.set(settings):
-            here = LocalCluster(workers or cores(), threads_per_worker=1, memory_limit=None, dashboard_address=":0")
+            options = dict(threads_per_worker=1, memory_limit=None, dashboard_address=":0")
+            here = LocalCluster(n_workers=workers or cores(), **options)
         with here, Client(here, set_as_default=False) as client:
             yield client
         return

@@ -50,6 +50,12 @@ def test_one_worker_and_a_handful_of_items_stay_in_this_process(capsys):
     assert "40/40 numbers, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_there_are_as_many_workers_as_are_asked_for_whatever_the_cores(workers):
+    with connect(workers) as client:
+        assert list(client.nthreads().values()) == [1] * workers
+
+
 def test_many_items_are_shared_and_come_in_order(address):
     for workers in (2, address):
         numbers, pids = zip(*run_all(pid_of, range(100), workers, what="numbers"), strict=True)
