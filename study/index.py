@@ -25,8 +25,9 @@ GENERATED = ("freedoom", "freedoom2")
 """The studies whose reports are committed, of public sets and of the game. Others, quick, smoke and those of one's own
 data, are nothing to the claims over all studies."""
 
-POOLED = "pooled"
-"""The column of the mean over the studies of public sets."""
+POOLED, LEARNT = "pooled", 1.0
+"""The column of the mean over the studies of public sets, and the top-1 (percent) that a baseline must reach in one for
+it to count there: a baseline below that has not learnt the task."""
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
@@ -51,6 +52,7 @@ def measured(reports: Path) -> pd.DataFrame:
     table = of_runs(pd.concat(parts, ignore_index=True))
     pooled = []
     real = table[table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0) & table["study"].isin(PUBLIC)]
+    real = real[real["theirs_value"] >= LEARNT]
     # Studies of one set, whose names begin alike, share its clips: together they count as one.
     real = real.assign(half=(real["ci_high"] - real["ci_low"]) / 2, set=real["study"].str.split("_").str[0])
     for (name, above), part in real.groupby(["id", "holds_above"]):
