@@ -101,7 +101,7 @@ def make_params(recipe: Recipe | None = None, *, study: str = "toy", seeds: tupl
         if name in STAGES:
             stages[name] = run
         else:
-            rows[name] = run.model_dump() | {"group": "data"}
+            rows[name] = run.model_dump() | {"group": "baseline"}
     recipe = recipe or make_recipe()
     whole = {"study": study, "seeds": list(seeds), "training": recipe.model_dump(), "ablations": rows}
     whole |= {name: run.model_dump() for name, run in stages.items()}
