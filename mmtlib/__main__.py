@@ -62,18 +62,9 @@ def features(params: File = "params.yaml", workers: Workers | None = None) -> No
 @app.command()
 def train(params: File = "params.yaml", workers: Workers = "0") -> None:
     """Train all runs of a study, side by side unless each has several processes (training.nproc)."""
-    from mmtlib.training.stage import train_runs
     from mmtlib.training.study import train_all
 
-    values, folders = study(params)
-    if values.training.nproc == 1:
-        train_all(values, folders, number(workers))
-    elif workers != "0":
-        raise ValueError(
-            "training.nproc is for one run after another, each in processes of this machine; omit --workers."
-        )
-    for name in values.runs:  # where they are finished or kept, this copies their files to the study's folders
-        train_runs(name, values, folders)
+    train_all(*study(params), number(workers))
 
 
 @app.command()

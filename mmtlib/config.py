@@ -249,16 +249,21 @@ class Params(Section):
         if (self.pretrain_mvit is None) != (self.train_mmt is None):
             raise ValueError("pretrain_mvit or train_mmt alone is null; a study of audio alone has neither")
         warm_up = self.training.warmup_epochs
+        beside = {name for name, row in self.ablations.items() if row.group in ("search", "data")}  # of no claim
+        models = {run.model for run in self.runs.values() if getattr(run, "group", "baseline") == "baseline"}
         for name, run in self.runs.items():
             where = name if name in STAGES else f"ablations.{name}"
+            if name in beside and run.model not in models:
+                raise ValueError(f"{where}.group is {run.group}, but no stage or baseline has {run.model}; add one")
+            if name not in beside and (hidden := beside & set(run.encoders.values())):
+                raise ValueError(f"{where}.encoders names {min(hidden)}, a row of group search or data; name another")
             if run.epochs <= warm_up:
                 problem = f"{where}.epochs {run.epochs} ends within training.warmup_epochs {warm_up}"
                 raise ValueError(f"{problem}; raise the one or lower the other")
             if run.encoders and run.init != "pretrained":
                 raise ValueError(f"{where}.encoders means nothing to init {run.init}; remove it, or change init")
             for part, source in run.encoders.items():
-                known = self.runs.get(source)
-                if known is None or known.init == "pretrained" or getattr(known, "group", "") in ("search", "data"):
+                if source not in self.runs or self.runs[source].init == "pretrained":
                     problem = f"{where}.encoders.{part} is {source}, no run of an encoder by itself"
                     raise ValueError(f"{problem}; name a stage or a row that is")
             if set(getattr(run, "folds", None) or ()) - set(self.folds or ()):

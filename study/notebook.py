@@ -4,18 +4,19 @@ A notebook's default is the study `smoke`, and JupyterLab and nbval may start wi
 are then run first, in folders of that study, where they can overwrite nothing real.
 """
 
+import os
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from mmtlib.cluster import cores
 from mmtlib.config import ROOT, STAGES, Params, load
 from mmtlib.data.download import download
 from mmtlib.data.features import extract_features
-from mmtlib.evaluation.predictions import read_predictions
-from mmtlib.evaluation.scores import scores
 from mmtlib.folders import Folders
 from mmtlib.training.experiment import kept, kept_runs, parts_for
 from mmtlib.training.stage import Trained, train_runs
@@ -48,8 +49,10 @@ def begin(stage: str, file: str, changes: Mapping[str, Any] | None = None, root:
     """The parameters in `file`, with `changes` (see config.load), and the folders of their study.
 
     In the study `smoke` the earlier stages whose files are missing are run, a line printed for each. In any other
-    nothing is made: raises MissingStage naming the stage to run.
+    nothing is made: raises MissingStage naming the stage to run. torch gets the cores that this process may use.
     """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
     params = load(file, root, changes)
     folders = Folders(root, params.study)
     _prepare(stage, params, folders)
@@ -108,8 +111,6 @@ def to_show(name: str, trained: list[Trained], params: Params, root: Path = ROOT
     for trial in full.trials(name):
         run = kept(folder, parts_for(full.runs[name], full, trial, data))
         history = pd.read_csv(StringIO(run.about["history"]))
-        weights = Folders(root, full.study).weights(name, *trial)
-        tested = scores(read_predictions(run.predictions))
-        found.append(Trained(trial, weights, run.predictions, history, tested))
+        found.append(Trained(trial, Folders(root, full.study).weights(name, *trial), run.predictions, history))
     print(f"of the study {full.study}, whose predictions are kept: {len(found)} seeds")
     return found

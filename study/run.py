@@ -21,8 +21,7 @@ from typing import Any
 import nbformat
 from ruamel.yaml import YAML
 
-from mmtlib.cluster import cores
-from mmtlib.config import ROOT, ParamsError, compose, load
+from mmtlib.config import ROOT, ParamsError, compose, load, workspace
 from mmtlib.config import STAGES as TRAINED
 from mmtlib.files import write_text
 from mmtlib.folders import Folders
@@ -119,8 +118,15 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
     pipeline = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
     absent = [stage for stage in TRAINED if stage not in params.runs]  # a study of audio alone
     pipeline["stages"] = {stage: body for stage, body in pipeline["stages"].items() if stage not in absent}
-    if params.download.media:  # files that DVC does not know may have come or changed; what is known is not looked at
-        pipeline["stages"]["download"]["always_changed"] = True
+    if params.download.media:  # so that DVC sees media that came or changed; where the folder is away all stays
+        from mmtlib.data.container import locate  # slow to import, as is the next
+        from mmtlib.data.sources.listing import list_media
+
+        media, listed = workspace(params.download.media), folder / "media.txt"
+        names = list_media(media, params.download.follow_links) if media.is_dir() else []
+        if names or not listed.exists():
+            write_text(listed, "".join(f"{path} {locate(media / path)}\n" for path in names))
+        pipeline["stages"]["download"]["deps"].append(f"build/{name}/media.txt")
     for stage in pipeline["stages"].values():
         stage = stage.get("do", stage)
         stage["deps"] = [path for path in stage["deps"] if path.rpartition("/")[2] not in absent]
@@ -147,7 +153,6 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = 
     # The kernel starts in notebooks/: without this it would import whichever checkout pip installed last.
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(root))]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *others])
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's start-up warning
     # ipykernel >= 7.3 otherwise warns at each start that its sockets are not encrypted.
     config = Config({"KernelManager": {"transport_encryption": "auto"}})

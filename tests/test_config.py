@@ -272,6 +272,28 @@ def test_how_a_run_is_tested_its_place_and_its_seeds_are_not_inherited(tmp_path)
     assert whole_row("second", values, "") == {"lr": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            "x: {group: search, base: pretrain_mat, set: {model: mat_s}}",
+            "x.group is search, but no stage or baseline has mat_s",
+        ),
+        (
+            "x: {group: data, base: train_mmt, set: {model: mbt_t}}",
+            "x.group is data, but no stage or baseline has mbt_t",
+        ),
+        (
+            "{x: {group: data, base: pretrain_mat}, y: {group: fusion, base: train_mmt, set: {encoders: {audio: x}}}}",
+            "y.encoders names x, a row of group search or data; name another",
+        ),
+    ],
+)
+def test_rows_beside_the_report_need_a_run_in_it_and_start_none(tmp_path, rows, words):
+    with pytest.raises(ParamsError, match=words):
+        table(tmp_path, rows if rows.startswith("{") else f"{{{rows}}}")
+
+
 def test_a_row_on_a_row_has_all_that_this_has(tmp_path):
     """However either says it: with `set`, or with fields of its own."""
     params = table(

@@ -75,21 +75,14 @@ def test_download_and_features_leave_what_the_stages_leave(root):
 
 def test_train_takes_a_number_of_processes_or_an_address(root, monkeypatch):
     pytest.importorskip("mmtlib.cluster")
-    from mmtlib.training import stage, study
+    from mmtlib.training import study
 
-    seen, left = [], []
+    seen = []
     monkeypatch.setattr(study, "train_all", lambda *given: seen.append(given))
-    monkeypatch.setattr(stage, "train_runs", lambda *given: left.append(given))
     for workers in ([], ["--workers", "3"], ["--workers", "tcp://there:8786"]):
         assert call("train", *workers).exit_code == 0
     params = load("params.yaml", root)
     assert seen == [(params, Folders(root, "tiny"), workers) for workers in (0, 3, "tcp://there:8786")]
-    assert left == 3 * [(name, params, Folders(root, "tiny")) for name in params.runs]  # for predict and report
-    (root / "many.yaml").write_text("{base: params.yaml, training: {nproc: 2}}")
-    assert call("train", "--params", "many.yaml").exit_code == 0
-    assert (len(seen), len(left)) == (3, 4 * len(params.runs)), "each run in turn, in its own processes"
-    refused = call("train", "--params", "many.yaml", "--workers", "tcp://there:8786").exception
-    assert "training.nproc is for one run after another" in str(refused)
 
 
 def test_runs_says_what_is_kept():

@@ -34,7 +34,8 @@ def picture_noise(batch: Batch, snr: float | int, draws: torch.Generator, stats:
     """White noise in the picture; a clip's signal is the variance of its (normalised) values."""
     video = batch.video
     noise = torch.randn(video.shape, generator=draws).to(video)
-    noise -= noise.mean(2, keepdim=True) * stats["settings"].get("motion", False)  # as of the picture itself
+    if stats["settings"].get("motion"):  # of the noise, too, what differs from its mean, and as strong
+        noise = (noise - noise.mean(2, keepdim=True)) * (noise.shape[2] / (noise.shape[2] - 1)) ** 0.5
     return batch._replace(video=video + video.std((1, 2, 3, 4), keepdim=True) * 10 ** (-snr / 20) * noise)
 
 

@@ -92,8 +92,7 @@ class FeatureDataset:
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename} is missing; make the features first: {_MAKE}.") from error
         except (ValueError, KeyError, TypeError) as error:
-            problem = str(error).removesuffix(".")
-            raise DatasetError(f"{self.root} is damaged ({problem}); make it anew: {_MAKE}.") from error
+            raise DatasetError(f"{self.root} is damaged ({str(error).strip('.')}); make it anew: {_MAKE}.") from error
         # Arrays differ in last bits between processors, whose encoders round differently; this does not.
         self.identity = self._identify(index)
         if fold is not None:

@@ -2,8 +2,7 @@
 
 A part of the clip is painted over, and what the log-probability of a class loses by it is the part's weight. The paint
 is 0, the mean of the training clips: SpecAugment masks with it, so a model of sound has learnt to read it as nothing
-known, and convolutions pad with it. A clip's own mean would depend on what it is to hide. (Of frames from which the
-clip's mean frame was taken, the setting `motion`, 0 is that mean: the part stands still.)
+known, and convolutions pad with it. A clip's own mean would depend on what it is to hide (with `motion`, 0 is that).
 """
 
 import itertools

@@ -46,7 +46,9 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
     `data` is FeatureDataset.identity; `encoders`: part -> key of the run that it starts from, or hash of the file.
     Raises ValueError for a model that is not known.
     """
-    joint = len(data.get("heads", ())) > 1 and run.objective.avc + run.objective.imc > 0  # had other positives once
+    several = len(data.get("heads", ())) > 1
+    joint = several and run.objective.avc + run.objective.imc > 0  # had other positives once
+    share = (several or data.get("multilabel", False)) and run.train_share < 1  # was of other clips
     parts = {
         "run": plain(run),
         # What came later is left out at its default: runs from before it stay found.
@@ -55,11 +57,11 @@ def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapp
         "fold": trial.fold,
         "data": data,
         "encoders": dict(encoders),
-        "numerics": NUMERICS[run.model.rsplit("_", 1)[0]] + joint,
+        "numerics": NUMERICS[run.model.rsplit("_", 1)[0]] + joint + share,
     }
     # How the trained model is tested, too, decides what is kept of the run, but not its weights.
-    robust = parts["run"].pop("robustness")
-    parts["conditions"] = {"names": list(CONDITIONS), "version": CORRUPTION} if robust else None
+    robust, moves = parts["run"].pop("robustness"), (data.get("settings") or {}).get("motion", False)
+    parts["conditions"] = {"names": list(CONDITIONS), "version": CORRUPTION + moves} if robust else None
     return json.loads(json.dumps(parts))  # lists for tuples, as a file gives them back
 
 
@@ -73,10 +75,7 @@ ENCODERS = {"audio": "pretrain_mat", "video": "pretrain_mvit"}
 
 
 def encoder_runs(run: Run, params: Params) -> dict[str, tuple[str, Run]]:
-    """part -> name of the run that a run's encoder comes from, and that run, of as few clips; none from scratch.
-
-    Raises ParamsError where there is no such run, and for a model of one modality with `init: pretrained`.
-    """
+    """part -> name of the run that an encoder comes from, and that run, of as few clips. ParamsError: there is none."""
     sources = run.encoders or ENCODERS if run.init == "pretrained" else {}
     if sources and modality_of(run.model) != "av":
         raise ParamsError(f"init pretrained is for models of both modalities, not for {run.model}; set it to scratch.")

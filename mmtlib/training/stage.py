@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -33,13 +34,16 @@ from mmtlib.training.loop import Trainer, choose_device
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves: its files, its learning curve, and its scores on validation and test."""
+    """What a run leaves: its files and its learning curve."""
 
     trial: Trial
     weights: Path
     predictions: Path
     history: pd.DataFrame  # epoch, lr, loss, ce, avc, imc, val_loss, val_top1 (or val_map)
-    scores: pd.DataFrame  # of evaluation.scores
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:  # on validation and test, of evaluation.scores
+        return scores(read_predictions(self.predictions))
 
 
 FAILED = "training failed: "  # begins the line in which a process says why
@@ -78,7 +82,7 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
     command += ["-m", "mmtlib.training", name, "--params", str(file.absolute())]
     command += ["--root", str(folders.root), "--trials", json.dumps(trials)]
     with subprocess.Popen(
-        command, env=os.environ | threads, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=threads | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
             for line in process.stdout:
@@ -96,9 +100,8 @@ def _in_processes(name: str, params: Params, folders: Folders, trials: list[Tria
 
 def _trained(name: str, folders: Folders, trial: Trial) -> Trained:
     """A run as its files tell it."""
-    weights, predictions = folders.weights(name, *trial), folders.predictions(name, *trial)
-    history = pd.read_csv(weights.with_suffix(".csv"))
-    return Trained(trial, weights, predictions, history, scores(read_predictions(predictions)))
+    weights = folders.weights(name, *trial)
+    return Trained(trial, weights, folders.predictions(name, *trial), pd.read_csv(weights.with_suffix(".csv")))
 
 
 def _train_one(name: str, params: Params, folders: Folders, trial: Trial) -> None:

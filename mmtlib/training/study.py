@@ -14,19 +14,30 @@ from mmtlib.config import Params, ParamsError, Run, Trial
 from mmtlib.data.dataset import DatasetError, FeatureDataset
 from mmtlib.folders import Folders
 from mmtlib.training.experiment import encoder_runs, is_kept, kept, kept_runs, key_of, parts_for, planned, why_not
-from mmtlib.training.stage import finish, predict_run
+from mmtlib.training.stage import finish, predict_run, train_runs
 
 
 def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
-    """Train every run of a parameter file that is not kept, and predict with it; prints a line for each.
+    """Train every run of a parameter file that is not kept, and leave the files of all in the study's folders.
 
     `workers`: processes on this machine (0: one for each core or, where there are any, each GPU), or the address of a
-    Dask scheduler whose workers see the same folders. Raises DatasetError where there are no features, and what
-    training raises.
+    Dask scheduler whose workers see the same folders; none with `training.nproc` above 1, for one run after another.
+    Raises ParamsError at once for a run that cannot be, DatasetError without features, and what training raises.
     """
+    data = FeatureDataset(folders.features, "train").identity
+    runs = list(planned(params, data))
+    if params.training.nproc == 1:
+        _side_by_side(params, folders, workers, data, runs)
+    elif workers:
+        raise ParamsError("training.nproc gives each run processes of this machine, in turn; leave --workers out.")
+    for name in params.runs:
+        train_runs(name, params, folders)
+
+
+def _side_by_side(params: Params, folders: Folders, workers: int | str, data: dict, runs: list) -> None:
+    """Train and predict; prints a line for each run."""
     from distributed import as_completed  # slow to import
 
-    data = FeatureDataset(folders.features, "train").identity
     archive = folders.root / params.training.kept if params.training.kept else None
     jobs: dict[str, tuple[str, Run, Trial, list[str]]] = {}  # key -> name, run, trial, keys of its encoders
 
@@ -37,7 +48,7 @@ def train_all(params: Params, folders: Folders, workers: int | str = 0) -> None:
             jobs[key] = (name, run, trial, starts)
         return key
 
-    for name, trial, parts in planned(params, data):
+    for name, trial, parts in runs:
         if archive is None or not is_kept(kept(archive, parts)):
             add(name, params.runs[name], trial)
     if not jobs:

@@ -86,7 +86,7 @@ def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
             ax.plot(*kept, label=f"{run} ({READS[modality]})" if y == "ce" else None, **style, **dot)
     axes[0].set(title="training cross-entropy", ylim=(0, None))
     for ax in axes[1:]:
-        ax.set(title=f"validation {score} (%)", ylim=(0, 100))
+        ax.set(title=f"validation {score} (%)", ylim=(0, 100 if curves["val_top1"].max() > 50 else 50))
     for ax in axes[:2]:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)

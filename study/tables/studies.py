@@ -6,7 +6,7 @@ import pandas as pd
 
 from mmtlib.config import Run
 from study.tables.clips import Study
-from study.tables.results import ReportError, Result
+from study.tables.results import Result
 
 WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}
 """What a model of both lacks when it is read in a modality."""
@@ -90,10 +90,5 @@ def _by_model(study: Study, group: str) -> Iterator[tuple[str, Result, list[Resu
     """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows."""
     ours, rows = study.defaults.values(), [r for r in study.results if r.group == group]
     for model in dict.fromkeys(r.trained.model for r in rows):
-        known = [r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline")]
-        if not known:
-            raise ReportError(
-                f"ablations: {model} has rows of the group {group} but none of the group baseline; add one."
-            )
-        main = known[0]
+        main = next(r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline"))
         yield model, main, [r for r in rows if r.trained.model == model]

@@ -76,25 +76,6 @@ def test_of_folders_train_and_val_alone_a_fifth_of_train_is_tested(tmp_path):
     assert held.equals(splits)
 
 
-def test_a_csv_of_folds_is_a_set_of_folds(tmp_path):
-    put(tmp_path / "m/a.wav", b"")
-    rows = [("path", "label", "start", "end", "fold", "group")]
-    rows += [
-        ("a.wav", "x", 0, 1, 1, ""),
-        ("a.wav", "y", 1, 2, 1, ""),
-        ("b.wav", "x", "", "", 2, "g"),
-        ("c.wav", "y", "", "", "", ""),
-    ]
-    (tmp_path / "c.csv").write_text(csv_text(rows))
-    found = survey("folder", tmp_path / "c.csv", tmp_path / "m", workers=1)
-    assert found.dataset["folds"] == [1, 2]
-    assert found.manifest.fold.fillna(0).tolist() == [1, 1, 2, 0]
-    assert found.manifest.group.tolist() == ["a.wav", "a.wav", "g", "c.wav"], "parts of a file are never on two sides"
-    assert set(found.manifest.split) == {"train"}
-    (tmp_path / "c.csv").write_text(csv_text([row[:-1] for row in rows]))
-    assert build(tmp_path / "c.csv", tmp_path / "m")[0].group.tolist() == ["a.wav", "a.wav", "b.wav", "c.wav"]
-
-
 def test_a_file_outside_a_class_folder_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(SourceError, match="holds no media file"):
@@ -208,8 +189,8 @@ def test_what_train_shares_with_the_other_splits_is_counted_and_said(tmp_path, c
         ("path,label\nx.mp4,a\ny\0.mp4,a\n", "c.csv, line 3: a NUL character"),
         ("path,label\nx.mp4,a\né.mp4,a\n".encode("latin-1"), "c.csv, line 3: not UTF-8 text"),
         ('path,label\n"x.mp4,a\n', "not a CSV"),
-        ("path,label,view\nx.mp4,a,1\n", "c.csv: a column view is made later; rename this one."),
-        ("path,label,fold\nx.mp4,a,one\n", "c.csv, line 2: fold is 'one'; give whole numbers from 1"),
+        ("path,label,view\nx.mp4,a,1\n", "c.csv: the column view has a meaning of its own in our tables; rename it."),
+        ("path,label,group\nx.mp4,a,1\n", "c.csv: the column group has a meaning of its own"),
     ],
 )
 def test_a_hostile_csv_is_refused_in_one_sentence(tmp_path, content, words):

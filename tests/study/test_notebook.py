@@ -140,7 +140,7 @@ def test_each_verb_is_called_with_its_section_and_leaves_what_the_next_stage_loo
 def trained(name: str) -> list[Trained]:
     folders = Folders(ROOT, "smoke")
     files = folders.weights(name, 0), folders.predictions(name, 0)
-    return [Trained(Trial(0), *files, history=pd.DataFrame(), scores=pd.DataFrame())]
+    return [Trained(Trial(0), *files, history=pd.DataFrame())]
 
 
 @pytest.mark.parametrize("name", ["pretrain_mat", "train_mmt", *SMALL.ablations])

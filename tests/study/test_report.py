@@ -87,7 +87,7 @@ def test_the_answer_follows_from_the_numbers(written):
     )
     assert "One seed (0)." in text
     assert "highest validation top-1" in text
-    assert "claim against a baseline is measured at the rates that they give" in text
+    assert "a claim that compares them is measured at the rates that the parameters give" in text
     assert written["test_top1"]["mmt_t/av"] == 90.0
     assert written["test_top1"]["mmt_t/video"] == 47.5
 

@@ -136,12 +136,30 @@ def test_composing_again_changes_no_byte_and_another_study_touches_nothing(check
     assert load("build/kinetics-sounds/params.yaml", checkout) == load("params/kinetics-sounds.yaml")
 
 
-def test_media_that_dvc_does_not_know_are_looked_for_each_time(checkout):
-    stages = {}
-    for name in ("smoke", "kinetics-sounds"):
-        stages |= {name: YAML(typ="safe", pure=True).load(run.compose_study(name, checkout))["stages"]}
-    assert stages["kinetics-sounds"]["download"]["always_changed"] is True
-    assert not any("always_changed" in stage for stage in stages["smoke"].values())
+def test_media_that_came_or_changed_are_seen_and_a_folder_that_is_away_changes_nothing(checkout, monkeypatch):
+    media, listed = checkout / "media", checkout / "build/kinetics-sounds/media.txt"
+    monkeypatch.setattr(run, "workspace", lambda path: media)
+
+    def seen() -> str:
+        path = run.compose_study("kinetics-sounds", checkout)
+        deps = YAML(typ="safe", pure=True).load(path)["stages"]["download"]["deps"]
+        assert "build/kinetics-sounds/media.txt" in deps
+        return listed.read_text()
+
+    assert seen() == ""
+    media.mkdir()
+    (media / "a.mp4").write_bytes(b"1")
+    one = seen()
+    assert one.startswith("a.mp4 ")
+    assert seen() == one
+    (media / "a.mp4").write_bytes(b"12")
+    assert seen() != one
+    (media / "b.mp4").write_bytes(b"1")
+    two = seen()
+    assert "\nb.mp4 " in two
+    media.rename(checkout / "away")
+    assert seen() == two
+    assert "media.txt" not in str(YAML(typ="safe", pure=True).load(run.compose_study("smoke", checkout))["stages"])
 
 
 def test_a_study_that_is_not_called_like_its_file_is_refused(checkout):

@@ -197,7 +197,7 @@ def test_the_encoders_that_a_run_starts_from_are_part_of_its_key(data):
         ({}, "starts from ast_t, which is no run of video alone"),
     ],
 )
-def test_encoders_that_cannot_be_are_refused_before_anything_is_trained(data, changes, words):
+def test_encoders_that_cannot_be_are_refused(data, changes, words):
     params = make_params()
     mmt = params.train_mmt.model_copy(update={} if changes else {"encoders": {"video": "ast_t"}})
     params = params.model_copy(update=changes)
@@ -211,6 +211,20 @@ def test_the_key_that_is_planned_is_the_one_that_is_trained(features, data, tmp_
     assert set(runs) == {(name, seed) for name in params.runs for seed in (0, 2)}
     given = dict(seed=2, features=features, runs=tmp_path, init={}, device="cpu")
     assert Trainer(params.pretrain_mat, params.training, **given).key == key_of(runs["pretrain_mat", 2])
+
+
+def test_runs_whose_computation_changed_later_have_other_keys(data):
+    recipe, heads = make_recipe(), data | {"heads": [["verb", ["a", "b"]], ["noun", ["c", "d"]]]}
+    for known, changed in ((data, 0), (heads, 1), (data | {"multilabel": True}, 1)):
+        for share in (0.5, 1.0):
+            parts = parts_of(make_run("mat_t", train_share=share), recipe, Trial(0), known, {})
+            assert parts["numerics"] == experiment.NUMERICS["mat"] + changed * (share < 1)
+    robust = make_run("mmt_t", robustness=True)
+    versions = [
+        parts_of(robust, recipe, Trial(0), data | {"settings": settings}, {})["conditions"]["version"]
+        for settings in ({}, {"motion": True})
+    ]
+    assert versions == [experiment.CORRUPTION, experiment.CORRUPTION + 1]
 
 
 def test_neither_the_defaults_nor_the_wording_of_a_model_are_part_of_a_key():

@@ -11,8 +11,9 @@ import pytest
 from toy_features import make_params, write_features
 
 from mmtlib.cluster import connect
-from mmtlib.config import Params
+from mmtlib.config import Params, ParamsError
 from mmtlib.folders import Folders
+from mmtlib.training import study
 from mmtlib.training.stage import train_runs
 from mmtlib.training.study import train_all
 
@@ -59,3 +60,28 @@ def test_two_workers_train_what_one_process_does_and_one_that_is_killed_loses_no
     assert found.keys() == alone.keys()
     for name, table in alone.items():
         np.testing.assert_array_equal(np.stack(found[name]["logits"]), np.stack(table["logits"]), name)
+
+
+def test_with_several_processes_for_each_the_runs_are_trained_in_turn(params, tmp_path, monkeypatch):
+    folders, trained = Folders(tmp_path, params.study), []
+    write_features(folders.features)
+    recipe = params.training.model_copy(update={"nproc": 2})
+    params = params.model_copy(update={"training": recipe})
+    monkeypatch.setattr(study, "_side_by_side", lambda *given: pytest.fail("side by side"))
+    monkeypatch.setattr(study, "train_runs", lambda name, *given: trained.append(name))
+    train_all(params, folders)
+    assert trained == list(params.runs)
+    with pytest.raises(ParamsError, match="nproc gives each run processes of this machine, in turn"):
+        train_all(params, folders, "tcp://there:8786")
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_run_that_cannot_be_is_refused_before_anything_is_trained(params, tmp_path, monkeypatch, nproc):
+    folders = Folders(tmp_path, params.study)
+    write_features(folders.features)
+    mmt = params.train_mmt.model_copy(update={"encoders": {"video": "ast_t"}})
+    recipe = params.training.model_copy(update={"nproc": nproc})
+    for name in ("_side_by_side", "train_runs"):
+        monkeypatch.setattr(study, name, lambda *given: pytest.fail("trained"))
+    with pytest.raises(ParamsError, match="starts from ast_t, which is no run of video alone"):
+        train_all(params.model_copy(update={"train_mmt": mmt, "training": recipe}), folders)

@@ -9,7 +9,7 @@ from mmtlib.data.manifest import SPLITS, ManifestError, label_lists, read_table,
 from mmtlib.data.sources.listing import Listing, SourceError, hold_out_of_each
 
 TEST_SHARE = 0.2
-_TAKEN = {"view", "has_audio", "has_video", "audio_frames", "lasts"}  # columns of index.csv and of a Listing
+_TAKEN = {"fold", "group", "view", "has_audio", "has_video", "audio_frames", "lasts"}  # of sets of folds, of index.csv
 
 
 def folder(annotations: Path | None, media: list[str], *, val_share: float | int) -> Listing:
@@ -18,8 +18,7 @@ def folder(annotations: Path | None, media: list[str], *, val_share: float | int
     Without a CSV, the first folder of each file's path is its class, the whole file its clip and the path its id; where
     all first folders are called train, val or test, they are splits and hold the class folders. A CSV may add clip_id
     (else the path, and `#t=start,end` of a part), start, end, split and columns of its own; `labels` in the place of
-    label gives a clip several, joined by `|`; with `fold` (1, 2 ..; empty: never tested) it is a set of folds, `group`
-    naming what no split parts (else the file). Where no clip is test, a fifth of the train clips is; where none is val,
+    label gives a clip several, joined by `|`. Where no clip is test, a fifth of the train clips is; where none is val,
     `val_share` of the others (each by a hash of the id, of each class, or first label, one at least). Raises
     SourceError for a file outside a class folder, ManifestError for a CSV line that breaks a rule, for two labels of
     the same seconds and for an id of two clips. Parts of one file share its fate, which is then that of its path.
@@ -27,13 +26,9 @@ def folder(annotations: Path | None, media: list[str], *, val_share: float | int
     clips, dataset = (_from_folders(media), {}) if annotations is None else _from_csv(annotations)
     labels = label_lists(clips.label, dataset)
     units = clips.clip_id.mask(clips.groupby("path").clip_id.transform("nunique") > 1, clips.path)
-    if "fold" in clips:  # train, val and test follow from it
-        fold, group = pd.to_numeric(clips["fold"]).astype("Int64"), clips.get("group", units)
-        clips = clips.assign(split="train", fold=fold, group=group.mask(group == "", units))
-        dataset["folds"] = sorted(map(int, fold.dropna().unique()))
-    elif "split" not in clips:
+    if "split" not in clips:
         clips["split"] = "train"
-    for split, share in {} if "fold" in clips else {"test": TEST_SHARE, "val": val_share}.items():
+    for split, share in {"test": TEST_SHARE, "val": val_share}.items():
         if split not in set(clips.split):
             clips.loc[_held(units[clips.split == "train"], labels.str[0], share, split), "split"] = split
     dataset |= {"name": "folder", "class_list": "labels found", "classes": sorted(set(labels.explode()))}
@@ -68,9 +63,7 @@ def _from_csv(path: Path) -> tuple[pd.DataFrame, dict[str, bool]]:
     """The lines, and whether their clips have several labels as dataset.json says it."""
     given = read_table(path, ("path",))
     if taken := _TAKEN & set(given):
-        raise ManifestError(f"{path}: a column {min(taken)} is made later; rename this one.")
-    fold = given.get("fold", pd.Series("", given.index))
-    require(path, given, fold.str.fullmatch("[1-9][0-9]*|"), "fold", "give whole numbers from 1, or leave it empty")
+        raise ManifestError(f"{path}: the column {min(taken)} has a meaning of its own in our tables; rename it.")
     dataset = {"multilabel": True} if "labels" in given else {}
     if not {"label", "labels"} & set(given):
         read_table(path, ("path", "label"))  # says what is missing
