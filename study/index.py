@@ -17,8 +17,8 @@ from study.figures.results import over_studies
 from study.figures.style import png
 from study.tables.claims import claims, efficiency_claims, of_runs, read_efficiency
 
-PUBLIC = ("epic-kitchens-100", "esc10", "grid", "grid_0db", "grid_minus10db", "kinetics-sounds")
-PUBLIC += ("scenes", "ucf101", "urbansound8k", "vggsound")
+PUBLIC = ("audioset-20k", "audioset-2m", "epic-kitchens-100", "esc10", "grid", "grid_0db", "grid_minus10db")
+PUBLIC += ("kinetics-sounds", "scenes", "ucf101", "urbansound8k", "vggsound")
 GENERATED = ("freedoom", "freedoom2")
 """The studies whose reports are committed, of public sets and of the game. Others, quick, smoke and those of one's own
 data, are nothing to the claims over all studies."""

@@ -26,18 +26,23 @@ def leaves(values: dict, name: str = "") -> dict[str, object]:
     return found
 
 
+def check_explained(name: str) -> None:
+    text = (ROOT / f"params/{name}.yaml").read_text()
+    stated = YAML(typ="safe", pure=True).load(text)
+    assert stated["study"] == name
+    for section in stated.keys() & {"features", "training", *STAGES, "report", "efficiency"}:
+        lines = text[text.index(f"\n{section}:") :].splitlines()
+        for field, value in leaves(stated[section] or {}).items():
+            line = next(line for line in lines if re.match(rf" +{field.split('.')[-1]}:", line))
+            assert "#" in line or field == "model", f"{section}.{field}: {value}"
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_a_study_explains_each_value_in_which_it_differs(name):
     """With a comment in its line: where it is from. `download` says what and where the set is."""
-    text = (ROOT / f"params/{name}.yaml").read_text()
+    check_explained(name)
     given, default = load(f"params/{name}.yaml"), load()
-    assert given.download.source == given.study == name
-    stated = YAML(typ="safe", pure=True).load(text)
-    for section in stated.keys() & {"features", "training", *STAGES, "report", "efficiency"}:
-        lines = text[text.index(f"\n{section}:") :].splitlines()
-        for field, value in leaves(stated[section]).items():
-            line = next(line for line in lines if re.match(rf" +{field.split('.')[-1]}:", line))
-            assert "#" in line or field == "model", f"{section}.{field}: {value}"
+    assert given.download.source == name
     assert given.efficiency == default.efficiency
     assert [run.model for run in (given.pretrain_mat, given.pretrain_mvit, given.train_mmt)] == [
         "mat_b",
@@ -63,6 +68,21 @@ def test_what_a_study_says_of_others_is_so(name):
         if leaves(base.training.model_dump())[field] != value
     }
     assert changed == ({"spec_augment.time_width"} if name == "epic-kitchens-100" else set())
+
+
+def test_the_studies_of_audioset_are_of_audio_alone_and_follow_the_recipe_of_ast():
+    small, whole = (load(f"params/{name}.yaml") for name in ("audioset-20k", "audioset-2m"))
+    for name, given in (("audioset-20k", small), ("audioset-2m", whole)):
+        check_explained(name)
+        assert {name: run.model for name, run in given.runs.items()} == {"pretrain_mat": "mat_b", "ast_b": "ast_b"}
+        assert {run.init for run in given.runs.values()} == {"imagenet"}
+    recipe = small.training
+    assert (recipe.batch_size, recipe.spec_augment.time_width, recipe.spec_augment.freq_width) == (12, 192, 48)
+    ours = [(given.pretrain_mat.epochs, given.pretrain_mat.lr) for given in (small, whole)]
+    theirs = [(given.ablations["ast_b"].epochs, given.ablations["ast_b"].lr) for given in (small, whole)]
+    assert theirs == [(25, 5e-5), (5, 1e-5)]
+    assert ours == [(25, 7.5e-5), (5, 1.5e-5)]
+    assert whole.training == recipe.model_copy(update={"balanced": True})
 
 
 @pytest.mark.parametrize("name", REAL)

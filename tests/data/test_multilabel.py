@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import runpy
 import wave
 from functools import partial
@@ -16,7 +15,7 @@ from real_sets import csv_text, put
 from sklearn.metrics import f1_score
 from toy_features import CLASSES, make_params, make_recipe, make_run, write_features
 
-from mmtlib.config import ROOT, load
+from mmtlib.config import ROOT
 from mmtlib.data import ManifestError
 from mmtlib.data.augment import Draws, random_flip
 from mmtlib.data.dataset import FeatureDataset, epoch_generator
@@ -405,12 +404,6 @@ def test_the_report_is_by_map(written, toy):
 
 
 # What docs/ shows.
-
-
-def test_the_study_that_is_shown_is_one(tmp_path):
-    shown = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/several_labels.md").read_text(), re.DOTALL)[1]
-    (tmp_path / "own.yaml").write_text(shown.replace("params.yaml", f"{ROOT}/params.yaml"))
-    assert load(tmp_path / "own.yaml").runs.keys() == {"pretrain_mat", "ast_b"}
 
 
 def test_scenes_hold_two_clips_of_one_split(tmp_path, capsys):
