@@ -153,21 +153,17 @@ class Level:
     def clear_distance(self, x: float, y: float, angle: float) -> float:
         """Map units a 36-wide walker can go from (x, y) towards `angle` before a wall (at most 4096)."""
         heading = np.deg2rad(angle)
-        direction = np.array([np.cos(heading), np.sin(heading)])
-        side = np.array([-direction[1], direction[0]])
-        start, end = self.walls[:, :2], self.walls[:, 2:]
-        edge = end - start
-        determinant = edge[:, 0] * direction[1] - edge[:, 1] * direction[0]
-        nearest = 4096.0
+        dx, dy = np.cos(heading), np.sin(heading)
+        x1, y1, x2, y2 = self.walls.T
+        edge_x, edge_y = x2 - x1, y2 - y1
+        side = np.array([[-18.0], [0.0], [18.0]])  # to the left of the walker's middle
+        gap_x, gap_y = x1 - (x - side * dy), y1 - (y + side * dx)
+        determinant = edge_x * dy - edge_y * dx
         with np.errstate(divide="ignore", invalid="ignore"):
-            for offset in (-18.0, 0.0, 18.0):
-                gap = start - (np.array([x, y]) + offset * side)
-                along = (edge[:, 0] * gap[:, 1] - edge[:, 1] * gap[:, 0]) / determinant
-                across = (direction[0] * gap[:, 1] - direction[1] * gap[:, 0]) / determinant
-                hit = (determinant != 0) & (along >= 0) & (across >= 0) & (across <= 1)
-                if hit.any():
-                    nearest = min(nearest, float(along[hit].min()))
-        return nearest
+            along = (edge_x * gap_y - edge_y * gap_x) / determinant
+            across = (dx * gap_y - dy * gap_x) / determinant
+            hit = (determinant != 0) & (along >= 0) & (across >= 0) & (across <= 1)
+        return float(along.min(initial=4096.0, where=hit))
 
 
 @functools.lru_cache(maxsize=64)
@@ -186,18 +182,17 @@ def read_level(game: str, level: str) -> Level:
     if not len(found):
         raise ValueError(f"{wad}: no level {level.upper()}; choose one the game has, such as MAP01")
 
-    def table(offset: int, layout: list[tuple[str, str]]) -> np.ndarray:
+    def table(offset: int, layout: list[tuple]) -> np.ndarray:
         lump, dtype = lumps[found[0] + offset], np.dtype(layout)
         return np.frombuffer(data, dtype, lump["size"] // dtype.itemsize, lump["start"])
 
-    things = table(1, [(n, "<i2") for n in ("x", "y", "angle", "kind", "flags")])
+    things = table(1, [("xy", "<i2", 2), ("rest", "S6")])
     lines = table(2, [(n, "<u2") for n in ("a", "b", "flags", "special", "tag", "right", "left")])
-    sides = table(3, [("x", "<i2"), ("y", "<i2"), ("t", "S24"), ("sector", "<u2")])
-    points = table(4, [("x", "<i2"), ("y", "<i2")])
-    sectors = table(8, [("floor", "<i2"), ("ceiling", "<i2"), ("t", "S16"), ("rest", "S6")])
+    sides = table(3, [("rest", "S28"), ("sector", "<u2")])
+    points = table(4, [("xy", "<i2", 2)])["xy"].astype(float)
+    sectors = table(8, [("floor", "<i2"), ("ceiling", "<i2"), ("rest", "S22")])
 
-    xy = np.stack([points["x"], points["y"]], 1).astype(float)
-    ends = np.concatenate([xy[lines["a"]], xy[lines["b"]]], 1)
+    ends = np.concatenate([points[lines["a"]], points[lines["b"]]], 1)
     two_sided = lines["left"] != 0xFFFF
     front = sectors[sides["sector"][lines["right"]]]
     back = sectors[sides["sector"][np.where(two_sided, lines["left"], lines["right"])]]
@@ -205,14 +200,13 @@ def read_level(game: str, level: str) -> Level:
     opening = np.minimum(front["ceiling"], back["ceiling"]).astype(int) - np.maximum(front["floor"], back["floor"])
     blocked = ~two_sided | (lines["flags"] & 1 > 0) | (step > 24) | (opening < 56)
 
-    length = np.hypot(ends[:, 2] - ends[:, 0], ends[:, 3] - ends[:, 1])
+    dx, dy = (ends[:, 2:] - ends[:, :2]).T
     closed = back["ceiling"].astype(int) - back["floor"] < 8
-    is_door = two_sided & np.isin(lines["special"], (1, 31, 117, 118)) & closed & (length >= 64)
-    dx, dy = (ends[is_door, 2] - ends[is_door, 0]), (ends[is_door, 3] - ends[is_door, 1])
-    middle = (ends[is_door, :2] + ends[is_door, 2:]) / 2
+    is_door = two_sided & np.isin(lines["special"], (1, 31, 117, 118)) & closed & (np.hypot(dx, dy) >= 64)
+    middle = (ends[:, :2] + ends[:, 2:]) / 2
     facing = np.rad2deg(np.arctan2(dx, -dy))  # the front is on a line's right, so one looks to its left
     return Level(
-        things=np.unique(np.stack([things["x"], things["y"]], 1).astype(float), axis=0),
+        things=np.unique(things["xy"].astype(float), axis=0),
         walls=ends[blocked],
-        doors=np.concatenate([middle, facing[:, None]], 1),
+        doors=np.column_stack([middle, facing])[is_door],
     )
