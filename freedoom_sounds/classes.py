@@ -7,7 +7,6 @@ What makes the set easy or hard to learn is in the constants here (what one sees
 import csv
 import hashlib
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,8 +78,7 @@ MONSTER_DISTANCE = (80, 176)
 MIN_PIXELS = 150  # of 160 x 120: what is smaller on screen does not count as seen
 
 
-@dataclass(frozen=True)
-class ClipSpec:
+class ClipSpec(NamedTuple):
     """One clip to make. seed: of everything in it. class_list: a key of CLASS_LISTS."""
 
     clip_id: str

@@ -11,8 +11,8 @@ import shlex
 import struct
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import vizdoom
@@ -43,8 +43,7 @@ def _named(what: str) -> Iterator[None]:
         raise EngineError(f"the game engine {what}: {error}") from error
 
 
-@dataclass(frozen=True)
-class Tic:
+class Tic(NamedTuple):
     """What one tic gave: an image (H, W, 3) uint8, audio (630, 2) int16, and what a check needs.
 
     pixels: how many of the image's pixels show the actor that was watched. ammo: of the weapon in hand.
@@ -138,8 +137,7 @@ def _write_launcher(scratch: Path) -> str:
     return str(launcher)
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """What the generator needs to know of one level.
 
     things: (n, 2) positions where the level's author put something. walls: (m, 4) segments x1, y1, x2, y2
