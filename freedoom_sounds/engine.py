@@ -18,7 +18,7 @@ import numpy as np
 import vizdoom
 
 from freedoom_sounds.addon import write_addon
-from freedoom_sounds.classes import EngineError
+from freedoom_sounds.classes import EngineError, Failed
 
 WHEEL = Path(vizdoom.__file__).parent  # the engine `vizdoom` and the games freedoom1.wad, freedoom2.wad
 TICS_PER_SECOND = 35
@@ -27,11 +27,6 @@ SAMPLES_PER_TIC = SAMPLE_RATE // TICS_PER_SECOND
 # Of a tic: attack and use are 0 or 1, turn is degrees, forward and left the engine's own speed (25 walks: 8.3 units).
 INPUTS = ("attack", "use", "turn", "forward", "left")
 SETTLE_TICS = 45  # from a level's start until all is still; raising a weapon takes about 40
-_FAILURES = (
-    vizdoom.ViZDoomUnexpectedExitException,
-    vizdoom.ViZDoomErrorException,
-    vizdoom.ViZDoomIsNotRunningException,
-)
 
 
 @contextlib.contextmanager
@@ -39,7 +34,11 @@ def _named(what: str) -> Iterator[None]:
     """Raise the engine's failures as EngineError."""
     try:
         yield
-    except _FAILURES as error:
+    except (
+        vizdoom.ViZDoomUnexpectedExitException,
+        vizdoom.ViZDoomErrorException,
+        vizdoom.ViZDoomIsNotRunningException,
+    ) as error:
         raise EngineError(f"the game engine {what}: {error}") from error
 
 
@@ -99,19 +98,16 @@ class Engine:
         with _named("ended unexpectedly"):
             self._game.make_action([0.0] * len(INPUTS), tics)
 
-    def tic(
-        self, attack=0.0, use=0.0, turn: float = 0.0, forward: float = 0.0, left: float = 0.0, *, watch: str = ""
-    ) -> Tic | None:
-        """One tic with INPUTS; returns None where the level is over. watch: the actor whose pixels are counted."""
+    def tic(self, attack=0.0, use=0.0, turn=0.0, forward=0.0, left=0.0, *, watch: str = "") -> Tic:
+        """One tic with INPUTS. watch: the actor whose pixels are counted. Raises Failed where the level is over."""
         with _named("ended unexpectedly"):
             self._game.make_action([attack, use, -turn, forward, -left], 1)
         if self._game.is_episode_finished():
-            return None
+            raise Failed("the level ended")
         state = self._game.get_state()
         watched = [label.value for label in state.labels if label.object_name in (watch, f"Dead{watch}")]
         pixels = int(np.isin(state.labels_buffer, watched).sum()) if watched else 0
-        player = (float(value) for value in state.game_variables)
-        return Tic(np.array(state.screen_buffer), np.array(state.audio_buffer), pixels, *player)
+        return Tic(np.array(state.screen_buffer), np.array(state.audio_buffer), pixels, *state.game_variables.tolist())
 
 
 def _write_launcher(scratch: Path) -> str:
