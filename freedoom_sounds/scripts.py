@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
 
 from freedoom_sounds import addon, classes
 from freedoom_sounds.classes import CLASSES, EventClass, Failed
@@ -34,7 +35,7 @@ class Script:
     )
 
 
-def draw_pair(pair: EventClass, rng: np.random.Generator) -> tuple[str, str, int, int]:
+def draw_pair(pair: EventClass, rng: Generator) -> tuple[str, str, int, int]:
     """The event that is seen, the one that is heard, and when each begins, in tics; all uniform, whatever the class."""
     events = [label for label, event in CLASSES.items() if event.script in pair.script.split()]
     first, end = ONSET_TICS
@@ -44,9 +45,7 @@ def draw_pair(pair: EventClass, rng: np.random.Generator) -> tuple[str, str, int
     return events[seen], events[(seen + other) % len(events)], onset, first + (onset - first + apart) % (end - first)
 
 
-def plan(
-    label: str, visible: bool, level_name: str, level: Level, rng: np.random.Generator, onset: int | None = None
-) -> Script:
+def plan(label: str, visible: bool, level_name: str, level: Level, rng: Generator, onset: int | None = None) -> Script:
     """Draw one clip's script, the onset where none is given.
 
     Raises Failed where the level has no place for it (another draw may find one).
@@ -57,7 +56,7 @@ def plan(
     if event.script not in ("walk", "turn"):
         _sway(script, rng)
     if not visible:
-        _stand(script, level, rng)
+        _stand(script, level, rng, (0.0, 128.0))
         item = addon.sound_item(label, int(rng.choice(addon.SOUND_ANGLES)), int(rng.choice(addon.SOUND_DISTANCES)))
         script.commands[script.onset] = f"give {item}"
     else:
@@ -65,20 +64,16 @@ def plan(
     if rng.random() < classes.DECOY:
         for _ in range(int(rng.integers(1, 3))):
             distance = int(rng.choice(addon.ACTOR_DISTANCES[2:]))
-            script.put.append(
-                f"give {addon.actor_item(str(rng.choice(addon.DECOYS)), int(rng.choice(addon.ACTOR_ANGLES)), distance)}"
-            )
+            decoy, angle = str(rng.choice(addon.DECOYS)), int(rng.choice(addon.ACTOR_ANGLES))
+            script.put.append(f"give {addon.actor_item(decoy, angle, distance)}")
     return script
 
 
-def _stand(
-    script: Script, level: Level, rng: np.random.Generator, *needs: tuple[float, float], doors: bool = True
-) -> None:
+def _stand(script: Script, level: Level, rng: Generator, *needs: tuple[float, float], doors: bool = True) -> None:
     """Choose a place and a direction; needs: (angle relative to it, units that must be free there)."""
     if doors and len(level.doors) and rng.random() < classes.AT_DOOR:
         _before_door(script, level, rng)
         return
-    needs = needs or ((0.0, 128.0),)
     for _ in range(40):
         x, y = level.things[rng.integers(len(level.things))]
         angle = float(rng.uniform(0, 360))
@@ -88,7 +83,7 @@ def _stand(
     raise Failed("no place with enough room")
 
 
-def _before_door(script: Script, level: Level, rng: np.random.Generator) -> None:
+def _before_door(script: Script, level: Level, rng: Generator) -> None:
     if not len(level.doors):
         raise Failed("no door in the level")
     x, y, angle = level.doors[rng.integers(len(level.doors))]
@@ -97,7 +92,7 @@ def _before_door(script: Script, level: Level, rng: np.random.Generator) -> None
     script.angle = float(angle)
 
 
-def _sway(script: Script, rng: np.random.Generator) -> None:
+def _sway(script: Script, rng: Generator) -> None:
     """Small motions of the camera: turns of less than 20 degrees in all, short steps."""
     if rng.random() < classes.SWAY:
         for _ in range(int(rng.integers(1, 4))):
@@ -111,7 +106,7 @@ def _sway(script: Script, rng: np.random.Generator) -> None:
         axis[start : start + length] += rng.uniform(6, 16) * rng.choice((-1, 1))
 
 
-def _plan_fire(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_fire(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     _stand(script, level, rng, (0.0, 160.0), doors=False)
     script.hand = event.what
     longest = 5 if event.what in ("RocketLauncher", "Shotgun") else TICS - script.onset
@@ -119,7 +114,7 @@ def _plan_fire(script: Script, event: EventClass, level: Level, rng: np.random.G
     script.inputs.attack[script.onset : script.onset + int(rng.integers(shortest, longest + 1))] = 1.0
 
 
-def _plan_actor(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_actor(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     """A barrel that explodes or a monster that wakes, there from the start, or a teleport's fog."""
     near, far = classes.MONSTER_DISTANCE
     angle = int(rng.choice(addon.ACTOR_ANGLES))
@@ -135,7 +130,7 @@ def _plan_actor(script: Script, event: EventClass, level: Level, rng: np.random.
         script.commands[script.onset] = f"kill {event.what}" if event.script == "barrel" else "notarget"
 
 
-def _plan_pickup(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_pickup(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     distance = int(rng.choice(addon.ACTOR_DISTANCES[:3]))
     _stand(script, level, rng, (0.0, distance + 64.0), doors=False)
     script.watch = event.what + str(rng.choice(list(addon.ITEMS)))
@@ -148,14 +143,14 @@ def _plan_pickup(script: Script, event: EventClass, level: Level, rng: np.random
     script.inputs.forward[start : start + walk] = speed
 
 
-def _plan_door(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_door(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     _before_door(script, level, rng)
     script.inputs.use[script.onset] = 1.0
     for axis in (script.inputs.turn, script.inputs.forward, script.inputs.left):
         axis[: script.onset + 36] = 0  # so that only the door moves in the image
 
 
-def _plan_walk(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_walk(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     units = rng.uniform(*classes.WALK_UNITS)
     ahead, back = (units + 48, 48.0) if event.what == "forward" else (64.0, units + 48)
     _stand(script, level, rng, (0.0, ahead), (180.0, back), doors=False)
@@ -164,7 +159,7 @@ def _plan_walk(script: Script, event: EventClass, level: Level, rng: np.random.G
     script.inputs.turn[:] = rng.uniform(-6, 6) / TICS
 
 
-def _plan_turn(script: Script, event: EventClass, level: Level, rng: np.random.Generator) -> None:
+def _plan_turn(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     _stand(script, level, rng, (0.0, 96.0))
     sign = 1 if event.what == "left" else -1
     phase, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5)

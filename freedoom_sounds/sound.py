@@ -6,6 +6,7 @@ Ratios are in dB, sound is stereo at the engine's rate; full scale is 1 unless 1
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from freedoom_sounds.addon import sound_item
 from freedoom_sounds.classes import EngineError
@@ -52,13 +53,7 @@ def record_bank(engine: Engine) -> list[np.ndarray]:
 
 
 def mix(
-    raw: np.ndarray,
-    onset: int | None,
-    snr: float,
-    bank: list[np.ndarray],
-    rng: np.random.Generator,
-    *,
-    hidden: float | None = None,
+    raw: np.ndarray, onset: int | None, snr: float, bank: list[np.ndarray], rng: Generator, hidden: float | None = None
 ) -> tuple[np.ndarray, float]:
     """Mix distractors and noise under a recorded event; returns int16 PCM and the signal-to-noise ratio.
 
