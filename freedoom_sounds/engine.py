@@ -25,7 +25,7 @@ TICS_PER_SECOND = 35
 SAMPLE_RATE = 22_050
 SAMPLES_PER_TIC = SAMPLE_RATE // TICS_PER_SECOND
 # Of a tic: attack and use are 0 or 1, turn is degrees, forward and left the engine's own speed (25 walks: 8.3 units).
-INPUTS = ("attack", "use", "turn", "forward", "left")
+INPUTS = [(name, float) for name in ("attack", "use", "turn", "forward", "left")]
 SETTLE_TICS = 45  # from a level's start until all is still; raising a weapon takes about 40
 
 
@@ -89,9 +89,10 @@ class Engine:
             self._game.set_doom_map(level)
             self._game.new_episode()
 
-    def command(self, text: str) -> None:
-        """Queue a console command; it takes effect in the next tic."""
-        self._game.send_game_command(text)
+    def command(self, *texts: str) -> None:
+        """Queue console commands; they take effect in the next tic."""
+        for text in texts:
+            self._game.send_game_command(text)
 
     def wait(self, tics: int) -> None:
         """Let `tics` pass without input or image."""

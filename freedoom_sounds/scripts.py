@@ -15,6 +15,7 @@ from freedoom_sounds.engine import INPUTS, SETTLE_TICS, Engine, Level, Tic
 from freedoom_sounds.sound import LOUD, ONSET_TICS, QUIET
 
 TICS = 70  # of a clip
+SIGNS = {"forward": 1, "backward": -1, "left": 1, "right": -1}
 
 
 @dataclass
@@ -30,9 +31,7 @@ class Script:
     commands: dict[int, str] = field(default_factory=dict)  # tic -> command
     watch: str = ""
     onset: int = 0
-    inputs: np.recarray = field(
-        default_factory=lambda: np.rec.array(np.zeros(TICS, [(name, float) for name in INPUTS]))
-    )
+    inputs: np.recarray = field(default_factory=lambda: np.zeros(TICS, INPUTS).view(np.recarray))
 
 
 def draw_pair(pair: EventClass, rng: Generator) -> tuple[str, str, int, int]:
@@ -122,12 +121,11 @@ def _plan_actor(script: Script, event: EventClass, level: Level, rng: Generator)
     _stand(script, level, rng, (float(angle), distance + 48.0), doors=False)
     script.watch = event.what
     put = f"give {addon.actor_item(event.what, angle, distance)}"
-    if event.script == "teleport":
-        script.commands[script.onset] = put
-    else:
+    # "notarget" was on from the start and is now switched off.
+    begins = {"barrel": f"kill {event.what}", "wake": "notarget", "teleport": put}
+    script.commands[script.onset] = begins[event.script]
+    if event.script != "teleport":
         script.put.append(put)
-        # "notarget" was on from the start and is now switched off.
-        script.commands[script.onset] = f"kill {event.what}" if event.script == "barrel" else "notarget"
 
 
 def _plan_pickup(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
@@ -154,17 +152,15 @@ def _plan_walk(script: Script, event: EventClass, level: Level, rng: Generator) 
     units = rng.uniform(*classes.WALK_UNITS)
     ahead, back = (units + 48, 48.0) if event.what == "forward" else (64.0, units + 48)
     _stand(script, level, rng, (0.0, ahead), (180.0, back), doors=False)
-    sign = 1 if event.what == "forward" else -1
-    script.inputs.forward[:] = sign * units * 3 / (TICS - 9)
+    script.inputs.forward[:] = SIGNS[event.what] * units * 3 / (TICS - 9)
     script.inputs.turn[:] = rng.uniform(-6, 6) / TICS
 
 
 def _plan_turn(script: Script, event: EventClass, level: Level, rng: Generator) -> None:
     _stand(script, level, rng, (0.0, 96.0))
-    sign = 1 if event.what == "left" else -1
     phase, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5)
     speed = 1 + depth * np.sin(np.linspace(0, 2 * np.pi, TICS) + phase)
-    script.inputs.turn[:] = sign * rng.uniform(*classes.TURN_DEGREES) * speed / speed.sum()
+    script.inputs.turn[:] = SIGNS[event.what] * rng.uniform(*classes.TURN_DEGREES) * speed / speed.sum()
     if rng.random() < classes.STEP:
         start = int(rng.integers(0, TICS - 12))
         axis = script.inputs.forward if rng.random() < 0.6 else script.inputs.left
@@ -187,18 +183,15 @@ def play(engine: Engine, script: Script, seed: int) -> list[Tic]:
     Raises Failed if the player is not where the script wants it, or the level ended.
     """
     engine.begin(script.level, seed)
-    for command in ("god", "notarget", f"give {script.hand}", "give ammo"):
-        engine.command(command)
+    engine.command("god", "notarget", f"give {script.hand}", "give ammo")
     engine.wait(1)
-    engine.command(f"use {script.hand}")
-    engine.command(f"warp {script.x:.0f} {script.y:.0f}")
+    engine.command(f"use {script.hand}", f"warp {script.x:.0f} {script.y:.0f}")
     engine.wait(2)
     now = engine.tic()
     if np.hypot(now.x - script.x, now.y - script.y) > 4:
         raise Failed("warp did not work")
     engine.tic(turn=(script.angle - now.angle + 180) % 360 - 180)
-    for command in script.put:
-        engine.command(command)
+    engine.command(*script.put)
     engine.wait(SETTLE_TICS)
     tics = []
     for t in range(TICS):
@@ -233,14 +226,13 @@ def _verify_motion(event: EventClass, tics: list[Tic], loudness: np.ndarray) -> 
     if loudness.max() > QUIET:
         raise Failed("a motion made a sound")
     first, last = tics[0], tics[-1]
+    least = {"turn": 0.9 * classes.TURN_DEGREES[0], "walk": 0.8 * classes.WALK_UNITS[0]}[event.script]
     if event.script == "turn":
-        turned = (last.angle - first.angle + 180) % 360 - 180
-        good = (turned if event.what == "left" else -turned) >= 0.9 * classes.TURN_DEGREES[0]
+        moved = (last.angle - first.angle + 180) % 360 - 180
     else:
         heading = np.deg2rad(first.angle)
         moved = (last.x - first.x) * np.cos(heading) + (last.y - first.y) * np.sin(heading)
-        good = (moved if event.what == "forward" else -moved) >= 0.8 * classes.WALK_UNITS[0]
-    if not good:
+    if SIGNS[event.what] * moved < least:
         raise Failed("the motion was stopped")
     if max(np.hypot(b.x - a.x, b.y - a.y) for a, b in itertools.pairwise(tics)) > 40:
         raise Failed("the player was teleported")
