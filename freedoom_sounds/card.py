@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from freedoom_sounds import classes, sound
 from freedoom_sounds.engine import TICS_PER_SECOND
 from freedoom_sounds.files import read_clip, whole, write_text
-from freedoom_sounds.generate import NAME
 
 FRAMES = 4  # of a clip, on a sheet
 
@@ -21,25 +20,24 @@ class CardError(ValueError):
     """There is no generated set to describe, or it is another one; the text says what to do."""
 
 
-def write_data_card(clips: Path, out: Path | None = None) -> dict[str, Path]:
-    """Write README.md and card/<kind>.jpg of the set in `clips` to `out` (its parent folder); return paths by name.
+def write_data_card(clips: Path) -> dict[str, Path]:
+    """Write README.md and card/<kind>.jpg of the set in `clips` beside that folder; return paths by name.
 
     Raises CardError where `clips` holds no Freedoom-Sounds or a damaged one.
     """
-    out = clips.parent if out is None else out
     try:
         dataset = json.loads((clips / "dataset.json").read_text(encoding="utf-8"))
         name = dataset["name"]
-        manifest = pd.read_csv(clips / "manifest.csv") if name == NAME else None
+        manifest = pd.read_csv(clips / "manifest.csv") if name == classes.NAME else None
     except FileNotFoundError as error:
         raise CardError(f"{error.filename} does not exist; make the set first.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CardError(f"{clips} is damaged ({error!r}); make the set again.") from error
-    if name != NAME:
-        raise CardError(f"{clips} holds {name}; only {NAME} has a generated card, write one by hand.")
-    written = {"readme": out / "README.md"}
+    if name != classes.NAME:
+        raise CardError(f"{clips} holds {name}; only {classes.NAME} has a generated card, write one by hand.")
+    written = {"readme": clips.parent / "README.md"}
     for kind in _kinds(dataset):
-        written[kind] = out / f"card/{kind}.jpg"
+        written[kind] = clips.parent / f"card/{kind}.jpg"
         with whole(written[kind]) as part:
             sheet = contact_sheet(clips, manifest, kind)
             sheet.savefig(part, format="jpeg", pil_kwargs={"quality": 80, "optimize": True})
@@ -84,8 +82,7 @@ def contact_sheet(clips: Path, manifest: pd.DataFrame, kind: str) -> Figure:
         row[-1].specgram(audio, NFFT=512, noverlap=352, Fs=rate, cmap="magma", vmin=-120, vmax=-40)
         row[-1].set_ylim(0, 8000)
         for ax in row:
-            ax.set_xticks([])
-            ax.set_yticks([])
+            ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center")
     axes[-1][-1].set_xlabel("2 s")
     return figure
