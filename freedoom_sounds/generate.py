@@ -63,6 +63,9 @@ def generate(
                 print(f"{done}/{len(todo)} clips, {done / (time.monotonic() - begun):.1f} a second", flush=True)
 
     records = [known[spec.clip_id] for spec in specs]
+    retries = {label: Counter() for label in CLASS_LISTS[class_list]}  # class -> reason -> tries that did not work
+    for record in records:
+        retries[record["label"]].update(record["failed"])
     pairs = [label for label in CLASS_LISTS[class_list] if label in PAIRS]
     manifest = pd.DataFrame(records).reindex(columns=COLUMNS + PAIR_COLUMNS * bool(pairs))
     description = {
@@ -74,7 +77,7 @@ def generate(
         "source": {"version": VERSION, "seed": seed, "clips_per_class": dict(clips_per_class)},
         "generation": {
             "clips": len(records),
-            "retries": _retries(records),
+            "retries": {label: counts for label, counts in retries.items() if counts},
             "engine_restarts": restarts,
             "seconds": round(time.monotonic() - begun, 1),
         },
@@ -106,14 +109,6 @@ def ceilings(manifest: pd.DataFrame) -> dict[str, dict[str, float]]:
         if pairs.any():
             found[str(split)] |= {"sum": round(100 * (1 - pairs.mean() / 2), 1), "av": 100.0}
     return found
-
-
-def _retries(records: list[dict]) -> dict[str, dict[str, int]]:
-    """class -> reason -> tries that did not work."""
-    counts: dict[str, Counter] = {record["label"]: Counter() for record in records}
-    for record in records:
-        counts[record["label"]].update(record["failed"])
-    return {label: dict(count) for label, count in counts.items() if count}
 
 
 def _known_records(out: Path, key: str) -> dict[str, dict]:

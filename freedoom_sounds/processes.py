@@ -28,16 +28,15 @@ def run(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int) -> It
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     task, attempt = waiting.pop(future)
                     try:
-                        result = future.result()
+                        yield future.result(), attempt
                     except (EngineError, ProcessExpired, TimeoutError) as error:
                         if attempt < ATTEMPTS:
                             waiting[pool.schedule(work, [task], timeout=STALL_SECONDS)] = task, attempt + 1
-                            continue
-                        if isinstance(error, EngineError):
+                        elif isinstance(error, EngineError):
                             raise
-                        text = f"{task}: the engine stalled or ended {ATTEMPTS} times; see its output above"
-                        raise GenerationError(text) from error
-                    yield result, attempt
+                        else:
+                            text = f"{task}: the engine stalled or ended {ATTEMPTS} times; see its output above"
+                            raise GenerationError(text) from error
         except BaseException:
             pool.stop()
             raise
