@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import vizdoom
+from vizdoom import ViZDoomErrorException, ViZDoomIsNotRunningException, ViZDoomUnexpectedExitException
 
 from freedoom_sounds.addon import write_addon
 from freedoom_sounds.classes import EngineError, Failed
@@ -34,11 +35,7 @@ def _named(what: str) -> Iterator[None]:
     """Raise the engine's failures as EngineError."""
     try:
         yield
-    except (
-        vizdoom.ViZDoomUnexpectedExitException,
-        vizdoom.ViZDoomErrorException,
-        vizdoom.ViZDoomIsNotRunningException,
-    ) as error:
+    except (ViZDoomErrorException, ViZDoomIsNotRunningException, ViZDoomUnexpectedExitException) as error:
         raise EngineError(f"the game engine {what}: {error}") from error
 
 
@@ -112,11 +109,10 @@ class Engine:
 
 
 def _write_launcher(scratch: Path) -> str:
-    """Write the script that starts the engine, and return its path.
+    """Write a script that starts the engine in `scratch`, for it makes files where it is; return its path.
 
-    The engine works in `scratch`, for it makes files where it is; it finds cyal's OpenAL under the name that it looks
-    for; and it ends when the process that has started it does, however stalled it is (with util-linux, which Linux
-    has; elsewhere a stalled one stays).
+    It finds cyal's OpenAL there, under the name that it looks for, and ends when the process that has started it does,
+    however stalled it is (with util-linux, which Linux has; elsewhere a stalled one stays).
     """
     cyal = importlib.util.find_spec("cyal")
     for library in sorted(Path(cyal.origin).parent.glob("libopenal*"))[:1] if cyal and cyal.origin else []:
@@ -181,7 +177,7 @@ def read_level(game: str, level: str) -> Level:
         lump, dtype = lumps[found[0] + offset], np.dtype(layout)
         return np.frombuffer(data, dtype, lump["size"] // dtype.itemsize, lump["start"])
 
-    things = table(1, [("xy", "<i2", 2), ("rest", "S6")])
+    things = np.unique(table(1, [("xy", "<i2", 2), ("rest", "S6")])["xy"].astype(float), axis=0)
     lines = table(2, [(n, "<u2") for n in ("a", "b", "flags", "special", "tag", "right", "left")])
     sides = table(3, [("rest", "S28"), ("sector", "<u2")])
     points = table(4, [("xy", "<i2", 2)])["xy"].astype(float)
@@ -200,8 +196,4 @@ def read_level(game: str, level: str) -> Level:
     is_door = two_sided & np.isin(lines["special"], (1, 31, 117, 118)) & closed & (np.hypot(dx, dy) >= 64)
     middle = (ends[:, :2] + ends[:, 2:]) / 2
     facing = np.rad2deg(np.arctan2(dx, -dy))  # the front is on a line's right, so one looks to its left
-    return Level(
-        things=np.unique(things["xy"].astype(float), axis=0),
-        walls=ends[blocked],
-        doors=np.column_stack([middle, facing])[is_door],
-    )
+    return Level(things, walls=ends[blocked], doors=np.column_stack([middle, facing])[is_door])
