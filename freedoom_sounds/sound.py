@@ -38,11 +38,8 @@ def record_bank(engine: Engine) -> list[np.ndarray]:
         for angle, distance in DISTRACTOR_PLACES:
             engine.command(f"give {sound_item(f'other{index}', angle, distance)}")
             pieces: list[np.ndarray] = []
-            while len(pieces) < 60:
-                piece = engine.tic().pcm.astype(np.float32) / 32768
-                pieces.append(piece)
-                if len(pieces) > 6 and np.sqrt(np.mean(piece**2)) < QUIET / 32768:
-                    break
+            while len(pieces) < 7 or (len(pieces) < 60 and np.sqrt(np.mean(pieces[-1] ** 2)) >= QUIET / 32768):
+                pieces.append(engine.tic().pcm.astype(np.float32) / 32768)
             engine.wait(75 - len(pieces))  # the noise maker is gone by then
             sound = np.concatenate(pieces)
             if np.abs(sound).max() * 32768 > LOUD:
