@@ -28,7 +28,7 @@ class Script:
     y: float = 0.0
     angle: float = 0.0
     put: list[str] = field(default_factory=list)  # commands before the clip
-    commands: dict[int, str] = field(default_factory=dict)  # tic -> command
+    commands: dict[int, list[str]] = field(default_factory=dict)  # at tics of the clip
     watch: str = ""
     onset: int = 0
     inputs: np.recarray = field(default_factory=lambda: np.zeros(TICS, INPUTS).view(np.recarray))
@@ -57,7 +57,7 @@ def plan(label: str, visible: bool, level_name: str, level: Level, rng: Generato
     if not visible:
         _stand(script, level, rng, (0.0, 128.0))
         item = addon.sound_item(label, int(rng.choice(addon.SOUND_ANGLES)), int(rng.choice(addon.SOUND_DISTANCES)))
-        script.commands[script.onset] = f"give {item}"
+        script.commands[script.onset] = [f"give {item}"]
     else:
         PLANNERS[event.script](script, event, level, rng)
     if rng.random() < classes.DECOY:
@@ -123,7 +123,7 @@ def _plan_actor(script: Script, event: EventClass, level: Level, rng: Generator)
     put = f"give {addon.actor_item(event.what, angle, distance)}"
     # "notarget" was on from the start and is now switched off.
     begins = {"barrel": f"kill {event.what}", "wake": "notarget", "teleport": put}
-    script.commands[script.onset] = begins[event.script]
+    script.commands[script.onset] = [begins[event.script]]
     if event.script != "teleport":
         script.put.append(put)
 
@@ -195,8 +195,7 @@ def play(engine: Engine, script: Script, seed: int) -> list[Tic]:
     engine.wait(SETTLE_TICS)
     tics = []
     for t in range(TICS):
-        if t in script.commands:
-            engine.command(script.commands[t])
+        engine.command(*script.commands.get(t, []))
         tics.append(engine.tic(*script.inputs[t].item(), watch=script.watch))
     return tics
 
