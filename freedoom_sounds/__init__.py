@@ -3,5 +3,3 @@
 from freedoom_sounds.generate import NAME, VERSION, generate
 
 download = generate  # by this name mmtlib finds it: an entry point of the group mmtlib.sources
-
-__all__ = ["NAME", "VERSION", "download", "generate"]

@@ -57,8 +57,7 @@ class Tic(NamedTuple):
 class Engine:
     """A running engine with our add-on; `close` ends it.
 
-    sounds: those that can be played, as `addon.write_addon` takes them. Raises EngineError if the engine
-    does not start.
+    sounds: those to play, as `addon.write_addon` takes them. Raises EngineError if the engine does not start.
     """
 
     def __init__(self, game: str, sounds: dict[str, tuple[str, int, int]]) -> None:

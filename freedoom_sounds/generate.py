@@ -40,8 +40,7 @@ def generate(
     """
     import pandas as pd
 
-    from freedoom_sounds import processes, studio
-    from freedoom_sounds.files import write_text
+    from freedoom_sounds import files, processes, studio
 
     out = Path(out).resolve()
     specs = clip_specs(seed, clips_per_class, class_list)
@@ -49,16 +48,15 @@ def generate(
     begun, key, restarts = time.monotonic(), f"{VERSION}-{seed}" + f"-{class_list}" * (class_list != NAME), 0
     known = _known_records(out, key)
     # Written anew, since an interruption may have cut the last line off.
-    write_text(out / RECORDS, "".join(f"{json.dumps(record)}\n" for record in known.values()))
+    files.write_text(out / RECORDS, "".join(f"{json.dumps(record)}\n" for record in known.values()))
     todo = [spec for spec in specs if spec.clip_id not in known]
     work = functools.partial(studio.make_clip, out, key)
     made = processes.run(work, todo, workers=workers or os.cpu_count() or 1)
-    with (out / RECORDS).open("a", encoding="utf-8") as file, contextlib.closing(made):
+    with (out / RECORDS).open("a", buffering=1, encoding="utf-8") as file, contextlib.closing(made):
         for done, (record, attempt) in enumerate(made, start=1):
             restarts += attempt - 1
             known[record["clip_id"]] = record
             file.write(f"{json.dumps(record)}\n")
-            file.flush()
             if done % max(len(todo) // 10, 1) == 0 or done == len(todo):
                 print(f"{done}/{len(todo)} clips, {done / (time.monotonic() - begun):.1f} a second", flush=True)
 
@@ -82,9 +80,9 @@ def generate(
             "seconds": round(time.monotonic() - begun, 1),
         },
     }
-    write_text(out / "manifest.csv", manifest.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "dataset.json", json.dumps(description, indent=1) + "\n")
-    write_text(out / RECORDS, "".join(f"{json.dumps(record)}\n" for record in records))
+    files.write_text(out / "manifest.csv", manifest.to_csv(index=False, lineterminator="\n"))
+    files.write_text(out / "dataset.json", json.dumps(description, indent=1) + "\n")
+    files.write_text(out / RECORDS, "".join(f"{json.dumps(record)}\n" for record in records))
     for file in set((out / "clips").iterdir()) - {out / path for path in manifest["path"]}:
         file.unlink()  # of another seed or size
     return manifest
