@@ -47,8 +47,7 @@ def write_clip(path: Path, frames: np.ndarray | None, fps: float | int, pcm: np.
         if frames is not None:
             video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=encoder)
             video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
-            images = map(np.ascontiguousarray, frames)
-            streams[video] = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images)
+            streams[video] = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in frames)
         if pcm is not None:
             layout = "mono" if pcm.shape[1] == 1 else "stereo"
             audio = container.add_stream("aac", rate=rate, layout=layout)
