@@ -117,14 +117,13 @@ def _write_launcher(scratch: Path) -> str:
     for library in sorted(Path(cyal.origin).parent.glob("libopenal*"))[:1] if cyal and cyal.origin else []:
         (scratch / "libopenal.so.1").symlink_to(library.resolve())
     launcher, folder, engine = scratch / "launch", shlex.quote(str(scratch)), shlex.quote(str(WHEEL / "vizdoom"))
-    launcher.write_text(
-        f"""#!/bin/sh
+    commands = f"""#!/bin/sh
         cd {folder} || exit
         export LD_LIBRARY_PATH={folder}:"$LD_LIBRARY_PATH"
         command -v setpriv >/dev/null && exec setpriv --pdeathsig KILL {engine} "$@"
         exec {engine} "$@"
-        """
-    )
+    """
+    launcher.write_text(commands)
     launcher.chmod(0o700)
     return str(launcher)
 
