@@ -89,9 +89,10 @@ def test_half_precision_has_nearly_the_values_and_the_direction_of_the_gradient(
     assert torch.cosine_similarity(got[1], want[1], dim=0) > 0.98
 
 
+@pytest.mark.parametrize("recompute", [True, "blocks"])
 @pytest.mark.parametrize("name", ["mat_t", "mvitv2_t", "mmt_t"])
-def test_recomputing_changes_nothing(name):
-    parts = {part: SETTINGS[part] | {"recompute": True} for part in ("mat_t", "mvitv2_t")}
+def test_recomputing_changes_nothing(name, recompute):
+    parts = {part: SETTINGS[part] | {"recompute": recompute} for part in ("mat_t", "mvitv2_t")}
     again = {"mmt_t": SETTINGS["mmt_t"] | {"audio": parts["mat_t"], "video": parts["mvitv2_t"]}} | parts
     plain, recomputing = (build_model(name, 4, **SIZES, **settings[name]) for settings in (SETTINGS, again))
     recomputing.load_state_dict(plain.state_dict())
@@ -103,11 +104,12 @@ def test_recomputing_changes_nothing(name):
 @needs_cuda
 def test_recomputing_takes_less_memory():
     used = []
-    for recompute in (False, True):
+    for recompute in (False, True, "blocks"):
         model = build_model("mat_t", 4, audio_size=(512, 128), recompute=recompute).cuda()
         clips = torch.randn(8, 1, 512, 128, device="cuda")
         used.append(step_memory(lambda model=model, clips=clips: model(clips).sum().backward(), torch.device("cuda")))
     assert used[1] < 0.9 * used[0]
+    assert used[2] < 0.9 * used[1]
 
 
 def test_channels_last_changes_nothing():

@@ -212,7 +212,7 @@ class MultiscaleEncoder(nn.Module):
     `class_token=False` has no prefix token; `features` is then the mean over the tokens. `absolute_positions` adds
     a learned table for each axis to the patches, as MViTv1 did, without which a mel band has no identity. Both
     are our reading. `stem`: the strides of a `conv_stem` in the place of patches, which are then not looked at.
-    `recompute` keeps less for the backward pass.
+    `recompute` keeps less for the backward pass: True computes again what is cheap, "blocks" whole blocks.
     """
 
     def __init__(
@@ -229,10 +229,12 @@ class MultiscaleEncoder(nn.Module):
         absolute_positions: bool,
         drop_path: float,
         stem: Sequence[Sequence[int]] = (),
-        recompute: bool = False,
+        recompute: bool | str = False,
     ):
         super().__init__()
-        dim, self.in_channels = stages[0].dim, in_channels
+        if recompute not in (False, True, "blocks"):
+            raise ValueError(f"recompute {recompute!r} must be true, false or blocks")
+        dim, self.in_channels, self.whole_blocks = stages[0].dim, in_channels, recompute == "blocks"
         if stem:  # as a whole it has this stride, sees so much and pads so much
             patch_stride = tuple(map(prod, zip(*stem, strict=True)))
             patch_kernel = [2 * stride - 1 for stride in patch_stride]
@@ -255,7 +257,7 @@ class MultiscaleEncoder(nn.Module):
                 # A block that shrinks the grid still reads keys of the old one: its kv stride is on the old grid.
                 options = dict(grid=grid, stride_q=stride_q, stride_kv=kv, num_prefix=self.num_prefix)
                 drop = drop_path * len(self.blocks) / max(sum(self.depths) - 1, 1)
-                self.blocks.append(MultiscaleBlock(dim, stage, drop_path=drop, recompute=recompute, **options))
+                self.blocks.append(MultiscaleBlock(dim, stage, drop_path=drop, recompute=recompute is True, **options))
                 grid, dim = pooled_grid(grid, stride_q), stage.dim
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.dim = dim
@@ -282,8 +284,8 @@ class MultiscaleEncoder(nn.Module):
             x = x + places.to(x.dtype)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
-        for block in self.blocks:
-            x, grid = block(x, grid)
+        for block in self.blocks:  # what one drops, it drops again
+            x, grid = ops.recomputed(block, x, grid, draws=True) if self.whole_blocks else block(x, grid)
         return self.norm(x), grid
 
     def features(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:

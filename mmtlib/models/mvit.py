@@ -18,7 +18,7 @@ LARGE = dict(dim=96, stride_kv=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(
 MVIT = {
     "mvitv2_t": dict(depths=(1, 1, 1), dim=48, size=(16, 64, 64), drop_path=0.1, absolute_positions=True, **SMALL),
     "mvitv2_s": dict(depths=(1, 2, 11, 2), size=(16, 224, 224), drop_path=0.2, **LARGE),
-    "mvitv2_b": dict(depths=(2, 3, 16, 3), size=(32, 224, 224), drop_path=0.3, **LARGE),
+    "mvitv2_b": dict(depths=(2, 3, 16, 3), size=(32, 224, 224), drop_path=0.3, **LARGE | {"recompute": "blocks"}),
 }
 
 

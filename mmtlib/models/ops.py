@@ -29,11 +29,11 @@ def in_slices(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def recomputed(function: Callable, *inputs):
-    """function(*inputs), whose intermediate results are not kept but computed again in the backward pass."""
+def recomputed(function: Callable, *inputs, draws: bool = False):
+    """function(*inputs), whose intermediate results are computed again in the backward pass; `draws`: at random."""
     if not torch.is_grad_enabled():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=draws)
 
 
 def cached(function: Callable) -> Callable:

@@ -13,8 +13,8 @@ AUDIO = {"depths": (1,), "dim": 16, "pooling": ("both",), "size": (64, 48)}
 VIDEO = {"depths": (1, 1), "dim": 16, "size": (8, 32, 32)}
 MODELS = {
     "mat_t": AUDIO,
-    "mvitv2_t": VIDEO | {"class_token": True, "recompute": True},  # what mvitv2_s and _b have
-    "mmt_t": {"audio": AUDIO, "video": VIDEO | {"depths": (1,)}, "dim": 32, "fusion_layers": 1},
+    "mvitv2_t": VIDEO | {"class_token": True, "recompute": True},  # what mvitv2_s has
+    "mmt_t": {"audio": AUDIO, "video": VIDEO | {"depths": (1,), "recompute": "blocks"}, "dim": 32, "fusion_layers": 1},
 }
 
 

@@ -164,7 +164,7 @@ def test_a_block_is_the_same_in_every_way(way):
 
 def test_recomputing_keeps_less_for_the_backward_pass():
     kept = {}
-    for recompute in (False, True):
+    for recompute in (False, True, "blocks"):
         model, kept[recompute] = encoder(recompute=recompute), 0
 
         def pack(tensor, recompute=recompute):
@@ -174,6 +174,25 @@ def test_recomputing_keeps_less_for_the_backward_pass():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.randn(2, 1, 80, 48))
     assert kept[True] < 0.75 * kept[False]
+    assert kept["blocks"] < 0.4 * kept[True]
+
+
+@pytest.mark.parametrize("recompute", [True, "blocks"])
+def test_recomputing_changes_no_gradient_even_where_blocks_are_dropped(recompute):
+    plain, again = encoder(drop_path=0.5), encoder(drop_path=0.5, recompute=recompute)
+    again.load_state_dict(plain.state_dict())
+    x, found = torch.randn(8, 1, 80, 48), []
+    for model in (plain, again):
+        torch.manual_seed(0)
+        model(x)[0].square().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_another_word_for_recompute_is_refused():
+    with pytest.raises(ValueError, match="recompute 'all' must be true, false or blocks"):
+        encoder(recompute="all")
 
 
 @pytest.mark.parametrize("grid", [(9, 3), (3, 8)])
