@@ -18,7 +18,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -31,6 +30,7 @@ from mmtlib.models import MODALITY, build_model
 from study import timing
 from study.figures import analysis as figures
 from study.figures.style import png
+from study.index import TEMPLATES
 from study.tables.claims import efficiency_claims
 
 CLASSES = 400  # of every head: Kinetics has as many, and it hardly matters
@@ -236,8 +236,7 @@ def write_efficiency(folder: Path, pairs: pd.DataFrame) -> dict[str, Path]:
     write_bytes(folder / "efficiency.png", png(figures.efficiency(pairs)))
     shown = {"efficiency": beside(pairs), "claims": efficiency_claims(pairs)[SETTLED]}
     shown["machine"] = pd.DataFrame(machine().items(), columns=["machine", "measured on"])
-    templates = Environment(loader=PackageLoader("study"), undefined=StrictUndefined, keep_trailing_newline=True)
-    page = templates.get_template("efficiency.md.j2")
+    page = TEMPLATES.get_template("efficiency.md.j2")
     write_text(folder / "README.md", page.render({n: _markdown(t) for n, t in shown.items()}, classes=CLASSES))
     return {name: folder / name for name in ("README.md", "efficiency.csv", "efficiency.png")}
 

@@ -29,11 +29,13 @@ POOLED, LEARNT = "pooled", 1.0
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """The lines of the top-level README.md between which the results stand."""
 
+_OPTIONS = dict(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+TEMPLATES = Environment(loader=PackageLoader("study"), **_OPTIONS)
+
 
 def committed(reports: Path) -> list[str]:
     """The studies that have a committed report, by name."""
-    found = sorted(path.parents[1].name for path in reports.glob("*/tables/claims.csv"))
-    return [name for name in found if name in PUBLIC + GENERATED]
+    return [name for name in sorted(PUBLIC + GENERATED) if (reports / name / "tables/claims.csv").is_file()]
 
 
 def measured(reports: Path) -> pd.DataFrame:
@@ -89,22 +91,16 @@ def write_index(root: Path = ROOT) -> None:
     """Write reports/README.md, reports/studies.png and the results in README.md, where that has the lines."""
     reports, readme = root / "reports", root / "README.md"
     studies = committed(reports)
-    if not studies:
-        return
-    options = dict(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    templates = Environment(loader=PackageLoader("study"), **options)
-    templates.filters["one"] = "{:+.1f}".format
     rows, costs = measured(reports), efficiency_claims(read_efficiency(root))
     unequal = {name: claim.unequal for name, claim in claims().items() if claim.unequal}
     operations = rows[rows["id"].isin(unequal) & (rows["n_seeds"] > 0) & (rows["study"] != POOLED)]
-    like = operations["claim"] != operations["id"].map(unequal)
-    equal = [study for study, pairs in like.groupby(operations["study"]) if pairs.all()]
+    equal = [study for study, pairs in operations.groupby("study") if not pairs["claim"].isin(unequal.values()).any()]
     given = {"studies": studies, "table": ledger(reports), "costs": costs, "equal": equal}
-    write_text(reports / "README.md", templates.get_template("index.md.j2").render(given))
+    write_text(reports / "README.md", TEMPLATES.get_template("index.md.j2").render(given))
     write_bytes(reports / "studies.png", png(over_studies(rows)))
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END):
-        section = templates.get_template("results.md.j2").render(claims=rows, studies=studies, costs=costs)
+        section = TEMPLATES.get_template("results.md.j2").render(claims=rows, studies=studies, costs=costs)
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
         write_text(readme, f"{before}\n{section.strip()}\n{after}")
 

@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from ruamel.yaml import YAML
@@ -31,7 +30,7 @@ from mmtlib.training.experiment import made_with, plain
 from study.figures import analysis as analysis_figures
 from study.figures import results as figures
 from study.figures.style import READS, png
-from study.index import GENERATED, PUBLIC, write_index
+from study.index import GENERATED, PUBLIC, TEMPLATES, write_index
 from study.tables import analysis, scores, studies
 from study.tables.claims import claims_table, of_runs, read_efficiency
 from study.tables.clips import Study, load_study
@@ -165,13 +164,10 @@ def _figures_of_one_label(study: Study, tables: dict[str, pd.DataFrame]) -> dict
 
 def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> str:
     """README.md of the report: templates/report.md.j2 with what its sentences need beside the tables."""
-    templates = Environment(
-        loader=PackageLoader("study"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
-    templates.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
-    templates.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}
-    templates.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST, "VAL_SHARE": VAL_SHARE}
+    TEMPLATES.filters |= {"f": format, "listed": lambda names: ", ".join(names) or "none"}
+    TEMPLATES.filters |= {"table": _aligned, "crossed": _crossed, "markdown": _markdown}
+    TEMPLATES.globals |= {"READS": READS, "GROUPS": GROUPS, "VERDICTS": VERDICTS}
+    TEMPLATES.globals |= {"BINS": analysis.BINS, "NEAREST": analysis.NEAREST, "VAL_SHARE": VAL_SHARE}
     noisy = tables["robustness"].query("unit == 'dB'")
     worst = noisy[noisy["level"] == noisy["level"].min()].sort_values("loss", ascending=False, kind="stable")
     known = tables["per_class"].dropna().set_index("class")
@@ -184,7 +180,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     shown = StringIO()
     YAML().dump(study.params.model_dump(mode="json", exclude_unset=True), shown)
     mat = resolved(audio.model, audio.overrides) if (audio := study.params.pretrain_mat) else {}
-    text = templates.get_template("report.md.j2").render(
+    text = TEMPLATES.get_template("report.md.j2").render(
         study=study,
         params=study.params,
         tables=tables,
