@@ -31,7 +31,7 @@ from mmtlib.evaluation.occlusion import Attribution
 from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
 from study.figures.predict import Weighed, decisions
 from study.figures.results import learning_curves
-from study.figures.style import COLOURS
+from study.figures.style import COLOURS, png
 from study.tables.results import STAGES as DEFAULT_STAGE  # noqa: F401 (for the notebooks)
 from study.timing import cost
 
@@ -89,9 +89,7 @@ def panels_of(rows: int, columns: int, height: float, *, width: float = WIDTH, *
 
 
 def picture_of(figure: Figure, text: str, colours: int = 32) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=72)
-    return indexed(Image.open(buffer).convert("RGB"), text, colours)
+    return indexed(Image.open(io.BytesIO(png(figure, dpi=72))).convert("RGB"), text, colours)
 
 
 def indexed(image: Image.Image, text: str, colours: int = 32) -> Picture:
@@ -161,9 +159,7 @@ def augmentation_sheet(dataset: FeatureDataset, augment: Augmenter, positions: S
     labels, plain = dataset.index["label"], dataset.batch(list(positions))
     changed = augment(plain, Draws(epoch_generator(0, 0, "augmentation")))
     pairs = [((labels[place], plain, at), ("augmented", changed, at)) for at, place in enumerate(positions)]
-    return _batch_sheet(
-        [row for pair in pairs for row in pair], dataset, f"{len(pairs)} clips before and after augmentation"
-    )
+    return _batch_sheet(sum(pairs, ()), dataset, f"{len(pairs)} clips before and after augmentation")
 
 
 def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: Sequence[Attribution]) -> Picture:
@@ -267,7 +263,7 @@ def _times(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _batch_sheet(rows: list[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
+def _batch_sheet(rows: Sequence[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
     """Rows of (title, batch, position), de-normalised: six frames, then the log-mel, all on one scale."""
     seconds = dataset.stats["settings"]["seconds"]
     sound, shown = dataset.stats["log_mel"], []

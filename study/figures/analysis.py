@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
 
@@ -28,7 +27,6 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
     axes = figure.subplots(2, len(given), sharex="row", sharey="row", squeeze=False)
     for modality, (above, below) in zip(given, axes.T, strict=True):
         above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
-        handles = []
         part = table[table["modality"] == modality].sort_values("ours", kind="stable")  # ours on top
         for number, row in enumerate(part.itertuples()):
             dashes = "-" if row.ours else DASHES[number % len(DASHES)]
@@ -37,11 +35,10 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
             sure, hit, n = enough[["confidence", "first", "n"]].to_numpy().T
             above.plot(100 * sure, 100 * hit, **style)
             above.scatter(100 * sure, 100 * hit, 400 * n / n.sum(), color=style["color"], edgecolors="white", zorder=3)
-            below.plot(surest[row.Index], **style)
-            handles.insert(0, Line2D([], [], label=row.model, **style))
+            below.plot(surest[row.Index], label=row.model, **style)
         above.set(title=READS[modality], xlabel="top probability (%)", xlim=(0, 104), ylim=(0, 104))
         below.set(xlabel="clips answered, surest first (%)", ylim=(0, 104), xticks=range(20, 101, 20))
-        below.legend(handles=handles, loc="lower left")
+        below.legend(loc="lower left", reverse=True)
     axes[0, 0].set_ylabel("recognised (%)")
     axes[1, 0].set_ylabel("of these recognised (%)")
     return figure

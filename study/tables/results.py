@@ -57,8 +57,7 @@ class Result:
     @property
     def about(self) -> dict[str, Any]:
         """The columns that tell of the model in most tables."""
-        about = {"model": self.label, "modality": self.modality, "objective": self.objective}
-        return about | {"ours": self.group is None}
+        return {"model": self.label, "modality": self.modality, "objective": self.objective, "ours": self.group is None}
 
 
 def stage_of(name: str, group: str | None) -> str:
