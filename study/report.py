@@ -34,9 +34,7 @@ from study.index import GENERATED, PUBLIC, TEMPLATES, write_index
 from study.tables import analysis, scores, studies
 from study.tables.claims import claims_table, of_runs, read_efficiency
 from study.tables.clips import Study, load_study
-from study.tables.results import GROUPS, ReportError
-
-__all__ = ["Report", "ReportError", "build_report", "write_report"]
+from study.tables.results import GROUPS
 
 POOLED = {"time": "over time", "both": "over time and frequency", "none": "over nothing"}  # by a stage of MAT
 VERDICTS = ("holds", "does not hold", "undecided")
@@ -58,9 +56,8 @@ class Report:
 def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     """Write the report of a study; of a committed one, the claims over all studies, too (see study.index).
 
-    Returns `readme`, `tables` and `figures` (paths, the latter two by name) and `test_top1`: percent by
-    "model/modality" for the rows of the headline table. Raises ReportError, naming the stage to run, when
-    something that an earlier stage writes is missing.
+    Returns the paths `readme`, `tables` and `figures`, the latter two by name. Raises ReportError, naming the stage to
+    run, when something that an earlier stage writes is missing.
     """
     report = build_report(folders, params)
     tables = {name: folders.report / f"tables/{name}.csv" for name, table in report.tables.items() if not table.empty}
@@ -76,9 +73,7 @@ def write_report(folders: Folders, params: Params) -> dict[str, Any]:
     write_text(readme, report.text)
     if folders.root == ROOT and params.study in PUBLIC + GENERATED:
         write_index(ROOT)
-    head = report.tables["headline"].rename(columns={"map": "top1"})
-    top1 = {f"{row.model}/{row.modality}": round(row.top1, 2) for row in head.itertuples()}
-    return {"readme": readme, "tables": tables, "figures": pictures, "test_top1": top1}
+    return {"readme": readme, "tables": tables, "figures": pictures}
 
 
 def in_terms_of_labels(report: Report) -> Report:

@@ -400,7 +400,6 @@ def test_the_report_is_by_map(written, toy):
     classes = pd.read_csv(report["tables"]["per_class"])
     assert classes["n"].tolist() == [4, 4, 4, 4]
     assert head.loc[("mat_t", "audio"), "map"] == pytest.approx(classes["audio"].mean(), abs=1e-3)
-    assert report["test_top1"]["ast_t/audio"] == pytest.approx(found, abs=0.01)
 
 
 # What docs/ shows.
