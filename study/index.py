@@ -44,10 +44,7 @@ def measured(reports: Path) -> pd.DataFrame:
     Of a claim in points of top-1, the pooled difference is the mean over the public sets that measured it, all counting
     the same, but for baselines below LEARNT, as `remark` says; its interval takes sets for independent, near to normal.
     """
-    parts = []
-    for study in committed(reports):
-        table = pd.read_csv(reports / study / "tables/claims.csv", keep_default_na=False, na_values=[""])
-        parts.append(table.assign(study=study))
+    parts = [pd.read_csv(reports / study / "tables/claims.csv").assign(study=study) for study in committed(reports)]
     table = of_runs(pd.concat(parts, ignore_index=True))
     pooled = []
     top1 = table["unit"].eq("points of test top-1") & (table["n_seeds"] > 0)

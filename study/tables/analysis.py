@@ -115,9 +115,8 @@ def retrieval_table(study: Study) -> pd.DataFrame:
         for (query, wanted), seeds in pd.DataFrame(found).groupby(["query", "wanted"], sort=False):
             measures = _over_seeds(seeds.drop(columns=["query", "wanted"]))
             rows.append(about | {"query": query, "wanted": wanted} | measures)
-    if not rows:  # a study of audio alone
-        return pd.DataFrame(columns=["row", "model", "objective", "query", "wanted", "n", *RECALLS, *CHANCES])
-    return pd.DataFrame(rows).drop(columns=["n_std", *(f"{name}_std" for name in CHANCES)]).astype({"n": int})
+    columns = ["row", "model", "objective", "query", "wanted", "n_seeds", "n", *RECALLS, *CHANCES]
+    return pd.DataFrame(rows, columns=[*columns, *(f"{name}_std" for name in RECALLS)]).astype({"n": int})
 
 
 def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:

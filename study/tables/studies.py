@@ -28,9 +28,8 @@ def robustness_table(study: Study) -> pd.DataFrame:
     # The conditions' names are part of what kept runs are known by; readers get the field's words.
     words = table["corruption"].replace({"sound": "audio", "picture": "video"}, regex=True)
     table["corruption"] = words.where(table["condition"] != "", table["modality"].map(WITHHELD))
-    names = {name: r.label for name, r in tested.items()}
-    twice = {label for label in names.values() if list(names.values()).count(label) > 1}
-    names = {name: f"{label} ({name})" if label in twice else label for name, label in names.items()}
+    names = pd.Series({name: r.label for name, r in tested.items()}, dtype=str)
+    names = names.mask(names.duplicated(keep=False), names + " (" + names.index.astype(str) + ")")
     table["model"] = table["row"].map(names)
     table["ours"] = table["row"].map({name: r.group != "baseline" for name, r in tested.items()})
     clean = table[table["corruption"] == "none"].set_index("row")["top1"]
