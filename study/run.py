@@ -60,22 +60,18 @@ def run(stage: str, row: str | None = None, file: str = "params.yaml", root: Pat
     if row is not None and row not in params.ablations:
         raise ParamsError(f"{file}: ablations has no row {row}; use one of {', '.join(params.ablations)}.")
     folders = Folders(root, params.study)
-    if stage == "features":
-        _check_flips(params.training.flip_except, folders.clips / "dataset.json", file)
+    dataset = folders.clips / "dataset.json"
+    if stage == "features" and dataset.is_file():  # what training would refuse is said before hours of extraction
+        classes = json.loads(dataset.read_text(encoding="utf-8")).get("classes")
+        for name in params.training.flip_except if classes else ():
+            if name not in classes:
+                raise ParamsError(f"{file}: training.flip_except names {name!r}, no class of the data set; remove it.")
     name = stage if row is None else f"{stage}-{row}"
     target = folders.report / "notebooks" / f"{name}.ipynb"
     if stage == "efficiency":  # of the models, not of a study
         target = root / "reports/efficiency/notebook.ipynb"
     execute(notebook_of(stage, root), target, {"params": file} | ({} if row is None else {"row": row}), root)
     return target
-
-
-def _check_flips(names: list[str], dataset: Path, file: str) -> None:
-    """Raise ParamsError, before hours of extraction, for what training would refuse."""
-    classes = json.loads(dataset.read_text(encoding="utf-8")).get("classes") if dataset.is_file() else None
-    for name in names if classes else ():
-        if name not in classes:
-            raise ParamsError(f"{file}: training.flip_except names {name!r}, no class of the data set; remove it.")
 
 
 def refresh(only: str | None = None, root: Path = ROOT) -> None:
