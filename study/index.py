@@ -23,11 +23,9 @@ GENERATED = ("freedoom", "freedoom2")
 """The studies whose reports are committed, of public sets and of the game. Others, quick, smoke and those of one's own
 data, are nothing to the claims over all studies."""
 
-POOLED, LEARNT = "pooled", 1.0
-"""The column of the mean over public sets; the top-1 (percent) below which a baseline has surely learnt nothing."""
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-"""The lines of the top-level README.md between which the results stand."""
+POOLED = "pooled"  # the column of the mean over public sets
+LEARNT = 1.0  # top-1 (percent) below which a baseline has surely learnt nothing
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"  # the results stand between them in the top-level README
 
 _OPTIONS = dict(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 TEMPLATES = Environment(loader=PackageLoader("study"), **_OPTIONS)

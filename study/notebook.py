@@ -34,11 +34,8 @@ NEEDS = {
     "predict_your_own_clip": ("features",),
 }
 
-SMOKE = "smoke"
-"""The study whose missing files are made."""
-
-FULL = "params/freedoom.yaml"
-"""The study whose results stand in for those of `smoke`."""
+SMOKE = "smoke"  # the study whose missing files are made
+FULL = "params/freedoom.yaml"  # the study whose results stand in for those of `smoke`
 
 
 class MissingStage(RuntimeError):  # noqa: N818 (it says what is missing)

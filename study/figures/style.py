@@ -14,11 +14,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+# Told apart by the colour-blind, too (Okabe and Ito).
 COLOURS = {"audio": "#0072b2", "video": "#d55e00", "av": "#009e73"}
-"""One for each modality, told apart by the colour-blind too (Okabe and Ito)."""
-
 READS = {"audio": "audio", "video": "video", "av": "audio-visual"}
-"""A modality in words."""
 
 DPI = 120
 WIDTH = 1000 / DPI  # inches: 1,000 pixels, in which the text is at least 9 points

@@ -20,12 +20,8 @@ from mmtlib.evaluation.stats import verdict
 from study.tables.clips import Study
 from study.tables.scores import by_fold
 
-BINS = 15
-"""Bins of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)."""
-
-NEAREST = (1, 5, 10)
-"""Of how many nearest clips one must be right, in retrieval."""
-
+BINS = 15  # of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)
+NEAREST = (1, 5, 10)  # of so many nearest clips one must be right, in retrieval
 Vectors = Float[np.ndarray, "clips dim"]
 RECALLS, CHANCES = ([f"{name}_{k}" for k in NEAREST] for name in ("recall", "chance"))
 
@@ -57,10 +53,7 @@ def selective(clips: pd.DataFrame) -> pd.Series:
 
 
 def calibration_table(study: Study) -> pd.DataFrame:
-    """Ours and the baselines on what they read: top1, confidence, ece (percent), nll (nats), brier (0 to 2).
-
-    Means over the seeds, with standard deviations in columns like `ece_std`.
-    """
+    """Ours and the baselines on what they read: top1, confidence, ece (percent), nll (nats), brier (0 to 2)."""
     rows = []
     for result in study.headliners:
         clips = study.on_test(result)
@@ -146,8 +139,8 @@ def clustering_table(study: Study) -> pd.DataFrame:
     """nmi, ari, silhouette of ours and the baselines (means over the seeds; columns with _std beside them).
 
     A baseline with the losses of our `default` is compared with it: `difference` of the silhouettes (row - default)
-    and its bootstrap interval, `verdict` on the claim that the default separates better. With other
-    losses it is not: the embeddings of both come from projection heads, which the contrastive losses alone train.
+    and its bootstrap interval, `verdict` on the claim that the default separates better. With other losses it is not:
+    the embeddings of both come from projection heads, which the contrastive losses alone train.
     """
     rows, silhouettes, compared = [], {}, ("default", "difference", "low", "high", "verdict")
     for result in study.headliners:

@@ -15,8 +15,7 @@ from study.tables.results import QUESTIONS, Result
 COLUMNS = ["study", "claim", "paper", "measured", "ci_low", "ci_high", "n_seeds", "verdict", "unit", "holds_above"]
 COLUMNS += ["modality", "measure", "ours", "ours_value", "theirs", "theirs_value", "id"]
 VALUES = COLUMNS[3:6]
-SAME = 0.15
-"""By what share two models' operations may differ and still count as equal."""
+SAME = 0.15  # by what share two models' operations may differ and still count as equal
 
 
 class Selection(Section):

@@ -194,10 +194,7 @@ def map_parts(
 
 
 def scores_table(clips: pd.DataFrame, folds: bool = False) -> pd.DataFrame:
-    """Percent recognised of a table of clips: run, seed, split, condition, modality, n, top1, top5 and of each head.
-
-    Of all folds together, or of each with `folds`, which is then a column.
-    """
+    """Percent recognised of a table of clips, of all heads and of each, of all folds together or of each."""
     columns = ["run", "seed", *(["fold"] if folds else []), "split", "condition", "modality"]
     groups = clips.groupby(columns, sort=False, dropna=False)
     shares = groups[["right", *clips.filter(regex="top[15]$")]].mean().rename(columns={"right": "top1"})

@@ -16,9 +16,7 @@ from mmtlib.folders import Folders
 from mmtlib.models import MODALITY
 from mmtlib.training.experiment import encoder_runs, run_of
 
-STAGES = dict(zip(("audio", "video", "av"), TRAINED, strict=True))
-"""The stage that trains the default model of each modality."""
-
+STAGES = dict(zip(("audio", "video", "av"), TRAINED, strict=True))  # they train the default models of these modalities
 QUESTIONS: dict[str, Any] = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "claims.yaml")
 
 GROUPS: dict[str, str] = QUESTIONS["groups"]

@@ -15,10 +15,7 @@ from study.timing import cost
 
 
 def results_table(study: Study) -> pd.DataFrame:
-    """A row for each score: dataset, model, modality, objective, seed, fold, split, n, top1, top5 (percent).
-
-    With several heads, their own scores follow.
-    """
+    """A row for each score (percent), of each fold; with several heads, their own scores follow."""
     runs = pd.DataFrame([{"run": r.name, "model": r.label, "objective": r.objective} for r in study.results])
     table = scores_table(study.clips, folds=True).merge(runs, on="run", how="left").assign(dataset=study.dataset)
     table.loc[table["condition"] != "", "split"] += ": " + table["condition"]
@@ -39,9 +36,8 @@ def costs_table(study: Study) -> pd.DataFrame:
 def headline_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     """Ours and the baselines on test: each model on what it reads, then those of both with one withheld.
 
-    Columns: model, modality, objective, ours, withheld, n, top1, low, high, std, top5, params_m, mmacs; with several
-    heads also the top-1 of each. Means over the seeds; `std` is the standard deviation over them (empty with one
-    seed), `low` and `high` the bootstrap interval.
+    Means over the seeds; `std` is the standard deviation over them (empty with one seed), `low` and `high` the
+    bootstrap interval. With several heads also the top-1 of each.
     """
     readings = [(r, r.modality) for r in study.headliners]
     readings += [(r, m) for m in ("audio", "video") for r, kind in readings if kind == "av"]
@@ -59,10 +55,9 @@ def headline_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     """Each row beside its default: top1, difference (row - default) with its interval, verdict, costs.
 
-    The default is the stage's model of the same modality; in the group `modality` it is the model of both.
-    The verdict is on the claim that the default is the better one. Columns: group, row, model, modality, objective,
-    default, default_top1 (of the same clips and seeds), n_seeds, folds (where they are fewer than the study has),
-    val_top1 (of the epochs kept), top1, std, difference, low, high, verdict, params_m, mmacs.
+    The default is the stage's model of the same modality; in the group `modality` it is the model of both. The verdict
+    is on the claim that the default is the better one. `default_top1` is of the same clips and seeds, `val_top1` of the
+    epochs kept; `folds` are named where they are fewer than the study has.
     """
     main = study.defaults
     pairs = [("modality", main[modality], main["av"]) for modality in ("audio", "video") if "av" in main]

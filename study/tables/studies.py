@@ -8,8 +8,7 @@ from mmtlib.config import Run
 from study.tables.clips import Study
 from study.tables.results import Result
 
-WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}
-"""What a model of both lacks when it is read in a modality."""
+WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}  # what a model of both lacks, by what is read
 
 
 def robustness_table(study: Study) -> pd.DataFrame:
