@@ -128,8 +128,7 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
         stage["deps"] = [path for path in stage["deps"] if path.rpartition("/")[2] not in absent]
         stage["wdir"] = "../.."
         stage["cmd"] += f" --params {file}"
-        if "params" in stage:
-            stage["params"] = [{file: stage["params"]}]
+        stage["params"] = [{file: stage["params"]}]
     for path, content in ((root / file, values), (folder / "dvc.yaml", pipeline)):
         stream = StringIO()
         YAML(typ="safe", pure=True).dump(content, stream)
