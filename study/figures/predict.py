@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -112,6 +112,5 @@ def decisions(clips: Sequence[Weighed]) -> Figure:
 
 def _heat(ax: Axes, shares: Float[np.ndarray, "rows columns"], modality: str, **places) -> None:
     """Lay the modality's colour over an axes, the denser the larger the share (0 to 1)."""
-    colours = np.empty((*shares.shape, 4))
-    colours[..., :3], colours[..., 3] = to_rgb(COLOURS[modality]), 0.8 * shares.clip(0, 1)
-    ax.imshow(colours, interpolation="nearest", **places)
+    colours = to_rgba_array(COLOURS[modality], 0.8 * shares.clip(0, 1).ravel())
+    ax.imshow(colours.reshape(*shares.shape, 4), interpolation="nearest", **places)

@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 
 from mmtlib.evaluation.stats import verdict
 from study.tables.clips import Study
-from study.tables.scores import by_fold
 
 BINS = 15  # of equal width of the top probability, for the expected calibration error (Guo et al., ICML 2017)
 NEAREST = (1, 5, 10)  # of so many nearest clips one must be right, in retrieval
@@ -116,9 +115,10 @@ def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
     """nmi and ari of k-means with as many clusters as classes, silhouette of the classes; then that of each clip.
 
     Of unit-norm embeddings. The silhouette is by cosine distance, -1 to 1; 0 where no class has two clips. Of a set
-    of folds each is taken by itself: means over them, and clips named by fold and id.
+    of folds each is taken by itself, since embeddings of two models do not compare: means over them, and clips named by
+    fold and id.
     """
-    found = {part["fold"].iloc[0]: _of_one_model(part) for part in by_fold(table)}
+    found = {fold: _of_one_model(part) for fold, part in table.groupby("fold", dropna=False)}
     measures, clips = zip(*found.values(), strict=True)
     named = pd.concat(dict(zip(found, clips, strict=True))) if table["fold"].notna().all() else clips[0]
     return pd.DataFrame(measures).mean().to_dict(), named

@@ -34,8 +34,7 @@ class Study:
     @property
     def defaults(self) -> dict[str, Result]:
         """The default model of each modality."""
-        runs = {result.name: result for result in self.results}
-        return {modality: runs[stage] for modality, stage in STAGES.items() if stage in runs}
+        return {result.modality: result for result in self.results if result.group is None}
 
     @property
     def headliners(self) -> list[Result]:

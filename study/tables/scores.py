@@ -69,10 +69,8 @@ def ablations_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
         difference, low, high = study.difference(ours, theirs)
         seeds = ours.mean()
         row = {"group": group, "row": result.name if result.group else result.label} | result.about
-        row["default"] = default.label
-        both = theirs.index.intersection(ours.index), theirs.columns.intersection(ours.columns)
-        row["default_top1"] = theirs.loc[both].mean(axis=None)
-        row["n_seeds"] = len(seeds)
+        _, common = ours.align(theirs, join="inner")
+        row |= {"default": default.label, "default_top1": common.mean(axis=None), "n_seeds": len(seeds)}
         folds = sorted({trial.fold for trial in result.curves} - {None})
         row["folds"] = "" if folds == (study.params.folds or []) else ", ".join(map(str, folds))
         row["val_top1"] = np.mean([curve["val_top1"].max() for curve in result.curves.values()])
@@ -147,14 +145,10 @@ def curves_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def by_fold(predictions: pd.DataFrame) -> list[pd.DataFrame]:
-    """Predictions of one seed, apart for each model that made them: embeddings of two of them do not compare."""
-    return [part for _, part in predictions.groupby("fold", dropna=False)]
-
-
 def tsne_points(study: Study, result: Result, limit: int = 1000) -> pd.DataFrame:
     """x, y, label of at most `limit` test clips: t-SNE of the embeddings of the first seed and fold."""
-    table = by_fold(study.by_seed(result)[0])[0].sort_values("clip")
+    _, table = next(iter(study.by_seed(result)[0].groupby("fold", dropna=False)))  # embeddings of one model compare
+    table = table.sort_values("clip")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(limit, len(table))).round().astype(int))]
     vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
     method = TSNE(2, perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0, n_jobs=1)
