@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from ruamel.yaml import YAML
 from sklearn.metrics import confusion_matrix
-from tabulate import tabulate
 
 from mmtlib.config import ROOT, Params, load
 from mmtlib.data.dataset import VAL_SHARE
@@ -126,9 +125,10 @@ def report_figures(study: Study, tables: dict[str, pd.DataFrame], curves: pd.Dat
     head, per_class = tables["headline"], tables["per_class"].dropna()
     chance = 100 / prod(map(len, study.features["heads"].values()))  # that all heads are right
     chance = 100 * per_class["n"].mean() / head["n"].max() if study.features["multilabel"] else chance
+    tops = study.features.get("ceilings", {}).get("test", {})
     found = {
         "claims": figures.claims(of_runs(tables["claims"])),
-        "headline": figures.headline(head[~head["withheld"]], study.ceilings.get("test", {}), chance),
+        "headline": figures.headline(head[~head["withheld"]], tops, chance),
         "learning_curves": figures.learning_curves(curves),
         "per_class": figures.per_class(per_class),
         "ablations": figures.ablations(tables["ablations"]),
@@ -174,7 +174,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
     shown = StringIO()
     YAML().dump(study.params.model_dump(mode="json", exclude_unset=True), shown)
-    mat = resolved(audio.model, audio.overrides) if (audio := study.params.pretrain_mat) else {}
+    mat = study.params.pretrain_mat
     text = TEMPLATES.get_template("report.md.j2").render(
         study=study,
         params=study.params,
@@ -182,7 +182,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         asked=of_runs(tables["claims"]),
         reads={result.label: READS[result.modality] for result in study.reported},
         about=about(study.params.study),
-        pooling=[POOLED[name] for name in dict.fromkeys(mat.get("pooling", []))],
+        pooling=[POOLED[name] for name in dict.fromkeys(resolved(mat.model, mat.overrides).get("pooling", []))],
         started=[r.label for r in study.headliners if r.trained.init == "pretrained"],
         best=tables["headline"].groupby("modality")["top1"].max(),
         at_an_edge=[name for name, part in search if {*part["lr"].agg(["min", "max"])} & {*part["lr"][part["best"]]}],
@@ -218,7 +218,7 @@ def _crossed(table: pd.DataFrame, index: list[str], title: Callable[[Any], str],
 def _aligned(text: str) -> str:
     """Lines of cells with | between them, the titles first, as a Markdown table."""
     titles, *rows = ([cell.strip() for cell in line.split("|")] for line in text.strip().splitlines())
-    return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True) + "\n"
+    return _markdown(pd.DataFrame(rows, columns=titles)) + "\n"
 
 
 def _number(value: float) -> str:

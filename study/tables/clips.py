@@ -48,11 +48,6 @@ class Study:
         name, classes = self.features["name"], self.features["class_list"]
         return name if classes == name else f"{name} ({classes})"
 
-    @property
-    def ceilings(self) -> dict[str, dict[str, float]]:
-        """Split -> modality -> the best top-1 (percent) that the data allows; empty where the set states none."""
-        return self.features.get("ceilings", {})
-
     @cached_property
     def clips(self) -> pd.DataFrame:
         return clips_table(self.results)
