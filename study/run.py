@@ -192,9 +192,7 @@ def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.id = "injected-parameters"
         elif "papermill-error-cell-tag" in tags:
             cell.id = f"papermill-error-{index}"
-        if cell.cell_type == "code":
-            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, index)
-    return notebook
+    return CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
 
 
 def _unfinished(draft: Path) -> str:

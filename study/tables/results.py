@@ -49,7 +49,6 @@ class Result:
 
     @property
     def objective(self) -> str:
-        """ce, ce+avc, ce+imc or ce+avc+imc."""
         return objective_name(self.trained.objective)
 
     @property
