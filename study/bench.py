@@ -50,7 +50,7 @@ class Pair(Section):
 
     peer: str = Field(description="name known to build_model, or torchvision: its mvit_v2_s")
     batch: int = Field(ge=1, description="clips in a step")
-    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of sound; none = reads no sound")
+    seconds: float | None = Field(default=None, ge=0.2, le=120, description="s of audio; none = reads no audio")
     video: list[int] | None = Field(default=None, min_length=3, max_length=3, description="frames, height, width")
     rounds: int = Field(ge=1, description="timed steps of each, in turns; the median counts")
 

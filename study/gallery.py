@@ -67,12 +67,12 @@ def sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[floa
             left.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
         if log_mel is not None:
             show_log_mel(right, log_mel, seconds, **limits)
-        for name, ax, content in (("picture", left, frames), ("sound", right, log_mel)):
+        for name, ax, content in (("video", left, frames), ("audio", right, log_mel)):
             if content is None:
                 ax.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=ax.transAxes)
             ax.set(xticks=[], yticks=[])
-    if rows[-1][2] is not None:
-        axes[-1, 1].set_xticks(np.linspace(0, rows[-1][3], 3).round(1))
+    for last in [place for place, row in enumerate(rows) if row[2] is not None][-1:]:
+        axes[last, 1].set_xticks(np.linspace(0, rows[last][3], 3).round(1))
     axes[0, 0].set_title("frames, first to last", fontsize=9)
     axes[0, 1].set_title("log-mel, time in s", fontsize=9)
     return picture_of(figure, text)
@@ -107,7 +107,7 @@ def file_picture(path: Path, text: str) -> Picture:
 
 
 def clip_sheet(clips: Mapping[str, Path]) -> Picture:
-    """Contact sheet, a row for each clip (title -> file): four frames in order, then its sound as a log-mel."""
+    """Contact sheet, a row for each clip (title -> file): four frames in order, then its audio as a log-mel."""
     rows = []
     for title, path in clips.items():
         clip = _preview_clip(path, num_frames=4)

@@ -1,8 +1,8 @@
-"""Where a study's files lie, what a training run is known by, and where finished runs are kept.
+"""What a training run is known by, where its encoders come from, and which finished runs are kept.
 
 The key of a run is a hash of what it is, in plain values: the run, the recipe, the seed, the fold, the data, the keys
 of the runs that its encoders come from, and the version of its family's numbers, NUMERICS. No source text is part of
-it: a rename orphans nothing. What the numbers of a family depend on is guarded by tests/test_numerics.py instead.
+it: a rename orphans nothing. What the numbers of a family depend on is guarded by tests/training/test_numerics.py.
 """
 
 import functools

@@ -56,9 +56,9 @@ class Trainer:
         self.run, self.recipe, self.seed = run, recipe, seed
         self.device = choose_device(device)
         self.modality = modality_of(run.model)
-        if self.modality != "av" and (run.objective.avc > 0 or run.modality_dropout > 0):
+        if self.modality != "av" and (run.objective.avc > 0 or run.modality_dropout > 0 or run.robustness):
             alone = f"{run.model} reads {self.modality} alone"
-            raise ParamsError(f"{alone}: AVC and modality dropout are not for it; set both to 0.")
+            raise ParamsError(f"{alone}: AVC, modality dropout and robustness are not for it; switch them off.")
         self.train, self.val = (FeatureDataset(features, split, fold) for split in ("train", "val"))
         rows = share_of(self.train, usable(self.train, self.modality), run.train_share)
         self.views = views_of(self.train, rows)

@@ -61,16 +61,16 @@ def robustness(table: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)
 def data_efficiency(table: pd.DataFrame) -> Figure:
-    """Test top-1 against the share of the training clips, a panel for sound and one for both."""
+    """Test top-1 against the share of the training clips, a panel for audio and one for both."""
     shown = [modality for modality in COLOURS if modality in set(table["modality"])]
     figure, panels = row_of_panels(len(shown), 3.8)
     for axes, modality in zip(panels, shown, strict=True):
-        for place, (model, part) in enumerate(table[table["modality"] == modality].groupby("model")):
+        own = table[table["modality"] == modality]
+        for place, (model, part) in enumerate(own.groupby("model")):
             _line(axes, 100 * part["share"], part, model, "os^Dvx"[place % 6])
-            axes.set_xscale("log")
-            axes.set_xticks(100 * part["share"], [f"{100 * share:g} %" for share in part["share"]], minor=False)
-            axes.set_xticks([], minor=True)
-        axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104))
+        axes.set(title=f"reads {READS[modality]}", xlabel="share of the training clips", ylim=(0, 104), xscale="log")
+        axes.set_xticks(100 * own["share"].unique(), [f"{100 * share:g} %" for share in own["share"].unique()])
+        axes.set_xticks([], minor=True)
     return _finished(figure, panels)
 
 

@@ -90,7 +90,7 @@ def decisions(clips: Sequence[Weighed]) -> Figure:
         for name, part in (("sound", sound), ("strip", times), ("frame", picture)):
             axes[name].set(xticks=[], yticks=[])
             if part is None:
-                axes[name].text(0.5, 0.5, f"no {'sound' if name == 'sound' else 'picture'}", ha="center")
+                axes[name].text(0.5, 0.5, f"no {'audio' if name == 'sound' else 'video'}", ha="center")
         if sound is not None:
             ground = {"extent": (0, clip.seconds, 0, clip.log_mel.shape[1]), "origin": "lower", "aspect": "auto"}
             axes["sound"].imshow(clip.log_mel.T.numpy(), cmap="Greys", **ground)

@@ -181,7 +181,7 @@ def test_the_figure_says_what_a_clip_lacks():
     clips = [weighed(sound=torch.zeros(BLOCKS)), weighed(frames=torch.zeros(4), picture=torch.zeros(FIELDS))]
     figure = predict_figures.decisions(clips)
     said = [[text.get_text() for ax in row.axes for text in ax.texts] for row in figure.subfigs]
-    assert said == [["no picture", "no picture"], ["no sound"]]
+    assert said == [["no video", "no video"], ["no audio"]]
     figures.png(figure)
 
 

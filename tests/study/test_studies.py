@@ -9,6 +9,7 @@ from made_up_workspace import RIGHT, ROWS, made_up_params, made_up_workspace
 
 from mmtlib.config import Objective
 from mmtlib.data.corruption import CONDITIONS
+from study.figures.analysis import data_efficiency
 from study.report import build_report
 from study.tables import studies as study_tables
 from study.tables.clips import load_study
@@ -162,3 +163,11 @@ def test_nothing_is_claimed_of_what_was_not_run(tmp_path):
         assert heading not in report.text
     assert "No search of this study chose the learning rates of mat_t, " in report.text
     assert not {"robustness", "data_efficiency"} & report.figures.keys()
+
+
+def test_each_share_has_a_tick_whichever_model_has_it():
+    shares = {"mat_t": (0.1, 1.0), "ast_t": (0.25, 1.0)}
+    rows = [(name, "audio", name == "mat_t", share, 1, 50.0, None) for name, own in shares.items() for share in own]
+    table = pd.DataFrame(rows, columns=["model", "modality", "ours", "share", "n_seeds", "top1", "std"])
+    (axes,) = data_efficiency(table).axes
+    assert {label.get_text() for label in axes.get_xticklabels()} == {"10 %", "25 %", "100 %"}

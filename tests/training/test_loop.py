@@ -560,9 +560,9 @@ def test_parts_of_no_weight_are_left_out():
     assert set(loss_of(output, batch, Objective(avc=1.0), 0.0)[1]) == {"loss", "ce", "avc"}
 
 
-@pytest.mark.parametrize("setting", [{"objective": {"avc": 0.1}}, {"modality_dropout": 0.1}])
+@pytest.mark.parametrize("setting", [{"objective": {"avc": 0.1}}, {"modality_dropout": 0.1}, {"robustness": True}])
 def test_what_needs_both_modalities_is_refused_for_one(features, tmp_path, setting):
-    with pytest.raises(ParamsError, match="mat_t reads audio alone: AVC and modality dropout are not for it"):
+    with pytest.raises(ParamsError, match="mat_t reads audio alone: AVC, modality dropout and robustness are not for"):
         make_trainer(features, tmp_path, make_run(model="mat_t", **setting))
 
 
