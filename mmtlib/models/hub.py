@@ -110,4 +110,4 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
     except RuntimeError as error:
-        raise ValueError("the encoder it starts from does not fit this model; give both equal `overrides`") from error
+        raise ValueError("the encoder that the run starts from does not fit; give both equal `overrides`") from error
