@@ -114,15 +114,13 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
     pipeline = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
     absent = [stage for stage in TRAINED if stage not in params.runs]  # a study of audio alone
     pipeline["stages"] = {stage: body for stage, body in pipeline["stages"].items() if stage not in absent}
-    if params.download.media:  # so that DVC sees media that came or changed; where the folder is away all stays
-        from mmtlib.data.container import locate  # slow to import, as is the next
-        from mmtlib.data.sources.listing import list_media
-
-        media, listed = workspace(params.download.media), folder / "media.txt"
-        names = list_media(media, params.download.follow_links) if media.is_dir() else []
-        if names or not listed.exists():
-            write_text(listed, "".join(f"{path} {locate(media / path)}\n" for path in names))
-        pipeline["stages"]["download"]["deps"].append(f"build/{name}/media.txt")
+    for part in ("media", "annotations"):  # so that DVC sees files that came or changed; where they are away all stays
+        if (given := getattr(params.download, part)) is not None:
+            there, listed = _files(workspace(given)), folder / f"{part}.txt"
+            if there or not listed.exists():
+                write_text(listed, "\n".join(there))
+            for stage in ("download", "features"):  # an array may differ where the manifest does not
+                pipeline["stages"][stage]["deps"].append(f"build/{name}/{part}.txt")
     for stage in pipeline["stages"].values():
         stage = stage.get("do", stage)
         stage["deps"] = [path for path in stage["deps"] if path.rpartition("/")[2] not in absent]
@@ -134,6 +132,19 @@ def compose_study(name: str, root: Path = ROOT) -> Path:
         YAML(typ="safe", pure=True).dump(content, stream)
         write_text(path, f"# Written by `make reproduce STUDY={name}` from dvc.yaml and params/.\n{stream.getvalue()}")
     return folder / "dvc.yaml"
+
+
+def _files(place: Path) -> list[str]:
+    """A line for each file at or below `place`: name, bytes, time of change. Links are followed, to a folder once."""
+    found, seen = [] if place.is_dir() else [place], set()
+    for folder, folders, names in os.walk(place, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+        else:
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    facts = [(path.relative_to(place), path.stat()) for path in sorted(found) if os.path.exists(path)]
+    return [f"{str(path)!a} {facts.st_size} {facts.st_mtime_ns}" for path, facts in facts]
 
 
 def execute(source: Path, target: Path, values: Mapping[str, Any], root: Path = ROOT) -> None:

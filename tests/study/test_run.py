@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,30 +137,55 @@ def test_composing_again_changes_no_byte_and_another_study_touches_nothing(check
     assert load("build/kinetics-sounds/params.yaml", checkout) == load("params/kinetics-sounds.yaml")
 
 
-def test_media_that_came_or_changed_are_seen_and_a_folder_that_is_away_changes_nothing(checkout, monkeypatch):
-    media, listed = checkout / "media", checkout / "build/kinetics-sounds/media.txt"
-    monkeypatch.setattr(run, "workspace", lambda path: media)
+def test_files_that_came_or_changed_are_seen_and_those_that_are_away_change_nothing(checkout, monkeypatch):
+    media, official, build = checkout / "media", checkout / "lists", checkout / "build/kinetics-sounds"
+    given = load("params/kinetics-sounds.yaml", checkout).download
+    monkeypatch.setattr(run, "workspace", {given.media: media, given.annotations: official}.get)
 
-    def seen() -> str:
-        path = run.compose_study("kinetics-sounds", checkout)
-        deps = YAML(typ="safe", pure=True).load(path)["stages"]["download"]["deps"]
-        assert "build/kinetics-sounds/media.txt" in deps
-        return listed.read_text()
+    def seen() -> tuple[str, str]:
+        stages = YAML(typ="safe", pure=True).load(run.compose_study("kinetics-sounds", checkout))["stages"]
+        listed = {f"build/kinetics-sounds/{part}.txt" for part in ("media", "annotations")}
+        assert listed <= {*stages["download"]["deps"]} & {*stages["features"]["deps"]}
+        return tuple((build / f"{part}.txt").read_text() for part in ("media", "annotations"))
 
-    assert seen() == ""
+    assert seen() == ("", "")
     media.mkdir()
     (media / "a.mp4").write_bytes(b"1")
+    official.mkdir()
+    (official / "train.csv").write_bytes(b"1")
     one = seen()
-    assert one.startswith("a.mp4 ")
+    assert one[0].startswith("'a.mp4' 1 ")
+    assert one[1].startswith("'train.csv' 1 ")
     assert seen() == one
     (media / "a.mp4").write_bytes(b"12")
-    assert seen() != one
-    (media / "b.mp4").write_bytes(b"1")
     two = seen()
-    assert "\nb.mp4 " in two
+    assert two[0] != one[0]
+    assert two[1] == one[1]
+    (official / "train.csv").write_bytes(b"12")
+    assert seen()[0] == two[0]
+    assert seen()[1] != two[1]
+    (media / "sub").mkdir()
+    (media / "sub/b.mp4").write_bytes(b"1")
+    more = seen()
+    assert "\n'sub/b.mp4' 1 " in more[0]
     media.rename(checkout / "away")
-    assert seen() == two
+    assert seen() == more
     assert "media.txt" not in str(YAML(typ="safe", pure=True).load(run.compose_study("smoke", checkout))["stages"])
+
+
+def test_links_in_a_circle_damaged_archives_and_a_list_of_one_file_are_listed(checkout, monkeypatch):
+    media = checkout / "media"
+    media.mkdir()
+    given = load("params/kinetics-sounds.yaml", checkout).download
+    monkeypatch.setattr(run, "workspace", {given.media: media, given.annotations: media / "clips.tar"}.get)
+    (media / "self").symlink_to(media)
+    (media / "gone.mp4").symlink_to(checkout / "nothing")
+    (media / "clips.tar").write_bytes(b"no archive")
+    (media / "two\nlines.mp4").write_bytes(b"")
+    run.compose_study("kinetics-sounds", checkout)
+    listed = {part: checkout / f"build/kinetics-sounds/{part}.txt" for part in ("media", "annotations")}
+    facts = {part: re.sub(r" \d+$", "", path.read_text(), flags=re.M) for part, path in listed.items()}
+    assert facts == {"media": "'clips.tar' 10\n'two\\nlines.mp4' 0", "annotations": "'.' 10"}
 
 
 def test_a_study_that_is_not_called_like_its_file_is_refused(checkout):
