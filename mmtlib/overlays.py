@@ -7,11 +7,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-ROOT = Path(__file__).resolve().parents[1]
-"""The repository root of this (editable) install."""
-
-STAGES = ("pretrain_mat", "pretrain_mvit", "train_mmt")
-"""The stages that train one run each, by their names."""
+ROOT = Path(__file__).resolve().parents[1]  # the repository, of this (editable) install
+STAGES = ("pretrain_mat", "pretrain_mvit", "train_mmt")  # those that train one run each
 
 
 class ParamsError(ValueError):
@@ -19,8 +16,7 @@ class ParamsError(ValueError):
 
 
 _OWN = ("group", "seeds", "folds", "robustness")  # of a row, which another does not inherit
-REPLACED = ("download", "ablations", "pairs")
-"""What an overlay replaces whole, since its fields or names are other ones in each study."""
+REPLACED = ("download", "ablations", "pairs")  # whole by an overlay: fields or names are others in each study
 
 
 def compose(path: str | Path, root: Path = ROOT, above: tuple[str, ...] = ()) -> Any:

@@ -60,11 +60,11 @@ class FeatureDataset:
     Attributes: index (the split's rows of index.csv), clip_ids, heads (name -> classes; an ordinary set has the one
     head "label"), num_logits (classes of all heads), sizes (see evaluation.scores), classes (what labels count: with
     several heads their combinations, the last head fastest), labels (int64; of several a clip, a row of 0 and 1 for
-    each clip and a column a class), has_audio, has_video (bool), stats (features.json as read:
-    settings, normalisation, coverage), fingerprint (of every bit) and identity (which data this is, as JSON: source,
-    classes, settings and a hash of the clips' ids; the same on every machine). Of a set of folds, `fold` is the one
-    whose clips are the test split; the others are train and val (see fold_splits), without it all are train. Raises
-    DatasetError if the folder is missing, incomplete, or has no clip of the split or no such fold.
+    each clip and a column a class), has_audio, has_video (bool), stats (features.json as read: settings, normalisation,
+    coverage), fingerprint (of every bit) and identity (which data this is, as JSON: source, classes, settings and a
+    hash of the clips' ids; the same on every machine). Of a set of folds, `fold` is the one whose clips are the test
+    split; the others are train and val (see fold_splits), without it all are train. Raises DatasetError if the folder
+    is missing, incomplete, or has no clip of the split or no such fold.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, fold: int | None = None):

@@ -1,10 +1,10 @@
 """Read and write manifests: the CSV table that says which clips a data set has.
 
-Columns: clip_id (unique), path (relative to the media root), start and end (seconds, may be empty: the whole
-file), label, split (train, val or test); further columns are kept as they are. In a set of several labels a clip,
-whose dataset.json says `multilabel`, label holds them joined by `|`. The media root is the folder
-that dataset.json beside the manifest names as `media`, else the manifest's own. Whether the files exist is not
-checked here: the features stage counts those that are missing.
+Columns: clip_id (unique), path (relative to the media root), start and end (seconds, may be empty: the whole file),
+label, split (train, val or test); further columns are kept as they are. In a set of several labels a clip, whose
+dataset.json says `multilabel`, label holds them joined by `|`. The media root is the folder that dataset.json beside
+the manifest names as `media`, else the manifest's own. Whether the files exist is not checked here: the features stage
+counts those that are missing.
 """
 
 import csv

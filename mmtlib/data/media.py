@@ -56,15 +56,15 @@ def read_views(
 ) -> list[Clip]:
     """Read the audio and `num_frames` frames of a window of a file in `clips` x `crops` views, decoding it once.
 
-    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the
-    file. A view has `seconds` of it (None: all) where it is longer: `clips` of them, spaced evenly from its
-    beginning to its end (one: in its centre). Frames are those on screen at the centres of `num_frames` equal
-    parts of the view, or of the `region` of it that is read, as shares of the picture (left, top, right, bottom), the
-    short side scaled to `size`; `crops` 1 is the centre, 3 are, one after the other,
-    left, centre and right, or top, centre and bottom, as in SlowFast and MViT. The picture is turned as the file says,
-    its pixels made square. Audio and video are the default tracks.
-    Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and zeros stand
-    where that starts late or has a gap. Of `modality` "audio" or "video" the other stream is not decoded, and None.
+    The window is [start, end) in seconds from the file's beginning (None: the file's own bound), cut to the file. A
+    view has `seconds` of it (None: all) where it is longer: `clips` of them, spaced evenly from its beginning to its
+    end (one: in its centre). Frames are those on screen at the centres of `num_frames` equal parts of the view, or of
+    the `region` of it that is read, as shares of the picture (left, top, right, bottom), the short side scaled to
+    `size`; `crops` 1 is the centre, 3 are, one after the other, left, centre and right, or top, centre and bottom, as
+    in SlowFast and MViT. The picture is turned as the file says, its pixels made square. Audio and video are the
+    default tracks. Audio is mixed to mono at `sample_rate`; it is shorter than the view where the file's audio is, and
+    zeros stand where that starts late or has a gap. Of `modality` "audio" or "video" the other stream is not decoded,
+    and None.
 
     Raises MediaError for a file that is missing, empty, cut off, not a media file or without any stream, for one
     that does not decode, whatever the decoder says, and for a window that is empty or lies outside the file.

@@ -110,4 +110,5 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         encoder.load_state_dict(fit_tables(own, encoder.state_dict()))
     except RuntimeError as error:
-        raise ValueError("the encoder that the run starts from does not fit; give both equal `overrides`") from error
+        remedy = "name in `encoders` one of this model's family and size, with equal `overrides`"
+        raise ValueError(f"the encoder that the run starts from does not fit; {remedy}") from error

@@ -232,9 +232,9 @@ class MultiscaleEncoder(nn.Module):
         recompute: bool | str = False,
     ):
         super().__init__()
-        if recompute not in (False, True, "blocks"):
-            raise ValueError(f"recompute {recompute!r} must be true, false or blocks")
         dim, self.in_channels, self.whole_blocks = stages[0].dim, in_channels, recompute == "blocks"
+        if not (self.whole_blocks or isinstance(recompute, bool)):
+            raise ValueError(f"recompute {recompute!r} must be true, false or blocks")
         if stem:  # as a whole it has this stride, sees so much and pads so much
             patch_stride = tuple(map(prod, zip(*stem, strict=True)))
             patch_kernel = [2 * stride - 1 for stride in patch_stride]

@@ -34,10 +34,13 @@ Parts = dict[str, Any]
 def plain(run: Run) -> dict[str, Any]:
     """What decides a run, without what other parts tell; a row's place in the report does not.
 
-    Its overrides are all settings of its model, of which a file gives some. Raises ValueError for an unknown model.
+    Its overrides are all settings of its model but `recompute`, which changes no number. ValueError: an unknown model.
     """
     told = run.model_dump(mode="json", exclude={"group", "seeds", "folds", "encoders"})
-    return told | {"overrides": resolved(run.model, run.overrides)}
+    settings = resolved(run.model, run.overrides)
+    for part in (settings, settings.get("audio", {}), settings.get("video", {})):
+        part.pop("recompute", None)
+    return told | {"overrides": settings}
 
 
 def parts_of(run: Run, recipe: Recipe, trial: Trial, data: Parts, encoders: Mapping[str, str]) -> Parts:
