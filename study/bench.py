@@ -1,7 +1,7 @@
 """The benchmark: our models and their peers measured in pairs, and the tables and the page that come of it.
 
 Each comparison runs in a process of its own: what an earlier one leaves in the C allocator changes a later one by a
-third. Inside it the two models take turns.
+third. Inside it the two models take turns. `python -m study.bench` measures nothing, and writes the page anew.
 """
 
 import os
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchvision.models.video import mvit_v2_s
 
-from mmtlib.config import Section
+from mmtlib.config import ROOT, Section
 from mmtlib.data.spectrogram import LogMel
 from mmtlib.files import write_bytes, write_text
 from mmtlib.models import MODALITY, build_model
@@ -160,7 +160,8 @@ def in_fresh_process(name: str, pair: Pair, mode: str, precision: str, measure: 
     """`compare` in a new Python process. Raises BenchmarkError with what it died of."""
     try:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes a line at every start, for its makers
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        threads = dict(initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))  # as here
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **threads) as process:
             return process.submit(measure, name, pair, mode, precision).result()
     except Exception as error:
         raise BenchmarkError(
@@ -231,14 +232,22 @@ def machine() -> dict[str, str]:
 
 
 def write_efficiency(folder: Path, pairs: pd.DataFrame) -> dict[str, Path]:
-    """Write the table, its figure and README.md into `folder`; gives the files by name."""
-    write_text(folder / "efficiency.csv", pairs.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
-    write_bytes(folder / "efficiency.png", png(figures.efficiency(pairs)))
+    """Write what was measured, and on what, its figure and README.md into `folder`; gives the files by name."""
+    about = pd.DataFrame(machine().items(), columns=["machine", "measured on"])
+    for name, table in {"efficiency": pairs, "machine": about}.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return show_efficiency(folder)
+
+
+def show_efficiency(folder: Path) -> dict[str, Path]:
+    """Write figure and README.md anew from the tables in `folder`; gives all four files by name."""
+    pairs = pd.read_csv(folder / "efficiency.csv")
     shown = {"efficiency": beside(pairs), "claims": efficiency_claims(pairs)[SETTLED]}
-    shown["machine"] = pd.DataFrame(machine().items(), columns=["machine", "measured on"])
+    shown["machine"] = pd.read_csv(folder / "machine.csv", dtype=str)
     page = TEMPLATES.get_template("efficiency.md.j2")
     write_text(folder / "README.md", page.render({n: _markdown(t) for n, t in shown.items()}, classes=CLASSES))
-    return {name: folder / name for name in ("README.md", "efficiency.csv", "efficiency.png")}
+    write_bytes(folder / "efficiency.png", png(figures.efficiency(pairs)))
+    return {name: folder / name for name in ("README.md", "efficiency.csv", "efficiency.png", "machine.csv")}
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:
@@ -255,3 +264,7 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
 def _markdown(table: pd.DataFrame) -> str:
     text = table.map(lambda value: "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value))
     return text.to_markdown(index=False, disable_numparse=True)
+
+
+if __name__ == "__main__":  # after a change of how it is shown: nothing is measured
+    show_efficiency(ROOT / "reports/efficiency")

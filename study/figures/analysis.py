@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
 
@@ -93,7 +94,7 @@ def _finished(figure: Figure, panels: np.ndarray) -> Figure:
 
 @rc_context(STYLE)
 def efficiency(table: pd.DataFrame) -> Figure:
-    """The peer's cost over ours for each pair: right of the line at 1, ours needs less. Pale: bf16."""
+    """The peer's cost over ours for each pair, from 1 on a log axis: to its right ours needs less. Pale: bf16."""
     panels = {
         "train_step_ratio": "training step:\npeer's seconds / ours",
         "inference_ratio": "inference:\npeer's seconds / ours",
@@ -105,11 +106,12 @@ def efficiency(table: pd.DataFrame) -> Figure:
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         values = 1 / table[column] if column == "peak_memory_ratio" else table[column]
         low, high = (table.get(f"{column}_{end}", values) for end in ("low", "high"))
-        bars = ax.barh(y, values, 0.7, xerr=[values - low, high - values], color=colours, capsize=3)
-        ax.axvline(1, color="#222222", linewidth=1, linestyle=":", zorder=0)
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line at 1 must not cross a number
-        ax.bar_label(bars, fmt="%.2f", padding=5, fontsize=9, bbox=ground)
+        bars = ax.barh(y, values - 1, 0.7, left=1, xerr=[values - low, high - values], color=colours, capsize=3)
+        ax.axvline(1, color="#222222", linewidth=1)
+        ax.bar_label(bars, ["" if np.isnan(value) else f"{value:.2f}" for value in values], padding=5, fontsize=9)
         ax.set_yticks(y, [""] * len(table))
-        ax.set(title=title, xlim=(0, 1.3 * values.max() if values.notna().any() else 1))  # nothing was timed: empty
+        ax.set(title=title, xscale="log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+        ax.margins(x=0.35)
     axes[0].set_yticks(y, [f"{row.model} / {row.peer}, {row.precision}" for row in table.itertuples()])
     return figure

@@ -208,6 +208,9 @@ def test_tables_figures_and_page_are_written(tmp_path):
     assert all(f"| {column} " in text for column in ["ours / peer", "GMACs", "inference, times as fast"])
     assert text.count("| mat_t / ast_t | ") == len(pairs)
     assert all(f"| {name} " in text for name in benchmark.machine())
+    before = {path: path.read_bytes() for path in written.values()}
+    written["README.md"].unlink()
+    assert {path: path.read_bytes() for path in benchmark.show_efficiency(tmp_path).values()} == before
 
 
 def test_the_notebook_says_what_each_column_means():
