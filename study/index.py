@@ -90,12 +90,14 @@ def write_index(root: Path = ROOT) -> None:
     unequal = {name: claim.unequal for name, claim in claims().items() if claim.unequal}
     operations = rows[rows["id"].isin(unequal) & (rows["n_seeds"] > 0) & (rows["study"] != POOLED)]
     equal = [study for study, pairs in operations.groupby("study") if not pairs["claim"].isin(unequal.values()).any()]
-    given = {"studies": studies, "table": ledger(reports), "costs": costs, "equal": equal}
-    write_text(reports / "README.md", TEMPLATES.get_template("index.md.j2").render(given))
+    several = ", ".join(rows["study"][rows["unit"] == "points of test mAP"].unique())  # labels a clip
+    given = {"studies": studies, "costs": costs, "several": f" ({several}: mAP)" if several else ""}
+    page = TEMPLATES.get_template("index.md.j2").render(given, table=ledger(reports), equal=equal)
+    write_text(reports / "README.md", page)
     write_bytes(reports / "studies.png", png(over_studies(rows)))
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END):
-        section = TEMPLATES.get_template("results.md.j2").render(claims=rows, studies=studies, costs=costs)
+        section = TEMPLATES.get_template("results.md.j2").render(given, claims=rows)
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
         write_text(readme, f"{before}\n{section.strip()}\n{after}")
 

@@ -171,7 +171,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
     retrieval = tables.get("retrieval", pd.DataFrame(columns=["query", "wanted", *analysis.CHANCES]))
     chance = retrieval.drop_duplicates(["query", "wanted"]).assign(row="chance", objective="")
     chance[analysis.RECALLS] = chance[analysis.CHANCES].to_numpy()
-    last = curves["epoch"] == curves.groupby(["run", "seed", "fold"], dropna=False)["epoch"].transform("max")
+    ended = curves.groupby(["run", "seed", "fold"], dropna=False, sort=False).tail(1).groupby("run", sort=False)["kept"]
     shown = StringIO()
     YAML().dump(study.params.model_dump(mode="json", exclude_unset=True), shown)
     mat = study.params.pretrain_mat
@@ -189,7 +189,7 @@ def report_text(study: Study, tables: dict[str, pd.DataFrame], curves: pd.DataFr
         worst=None if worst.empty else worst.iloc[0],
         gap=known["audio"] - known["video"] if "video" in known else None,
         gained=(known["av"] > known[["audio", "video"]].max(axis=1)).sum() if "av" in known else 0,
-        unfinished=curves[last & curves["kept"]]["run"].unique(),
+        unfinished=[f"{name} in {best.sum()} of {len(best)} runs" for name, best in ended if best.any()],
         few=[result.name for result in study.reported if len(result.predictions) < 3],
         changed=[r.name for r in study.reported if plain(r.trained) != plain(study.params.runs[r.name])],
         parameters=shown.getvalue().strip(),

@@ -47,7 +47,7 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
 
 @rc_context(STYLE)
 def over_studies(claims: pd.DataFrame) -> Figure:
-    """Four claims beside each other, a row for each study that measured it (see study.index.measured)."""
+    """Four claims beside each other, a row a study (see study.index.measured); hollow: with a `remark`."""
     shown = {"mat_ast_operations": "MAT - AST", "mmt_mbt_operations": "MMT - MBT", "mmt_single": "MMT - better single"}
     shown |= {"late_fusion": "MMT - late fusion"}
     studies = claims["study"].unique()[::-1]
@@ -58,6 +58,8 @@ def over_studies(claims: pd.DataFrame) -> Figure:
         y = pd.Index(studies).get_indexer(part["study"])
         modality = "audio" if name.startswith("mat") else "av"
         intervals(axes, part["measured"], part.assign(modality=modality), y)
+        weak = part["remark"] != ""
+        axes.plot(part["measured"][weak], y[weak], "o", color="white", markersize=4, zorder=3)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_yticks(range(len(studies)), studies if axes is panels[0] else [""] * len(studies))
         axes.set(title=title, xlabel="points", ylim=(-0.6, len(studies) - 0.4))
@@ -91,7 +93,7 @@ def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes[-1].set(**{"xlabel": "GMACs on a training clip", "xscale": "log"} if "gmacs" in curves else {})
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4, handlelength=3)
     return figure
 
 

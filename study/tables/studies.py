@@ -6,7 +6,7 @@ import pandas as pd
 
 from mmtlib.config import Run
 from study.tables.clips import Study
-from study.tables.results import Result
+from study.tables.results import ReportError, Result
 
 WITHHELD = {"av": "none", "audio": "no video", "video": "no audio"}  # what a model of both lacks, by what is read
 
@@ -85,8 +85,14 @@ def _setting(run: Run, used: Run) -> str:
 
 
 def _by_model(study: Study, group: str) -> Iterator[tuple[str, Result, list[Result]]]:
-    """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows."""
-    ours, rows = study.defaults.values(), [r for r in study.results if r.group == group]
+    """Each model with rows of a group: its run that the report is about, a stage's or a baseline's, and those rows.
+
+    Raises ReportError where there is no such run, since some have been trained anew and others have not.
+    """
+    rows = [r for r in study.results if r.group == group]
+    told = [r for r in (*study.defaults.values(), *study.results) if r.group in (None, "baseline")]
+    main = {r.trained.model: r for r in reversed(told)}  # the first counts
     for model in dict.fromkeys(r.trained.model for r in rows):
-        main = next(r for r in [*ours, *study.results] if r.trained.model == model and r.group in (None, "baseline"))
-        yield model, main, [r for r in rows if r.trained.model == model]
+        if model not in main:
+            raise ReportError(f"rows of {group} are of {model}, the runs beside them of another model; run them again.")
+        yield model, main[model], [r for r in rows if r.trained.model == model]

@@ -11,8 +11,10 @@ from mmtlib.config import Objective
 from mmtlib.data.corruption import CONDITIONS
 from study.figures.analysis import data_efficiency
 from study.report import build_report
+from study.tables import scores
 from study.tables import studies as study_tables
 from study.tables.clips import load_study
+from study.tables.results import ReportError
 from study.tables.studies import data_table, robustness_table, search_table
 
 MBT = ROWS["mbt_t"] | {"robustness": True}
@@ -128,6 +130,24 @@ def test_the_report_says_where_models_had_unequal_tries(workspace, params, monke
     monkeypatch.setattr(study_tables, "search_table", one_more)
     text = build_report(workspace, params).text
     assert "Not every model had as many tries in this table: ast_t 3, mat_t 1. The test split played no part;" in text
+
+
+def test_a_row_whose_model_no_other_run_has_any_more_is_said_in_a_sentence(study):
+    run = next(r.trained for r in study.results if r.name == "ast_lr_a").model_copy(update={"model": "vit_audio_t"})
+    with pytest.raises(ReportError, match=r"^rows of search are of vit_audio_t, the runs beside them of another "):
+        search_table(changed(study, "ast_lr_a", trained=run))
+
+
+def test_runs_that_were_best_at_their_last_epoch_are_counted(workspace, params, monkeypatch):
+    table = scores.curves_table
+
+    def late(study, costs):
+        curves = table(study, costs)
+        last = curves["epoch"] == curves["epoch"].max()
+        return curves.assign(kept=np.where(curves["run"].eq("mat_t") & curves["seed"].eq(1), last, curves["kept"]))
+
+    monkeypatch.setattr(scores, "curves_table", late)
+    assert "still improving at the last epoch: mat_t in 1 of 2 runs." in build_report(workspace, params).text
 
 
 def test_the_report_tells_them(workspace, params):
