@@ -91,12 +91,17 @@ def test_half_precision_has_nearly_the_values_and_the_direction_of_the_gradient(
 
 @pytest.mark.parametrize("recompute", [True, "blocks"])
 @pytest.mark.parametrize("name", ["mat_t", "mvitv2_t", "mmt_t"])
-def test_recomputing_changes_nothing(name, recompute):
-    parts = {part: SETTINGS[part] | {"recompute": recompute} for part in ("mat_t", "mvitv2_t")}
-    again = {"mmt_t": SETTINGS["mmt_t"] | {"audio": parts["mat_t"], "video": parts["mvitv2_t"]}} | parts
-    plain, recomputing = (build_model(name, 4, **SIZES, **settings[name]) for settings in (SETTINGS, again))
-    recomputing.load_state_dict(plain.state_dict())
-    found = [logits_and_gradient(model, torch.float32, DEVICE) for model in (plain, recomputing)]
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_recomputing_changes_nothing(name, recompute, dropped):
+    found, state = [], None
+    for again in (False, recompute):
+        parts = {part: SETTINGS[part] | {"drop_path": dropped, "recompute": again} for part in ("mat_t", "mvitv2_t")}
+        both = {"mmt_t": SETTINGS["mmt_t"] | {"audio": parts["mat_t"], "video": parts["mvitv2_t"]}}
+        model = build_model(name, 4, **SIZES, **(parts | both)[name])
+        state = model.state_dict() if state is None else state
+        model.load_state_dict(state)
+        torch.manual_seed(2)  # the same paths are dropped
+        found.append(logits_and_gradient(model, torch.float32, DEVICE))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 

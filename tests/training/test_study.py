@@ -55,6 +55,7 @@ def test_two_workers_train_what_one_process_does_and_one_that_is_killed_loses_no
         train_all(params, folders, address)
         killer.join()
     assert f"{len(params.runs)}/{len(params.runs)} runs" in capsys.readouterr().out
+    assert all(folders.predictions(name, *trial).is_file() for name in params.runs for trial in params.trials(name))
     found = leave(params, tmp_path)  # the stages find them
     assert capsys.readouterr().out.count("was trained already") == len(params.runs)
     assert found.keys() == alone.keys()
