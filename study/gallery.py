@@ -31,7 +31,7 @@ from mmtlib.evaluation.occlusion import Attribution
 from mmtlib.models.multiscale import MultiscaleEncoder, pooled_grid
 from study.figures.predict import Weighed, decisions
 from study.figures.results import learning_curves
-from study.figures.style import COLOURS, png
+from study.figures.style import COLOURS, png, subplots
 from study.tables.results import STAGES as DEFAULT_STAGE  # noqa: F401 (for the notebooks)
 from study.timing import cost
 
@@ -60,7 +60,7 @@ def sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[floa
 
     rows: title, frames (uint8, n x height x width x 3) or None, log-mel (time x mel) or None, seconds.
     """
-    figure, axes = panels_of(len(rows), 2, height, squeeze=False, width_ratios=ratios)
+    figure, axes = subplots(height, len(rows), 2, width=WIDTH, squeeze=False, width_ratios=ratios)
     for (left, right), (title, frames, log_mel, seconds) in zip(axes, rows, strict=True):
         left.set_ylabel(title.replace("_", "\n"), fontsize=8, rotation=0, ha="right", va="center")
         if frames is not None:
@@ -81,11 +81,6 @@ def sheet(rows: Sequence[tuple], text: str, *, height: float, ratios: tuple[floa
 def show_log_mel(ax: Axes, log_mel: Tensor, seconds: float | int, **limits) -> None:
     ax.imshow(log_mel.T.numpy(), extent=(0, seconds, 0, log_mel.shape[1]), **limits, **HEAT)
     ax.tick_params(labelsize=7)
-
-
-def panels_of(rows: int, columns: int, height: float, *, width: float = WIDTH, **options) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
 
 
 def picture_of(figure: Figure, text: str, colours: int = 32) -> Picture:
@@ -136,7 +131,7 @@ def sound_figure(waveform: Float[np.ndarray, " samples"], log_mel: LogMel, sampl
     seconds = len(waveform) / sample_rate
     window = torch.hann_window(log_mel.window)
     spectrum = torch.stft(samples, log_mel.window, log_mel.hop, window=window, center=False, return_complex=True)
-    figure, (top, middle, bottom) = panels_of(3, 1, 4.8, sharex=True)
+    figure, (top, middle, bottom) = subplots(4.8, 3, width=WIDTH, sharex=True)
     top.plot(np.arange(len(waveform)) / sample_rate, waveform, linewidth=0.4, color=COLOURS["audio"])
     top.set_ylabel("pressure")
     decibel = 10 * np.log10(spectrum.abs().square().numpy() + 1e-6)
@@ -173,7 +168,7 @@ def decision_sheet(dataset: FeatureDataset, titles: Mapping[int, str], weights: 
 
 def patch_figure(log_mel: Float[Tensor, "time mel"], encoder: MultiscaleEncoder) -> Picture:
     """A log-mel under the grid of its patches: dots at their centres, outlines of one and its neighbours."""
-    figure, ax = panels_of(1, 1, 3.4)
+    figure, ax = subplots(3.4, width=WIDTH)
     ax.imshow(log_mel.T.numpy(), **HEAT)
     kernel, steps = encoder.patch_kernel, zip(encoder.patch_stride, encoder.patch_padding, strict=True)
     places = [np.arange(n) * s - p for n, (s, p) in zip(encoder.grid(tuple(log_mel.shape)), steps, strict=True)]
@@ -224,7 +219,7 @@ def curve_figure(name: str, histories: Mapping[Trial, pd.DataFrame], modality: s
 def positives_figure(labels: Sequence[str]) -> Picture:
     """Which pairs of clips AVC and IMC pull together (dark), push apart (light), leave out (hatched)."""
     same = np.array([[a == b for b in labels] for a in labels])
-    figure, axes = panels_of(1, 2, 3.4, width=7.2)
+    figure, axes = subplots(3.4, 1, 2, width=7.2)
     panels = {"AVC: audio against video": 0 * same, "IMC: audio against audio": np.eye(len(labels))}
     for ax, (title, left_out) in zip(axes, panels.items(), strict=True):
         ax.imshow(np.where(left_out, 0.0, np.where(same, 0.8, 0.2)), cmap="Blues", vmin=0, vmax=1)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from study.figures.style import COLOURS, READS, STYLE, blank, row_of_panels, shade
+from study.figures.style import COLOURS, READS, STYLE, shade, subplots
 
 CORRUPTED = {"audio noise": "noise in the audio", "video noise": "noise in the video", "audio late": "audio late"}
 DASHES = ("--", ":", "-.", (0, (9, 3)))  # of the baselines of a modality, in their order
@@ -23,9 +23,8 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
     `bins` and `surest` have an entry for each row of `table`. A dot's area is the share of the clips in its bin, from
     5 clips and 1 % on.
     """
-    figure = blank(6.4)
     given = [modality for modality in COLOURS if modality in set(table["modality"])]
-    axes = figure.subplots(2, len(given), sharex="row", sharey="row", squeeze=False)
+    figure, axes = subplots(6.4, 2, len(given), sharex="row", sharey="row", squeeze=False)
     for modality, (above, below) in zip(given, axes.T, strict=True):
         above.plot([0, 100], [0, 100], color="#888888", linewidth=0.8, linestyle=":")
         part = table[table["modality"] == modality].sort_values("ours", kind="stable")  # ours on top
@@ -48,7 +47,7 @@ def calibration(table: pd.DataFrame, bins: Sequence[pd.DataFrame], surest: Seque
 @rc_context(STYLE)
 def robustness(table: pd.DataFrame) -> Figure:
     """Test top-1 of the models of both against noise and delay; left the clean clips, whiskers are a deviation."""
-    figure, panels = row_of_panels(len(CORRUPTED), 3.8)
+    figure, panels = subplots(3.8, 1, len(CORRUPTED))
     for axes, (kind, title) in zip(panels, CORRUPTED.items(), strict=True):
         for place, (model, part) in enumerate(table.groupby("model", sort=False)):
             levels = part[part["corruption"] == kind].sort_values("level", ascending=kind == "audio late")
@@ -64,7 +63,7 @@ def robustness(table: pd.DataFrame) -> Figure:
 def data_efficiency(table: pd.DataFrame) -> Figure:
     """Test top-1 against the share of the training clips, a panel for audio and one for both."""
     shown = [modality for modality in COLOURS if modality in set(table["modality"])]
-    figure, panels = row_of_panels(len(shown), 3.8)
+    figure, (panels,) = subplots(3.8, 1, len(shown), squeeze=False)
     for axes, modality in zip(panels, shown, strict=True):
         own = table[table["modality"] == modality]
         for place, (model, part) in enumerate(own.groupby("model")):
@@ -102,7 +101,7 @@ def efficiency(table: pd.DataFrame) -> Figure:
     }
     y = -np.arange(len(table), dtype=float)
     colours = [shade(row.modality, row.precision == "fp32") for row in table.itertuples()]
-    figure, axes = row_of_panels(len(panels), 1.6 + 0.34 * len(table))
+    figure, axes = subplots(1.6 + 0.34 * len(table), 1, len(panels))
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         values = 1 / table[column] if column == "peak_memory_ratio" else table[column]
         low, high = (table.get(f"{column}_{end}", values) for end in ("low", "high"))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmtlib.evaluation.occlusion import Attribution
-from study.figures.style import COLOURS, READS, STYLE, blank, grid, legend, row_of_panels, shade
+from study.figures.style import COLOURS, READS, STYLE, WIDTH, grid, legend, shade, subplots
 
 ROWS = 12  # classes told apart over time
 FRAMES = 8  # shown of a clip, at most
@@ -33,8 +33,8 @@ class Weighed(NamedTuple):
 def best_classes(verdict: pd.DataFrame) -> Figure:
     """The best classes of a file as bars, a panel for what the model was given; one row of panels for each head."""
     heads, modalities = verdict["head"].unique(), verdict["modality"].unique()
-    figure = blank(len(heads) * (0.9 + 0.4 * verdict["rank"].max()))
-    panels = figure.subplots(len(heads), len(modalities), squeeze=False, sharex=True)
+    height = len(heads) * (0.9 + 0.4 * verdict["rank"].max())
+    figure, panels = subplots(height, len(heads), len(modalities), squeeze=False, sharex=True)
     for ax, (head, modality) in zip(panels.flat, [(head, each) for head in heads for each in modalities], strict=True):
         table = verdict[(verdict["head"] == head) & (verdict["modality"] == modality)]
         ax.barh(-table["rank"], 100 * table["probability"], 0.8, color=shade(modality, False))
@@ -57,7 +57,7 @@ def over_time(windows: pd.DataFrame, head: str) -> Figure:
     best = windows[(windows["head"] == head) & (windows["rank"] == 1)]
     classes = best.sort_values("start", kind="stable")["label"].unique()
     rows = [label for label in classes if label in best["label"].value_counts().index[:ROWS]]
-    figure, (ax,) = row_of_panels(1, 1.3 + 0.42 * len(rows))
+    figure, ax = subplots(1.3 + 0.42 * len(rows))
     given = [modality for modality in COLOURS if modality in set(best["modality"])]
     for place, modality in enumerate(given):
         table = best[(best["modality"] == modality) & best["label"].isin(rows)]
@@ -80,7 +80,7 @@ def decisions(clips: Sequence[Weighed]) -> Figure:
     The stronger the colour over sound and frame, the more nats are lost without that part; full colour is the largest
     weight of a block or field in the row, which the title states. What speaks against the class has none.
     """
-    figure = blank(1.9 * len(clips))
+    figure = Figure(figsize=(WIDTH, 1.9 * len(clips)), layout="constrained")
     for row, clip in zip(figure.subfigures(len(clips), 1, squeeze=False)[:, 0], clips, strict=True):
         _, sound, times, picture = clip.weights
         most = max([part.max().item() for part in (sound, picture) if part is not None] + [1e-6])

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from study.figures.analysis import DASHES
-from study.figures.style import COLOURS, READS, STYLE, blank, grid, intervals, legend, row_of_panels, shade, whiskers
+from study.figures.style import COLOURS, READS, STYLE, grid, intervals, legend, shade, subplots, whiskers
 from study.figures.style import png as png  # for the notebooks
 
 MANY = 40  # more classes than this are not all named in a figure
@@ -25,7 +25,7 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
     """Test top-1 of each model beside its peers (percent), with intervals; lines: the best the data allows."""
     table = table.sort_values("modality", key=lambda column: column.map(list(COLOURS).index), kind="stable")
     y = -np.arange(len(table)) - 0.6 * (table["modality"] != table["modality"].shift()).cumsum().to_numpy()
-    figure, (axes,) = row_of_panels(1, 1.5 + 0.38 * len(table))
+    figure, axes = subplots(1.5 + 0.38 * len(table))
     tops = {modality: ceilings[modality] for modality in table["modality"].unique() if modality in ceilings}
     limit = min(1.2 * max([chance, table["high"].max(), *tops.values()]), 107)
     bars = {"color": [shade(row.modality, row.ours) for row in table.itertuples()], "ecolor": "#222222", "capsize": 4}
@@ -52,7 +52,7 @@ def over_studies(claims: pd.DataFrame) -> Figure:
     shown |= {"late_fusion": "MMT - late fusion"}
     studies = claims["study"].unique()[::-1]
     claims = claims[claims["n_seeds"] > 0].rename(columns={"ci_low": "low", "ci_high": "high"})
-    figure, panels = row_of_panels(len(shown), 1.2 + 0.36 * len(studies))
+    figure, panels = subplots(1.2 + 0.36 * len(studies), 1, len(shown))
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
         part = claims[claims["id"] == name]
         y = pd.Index(studies).get_indexer(part["study"])
@@ -73,7 +73,7 @@ def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
     Of several seeds and folds: their mean, also of the epochs kept, and a band from the lowest to the highest.
     """
     shown = [("epoch", "ce"), ("epoch", "val_top1"), *([("gmacs", "val_top1")] if "gmacs" in curves else [])]
-    figure, axes = row_of_panels(len(shown), 4.2)
+    figure, axes = subplots(4.2, 1, len(shown))
     peers: dict[str, int] = {}  # baselines of each modality so far: each has its own dashes
     for (run, modality, ours), part in curves.groupby(["run", "modality", "ours"], sort=False):
         peers[modality] = peers.get(modality, 0) + (not ours)
@@ -106,7 +106,8 @@ def confusion(matrices: Mapping[str, Float[np.ndarray, "classes classes"]], clas
     many = len(classes) > MANY
     names = [] if many else classes
     norm = PowerNorm(0.5, 0, 100) if many else Normalize(0, 100)
-    figure, axes = row_of_panels(len(matrices), 1.0 + max(0.165 * (len(names) or 15), 1.5))
+    height = 1.0 + max(0.165 * (len(names) or 15), 1.5)
+    figure, (axes,) = subplots(height, 1, len(matrices), squeeze=False)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         totals = matrix.sum(axis=1, keepdims=True)
         image = ax.imshow(100 * matrix / np.maximum(totals, 1), cmap="Greys", norm=norm, aspect="auto")
@@ -129,7 +130,7 @@ def per_class(table: pd.DataFrame) -> Figure:
         title, table = f"{MANY} of {len(table)} classes, those with the most test clips", table.nlargest(MANY, "n")
     table = table.sort_values([given[-1], "class"], ascending=[True, False])
     y = np.arange(len(table))
-    figure, (axes,) = row_of_panels(1, 1.2 + 0.42 * len(table))
+    figure, axes = subplots(1.2 + 0.42 * len(table))
     axes.set_title(title, loc="left")
     for index, modality in enumerate(given):
         place = y + 0.27 * ((len(given) - 1) / 2 - index)
@@ -150,10 +151,10 @@ def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
         shown, rest = counts.nlargest(MAPPED).index, len(classes) - MAPPED
     hues = 0.618 * np.arange(len(shown)) % 1  # neighbours far apart
     colours = colormaps["turbo"](hues) if len(shown) > MAPPED else colormaps["tab10"].colors
-    figure = blank(4.4 * -(-len(points) // 2))
+    rows = -(-len(points) // 2)
+    figure, cells = subplots(4.4 * rows, rows, 2, squeeze=False)
     edge = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    cells = figure.subplots(-(-len(points) // 2), 2, squeeze=False).ravel()
-    for ax, (title, table) in zip(cells, points.items(), strict=False):
+    for ax, (title, table) in zip(cells.flat, points.items(), strict=False):
         if rest:
             others = table[~table["label"].isin(shown)]
             ax.plot(others["x"], others["y"], ".", color="#cccccc", markersize=4, label=f"{rest} others")
@@ -161,10 +162,10 @@ def tsne(points: Mapping[str, pd.DataFrame], classes: list[str]) -> Figure:
             part = table[table["label"] == name]
             ax.plot(part["x"], part["y"], "o^sDvP"[index % 6], color=colours[index], label=name, **edge)
         ax.set(title=title, xticks=[], yticks=[])
-    layout = {"handles": list(cells[0].lines), "markerscale": 1.6, "columnspacing": 1.0, "handletextpad": 0.1}
+    layout = {"handles": list(cells[0, 0].lines), "markerscale": 1.6, "columnspacing": 1.0, "handletextpad": 0.1}
     if len(points) % 2:  # the last cell is free
-        cells[-1].set_axis_off()
-        cells[-1].legend(loc="center", ncols=1 if rest else 2, **layout)
+        cells[-1, -1].set_axis_off()
+        cells[-1, -1].legend(loc="center", ncols=1 if rest else 2, **layout)
     else:
         figure.legend(loc="outside lower center", ncols=2 if rest else 5, **layout)
     return figure
@@ -175,7 +176,7 @@ def ablations(table: pd.DataFrame) -> Figure:
     """Each row's difference to its default in points, with its interval, in blocks by group."""
     first = (table["group"] != table["group"].shift()).to_numpy()
     y = -np.where(first, 1.7, 1.0).cumsum()
-    figure, (axes,) = row_of_panels(1, 1.2 - 0.3 * y[-1])
+    figure, axes = subplots(1.2 - 0.3 * y[-1])
     axes.axvline(0, color="#222222", linewidth=1)
     intervals(axes, table["difference"], table, y)
     for group, top in zip(table["group"][first], y[first], strict=True):
@@ -192,10 +193,10 @@ def claims(table: pd.DataFrame) -> Figure:
     tested = table["n_seeds"] > 0
     table = table[tested | ~tested.any()].rename(columns={"ci_low": "low", "ci_high": "high"})
     parts = [part for _, part in table.groupby("unit", sort=False)]
-    figure = blank(0.9 + 0.32 * len(table) + 0.55 * len(parts))
-    panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(part) + 0.5 for part in parts])[:, 0]
+    height, ratios = 0.9 + 0.32 * len(table) + 0.55 * len(parts), [len(part) + 0.5 for part in parts]
+    figure, panels = subplots(height, len(parts), squeeze=False, height_ratios=ratios)
     tick = {"color": "#888888", "marker": "|", "markersize": 12, "linestyle": ""}
-    for axes, part in zip(panels, parts, strict=True):
+    for axes, part in zip(panels.flat, parts, strict=True):
         y = -np.arange(len(part))
         intervals(axes, part["measured"], part, y)
         for place, row in zip(y, part.itertuples(), strict=True):

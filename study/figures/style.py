@@ -5,6 +5,7 @@ Audio, video and audio-visual have one colour each in every figure; a baseline i
 
 import io
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,14 +41,10 @@ def png(figure: Figure, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def blank(height: float) -> Figure:
-    """An empty figure 1,000 pixels wide, height in inches; without pyplot, so nothing is global."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-def row_of_panels(panels: int, height: float) -> tuple[Figure, np.ndarray]:
-    figure = blank(height)
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+def subplots(height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **options) -> tuple[Figure, Any]:
+    """A figure, in inches, and its axes as plt.subplots gives them; without pyplot, so nothing is global."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def shade(modality: str, ours: bool | np.bool) -> str | tuple[float, ...]:
