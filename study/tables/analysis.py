@@ -118,21 +118,18 @@ def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
     of folds each is taken by itself, since embeddings of two models do not compare: means over them, and clips named by
     fold and id.
     """
-    found = {fold: _of_one_model(part) for fold, part in table.groupby("fold", dropna=False)}
-    measures, clips = zip(*found.values(), strict=True)
-    named = pd.concat(dict(zip(found, clips, strict=True))) if table["fold"].notna().all() else clips[0]
-    return pd.DataFrame(measures).mean().to_dict(), named
-
-
-def _of_one_model(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
-    labels = table["label"].to_numpy()
-    vectors, classes = normalize(np.stack(table["embedding"].tolist()).astype(np.float64)), len(np.unique(labels))
-    with threadpool_limits(1):  # the order of a parallel sum would show in the clusters
-        found = KMeans(classes, n_init=10, random_state=0).fit_predict(vectors)
-        defined = 1 < classes < len(labels)
-        clips = silhouette_samples(vectors, labels, metric="cosine") if defined else np.zeros(len(labels))
-    measures = {"nmi": normalized_mutual_info_score(labels, found), "ari": adjusted_rand_score(labels, found)}
-    return measures | {"silhouette": clips.mean()}, pd.Series(clips, index=table["clip"].to_numpy())
+    measures, clips = [], {}
+    for fold, part in table.groupby("fold", dropna=False):
+        labels = part["label"].to_numpy()
+        vectors, classes = normalize(np.stack(part["embedding"].tolist()).astype(np.float64)), len(np.unique(labels))
+        with threadpool_limits(1):  # the order of a parallel sum would show in the clusters
+            found = KMeans(classes, n_init=10, random_state=0).fit_predict(vectors)
+            defined = 1 < classes < len(labels)
+            own = silhouette_samples(vectors, labels, metric="cosine") if defined else np.zeros(len(labels))
+        measures.append((normalized_mutual_info_score(labels, found), adjusted_rand_score(labels, found), own.mean()))
+        clips[fold] = pd.Series(own, index=part["clip"].to_numpy())
+    named = pd.concat(clips) if table["fold"].notna().all() else clips.popitem()[1]
+    return pd.DataFrame(measures, columns=["nmi", "ari", "silhouette"]).mean().to_dict(), named
 
 
 def clustering_table(study: Study) -> pd.DataFrame:
