@@ -107,12 +107,11 @@ def pairs_table(study: Study) -> pd.DataFrame:
     for result in study.reported if study.features.get("pairs") else ():
         told = {}
         for pair in study.features["pairs"]:
-            seeds, numbers = {}, [names.index(name) for name in pair]
-            for seed, table in zip(result.predictions, study.by_seed(result), strict=True):
-                table = table[table["label"].isin(numbers)].set_index("clip")
-                first, second = np.stack(table["logits"].tolist())[:, numbers].T
-                seeds[seed] = 100.0 * ((first > second) == (table["label"] == numbers[0]))
-            told[" / ".join(pair)] = pd.DataFrame(seeds)
+            numbers = [names.index(name) for name in pair]
+            clips = study.on_test(result).query("label in @numbers")
+            first, second = np.stack(clips["logits"].tolist())[:, numbers].T
+            clips = clips.assign(told=100.0 * ((first > second) == (clips["label"] == numbers[0])))
+            told[" / ".join(pair)] = clips.pivot(index="clip", columns="seed", values="told")
         for pair, values in (told | {"all": pd.concat(told.values())}).items():
             rows.append((pair, result.name, *result.about.values(), len(values), *study.mean(values)))
     columns = ["pair", "row", "model", "modality", "objective", "ours", "n", "right", "low", "high"]
@@ -138,10 +137,9 @@ def curves_table(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
         encoders = encoder_runs(study.params.runs[result.name], study.params).values()
         before = sum(spent[name] * run.epochs for name, run in encoders)
         for (seed, fold), curve in result.curves.items():
-            kept = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
-            part = curve[["epoch", "ce", "val_top1"]]
-            about["gmacs"] = before + spent[result.name] * part["epoch"]
-            parts.append(part.assign(**about, seed=seed, fold=fold, kept=part.index == kept))
+            best = curve.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable").index[0]
+            about["gmacs"] = before + spent[result.name] * curve["epoch"]
+            parts.append(curve.assign(**about, seed=seed, fold=fold, kept=curve.index == best))
     return pd.concat(parts, ignore_index=True)
 
 
