@@ -199,7 +199,7 @@ def costs(names: Sequence[str], classes: int, audio: Sequence[int], video: Seque
 
     audio: (time, mel); video: (frames, height, width). `overrides`: of a model by its name.
     """
-    rows = [(name, *cost(name, classes, audio, video, overrides.get(name, {}))) for name in names]
+    rows = [(name, *cost(name, classes, audio, video, **overrides.get(name, {}))) for name in names]
     table = pd.DataFrame(rows, columns=["model", "reads", "params_m", "mmacs"])
     return table.assign(params_m=table["params_m"].map("{:.3f}".format), mmacs=table["mmacs"].map("{:.1f}".format))
 
@@ -207,12 +207,11 @@ def costs(names: Sequence[str], classes: int, audio: Sequence[int], video: Seque
 def curve_figure(name: str, histories: Mapping[Trial, pd.DataFrame], modality: str) -> Picture:
     """Learning curves of one run, a line for each trial (see train_runs)."""
     parts, score = [], "top-1"
-    for (seed, fold), history in histories.items():
+    for history in histories.values():
         score = "mAP" if "val_map" in history else score
         history = history.rename(columns={"val_map": "val_top1"})
         best = history.sort_values(["val_top1", "val_loss"], ascending=[False, True]).index[0]
-        about = {"run": name, "modality": modality, "ours": True, "seed": seed, "fold": fold}
-        parts.append(history.assign(**about, kept=history.index == best))
+        parts.append(history.assign(run=name, modality=modality, ours=True, kept=history.index == best))
     return picture_of(learning_curves(pd.concat(parts), score), f"learning curves of {name}")
 
 

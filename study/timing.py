@@ -1,9 +1,8 @@
 """What a model costs: its operations and, on this machine, seconds and bytes, which are measured beside a peer."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import psutil
 import torch
@@ -96,11 +95,9 @@ def available_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
 
 
-def cost(
-    name: str, num_classes: int, audio: Sequence[int], video: Sequence[int], overrides: Mapping[str, Any]
-) -> tuple[str, float, float]:
+def cost(name: str, logits: int, audio: Sequence[int], video: Sequence[int], /, **settings) -> tuple[str, float, float]:
     """What a model reads, its parameters and MACs of a clip, in millions. Sizes: time, mel; frames, height, width."""
     inputs = {"audio": torch.zeros(1, 1, *audio), "video": torch.zeros(1, 3, *video)}
-    model = build_model(name, num_classes, **{"audio_size": audio, "video_size": video} | overrides)
+    model = build_model(name, logits, **{"audio_size": audio, "video_size": video} | settings)
     given = [inputs[part] for part in inputs if MODALITY[name] in ("av", part)]
     return MODALITY[name], count_parameters(model) / 1e6, count_macs(model, *given) / 1e6

@@ -29,7 +29,7 @@ def costs_table(study: Study) -> pd.DataFrame:
     sizes = features["log_mel"]["shape"][1:], features["frames"]["shape"][1:4]
     num_classes = sum(len(classes) for classes in features["heads"].values())
     runs = {result.label: result.trained for result in study.reported}
-    rows = [(label, *cost(run.model, num_classes, *sizes, run.overrides)) for label, run in runs.items()]
+    rows = [(label, *cost(run.model, num_classes, *sizes, **run.overrides)) for label, run in runs.items()]
     return pd.DataFrame(rows, columns=["model", "modality", "params_m", "mmacs"])
 
 
