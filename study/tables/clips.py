@@ -118,7 +118,7 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
 
     `condition` is how the clip was corrupted ("": not at all), `modality` what was read of it. `label` and `guess` are
     classes of the first head, by number. `first`: whether that guess is right; `right`: those of all heads; `top5`: so
-    with the five best guesses. `label_index`, `logits` and `embedding` are those of the predictions. With
+    with the five best guesses. What else there is are columns of the predictions. With
     several heads, columns like `verb_top1` say the same of each. `confidence` is the top probability of the first head,
     `nll` (nats) the negative logarithm of that of the truth, `brier` the squared distance between the probabilities
     and the truth, summed over the classes: 0 to 2. Of several labels a clip there is `right` alone, by map_parts.
@@ -129,23 +129,20 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
 
 def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     split = predictions["split"].str.partition(": ")
-    columns = {"fold": predictions["fold"], "split": split[0], "condition": split[2]}
-    columns |= {"modality": predictions["modality"], "clip": predictions["clip_id"]}
-    columns |= {name: predictions[name] for name in ("label_index", "logits", "embedding")}
+    table = predictions.rename(columns={"clip_id": "clip"}).assign(split=split[0], condition=split[2])
+    logits = np.stack(predictions["logits"].tolist())
     if (targets := targets_of(predictions)) is not None:
-        logits, table = np.stack(predictions["logits"].tolist()), pd.DataFrame(columns)
         places = [*table.groupby(["split", "condition", "modality"]).indices.values()]
         parts = np.concatenate([map_parts(logits[rows], targets[rows]) for rows in places]) / 100
         return table.assign(right=pd.Series(parts, np.concatenate(places)))
     heads = head_sizes(predictions)
-    sizes = list(heads.values())
-    logits, labels = np.stack(predictions["logits"].tolist()), predictions["label_index"].to_numpy(copy=True)
+    sizes, labels = list(heads.values()), predictions["label_index"].to_numpy(copy=True)
     top1, top5 = (hits(logits, labels, k, sizes).numpy() for k in (1, 5))
     label = np.unravel_index(labels, sizes)[0]
     guess = torch.as_tensor(logits[:, : sizes[0]]).topk(1).indices[:, 0].numpy()  # as in `hits`: ties break alike
     logs = log_softmax(logits[:, : sizes[0]].astype(np.float64), axis=1)
     chances, own = np.exp(logs), logs[np.arange(len(logs)), label]
-    columns |= {
+    columns = {
         "label": label,
         "guess": guess,
         "first": label == guess,
@@ -158,7 +155,7 @@ def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
     if len(heads) > 1:
         for number, head in enumerate(heads):
             columns |= {f"{head}_top1": top1[:, number], f"{head}_top5": top5[:, number]}
-    return pd.DataFrame(columns)
+    return table.assign(**columns)
 
 
 def map_parts(
