@@ -96,8 +96,7 @@ def bench_row(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
     """A row from what was measured in fp32."""
     ours, theirs, columns = claim.ours.model, claim.theirs[0].model, [claim.measure, f"peer_{claim.measure}"]
     table = table.reindex(columns=["model", "peer", "precision", *columns])
-    pair = (table["model"] == ours) & (table["peer"] == theirs) & (table["precision"] == "fp32")
-    values = table.loc[pair, columns].astype(float).mean()
+    values = table.query("model == @ours and peer == @theirs and precision == 'fp32'")[columns].astype(float).mean()
     known = int(values.notna().all())  # one measurement
     return saved(claim.measure, known, (ours, values.iloc[0]), (theirs, values.iloc[1]))
 
