@@ -59,15 +59,14 @@ def begin(stage: str, file: str, changes: Mapping[str, Any] | None = None, root:
 def _prepare(stage: str, params: Params, folders: Folders) -> None:
     for earlier in (name for name in NEEDS[stage] if name not in STAGES or name in params.runs):
         absent = [path for path in outputs(earlier, params, folders) if not path.is_file()]
-        if not absent:
-            continue
-        if params.study != SMOKE:
+        if absent and params.study != SMOKE:
             name = absent[0].relative_to(folders.root)
             target = earlier if params.study == load().study else f"build/{params.study}/dvc.yaml:{earlier}"
             raise MissingStage(f"{stage} needs {name}, which is missing; run `dvc repro {target}` first.")
-        _prepare(earlier, params, folders)
-        print(f"{earlier} has not run in the study {params.study}: it runs now", flush=True)
-        _run(earlier, params, folders)
+        if absent:
+            _prepare(earlier, params, folders)
+            print(f"{earlier} has not run in the study {params.study}: it runs now", flush=True)
+            _run(earlier, params, folders)
 
 
 def outputs(stage: str, params: Params, folders: Folders) -> list[Path]:
