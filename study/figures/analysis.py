@@ -101,14 +101,13 @@ def efficiency(table: pd.DataFrame) -> Figure:
     }
     y = -np.arange(len(table), dtype=float)
     colours = [shade(row.modality, row.precision == "fp32") for row in table.itertuples()]
-    figure, axes = subplots(1.6 + 0.34 * len(table), 1, len(panels))
+    figure, axes = subplots(1.6 + 0.34 * len(table), 1, len(panels), sharey=True)
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         values = 1 / table[column] if column == "peak_memory_ratio" else table[column]
         low, high = (table.get(f"{column}_{end}", values) for end in ("low", "high"))
         bars = ax.barh(y, values - 1, 0.7, left=1, xerr=[values - low, high - values], color=colours, capsize=3)
         ax.axvline(1, color="#222222", linewidth=1)
         ax.bar_label(bars, ["" if np.isnan(value) else f"{value:.2f}" for value in values], padding=5, fontsize=9)
-        ax.set_yticks(y, [""] * len(table))
         ax.set(title=title, xscale="log")
         ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
         ax.margins(x=0.35)
