@@ -27,6 +27,13 @@ class Selection(Section):
     objective: str | None = None
     overrides: dict[str, JsonValue] = Field(default={}, description="of a list: what each of its values is")
 
+    def fits(self, result: Result) -> bool:
+        run = result.trained
+        named = self.name in (None, result.name) and self.objective in (None, result.objective)
+        placed = self.groups is None or result.group in self.groups
+        built = all(_is_throughout(run.overrides.get(key), value) for key, value in self.overrides.items())
+        return named and placed and built and run.model.startswith(self.model)
+
 
 class Claim(Section):
     """A claim; the fields are explained in claims.yaml."""
@@ -110,12 +117,11 @@ def claims_table(study: Study, costs: pd.DataFrame, clustering: pd.DataFrame, ef
     """The rows of claims.csv by id (see `ledger`), from the runs, costs_table, clustering_table, read_efficiency."""
     mmacs, rows = costs.set_index("model")["mmacs"], {}
     for name, claim in claims().items():
-        if claim.kind == "bench":
-            rows[name] = bench_row(claim, efficiency)
-            continue
         ours, *others = (select(study.reported, wanted) for wanted in (claim.ours, *claim.theirs))
         complete = ours is not None and None not in others
-        if claim.kind == "top1":
+        if claim.kind == "bench":
+            rows[name] = bench_row(claim, efficiency)
+        elif claim.kind == "top1":
             rows[name] = {"unit": "points of test top-1", "measure": "% top-1"}
             rows[name] |= _top1(study, claim, ours, others, mmacs) if complete else {}
         elif claim.kind == "operations":
@@ -130,17 +136,7 @@ def claims_table(study: Study, costs: pd.DataFrame, clustering: pd.DataFrame, ef
 
 def select(results: list[Result], wanted: Selection) -> Result | None:
     """The first run that is all of what is wanted."""
-    for result in results:
-        overrides = result.trained.overrides
-        if (
-            wanted.name in (None, result.name)
-            and (wanted.groups is None or result.group in wanted.groups)
-            and result.trained.model.startswith(wanted.model)
-            and wanted.objective in (None, result.objective)
-            and all(_is_throughout(overrides.get(key), value) for key, value in wanted.overrides.items())
-        ):
-            return result
-    return None
+    return next(filter(wanted.fits, results), None)
 
 
 def _is_throughout(value: Any, wanted: Any) -> bool:
