@@ -90,9 +90,8 @@ def retrieval_table(study: Study) -> pd.DataFrame:
     `query` is what is given, `wanted` what counts: the own clip, or any of its class (the own one is one). Columns
     recall_1, recall_5, recall_10 (percent, means over the seeds), the same with _std, and chance_1, ... beside them.
     """
-    rows = []
+    found = []
     for result in (r for r in study.reported if r.modality == "av"):
-        found = []
         for table, audio, video in zip(*(study.by_seed(result, m) for m in ("av", "audio", "video")), strict=True):
             table = table[table["clip"].isin(audio["clip"]) & table["clip"].isin(video["clip"])]
             vectors = np.stack(table["embedding"].tolist()).astype(np.float64)
@@ -101,14 +100,13 @@ def retrieval_table(study: Study) -> pd.DataFrame:
             for query, pair in (("audio", (heard, seen)), ("video", (seen, heard))):
                 for wanted, names in (("own clip", np.arange(len(table))), ("class", labels)):
                     parts = [recalls(*(side[own] for side in pair), names[own]) + chance(names[own]) for own in folds]
-                    measures = zip([*RECALLS, *CHANCES], np.mean(parts, axis=0), strict=True)
-                    found.append({"query": query, "wanted": wanted, "n": len(table), **dict(measures)})
-        about = {"row": result.name, "model": result.label, "objective": result.objective}
-        for (query, wanted), seeds in pd.DataFrame(found).groupby(["query", "wanted"], sort=False):
-            measures = _over_seeds(seeds.drop(columns=["query", "wanted"]))
-            rows.append(about | {"query": query, "wanted": wanted} | measures)
-    columns = ["row", "model", "objective", "query", "wanted", "n_seeds", "n", *RECALLS, *CHANCES]
-    return pd.DataFrame(rows, columns=[*columns, *(f"{name}_std" for name in RECALLS)]).astype({"n": int})
+                    about = (result.name, result.label, result.objective, query, wanted, len(table))
+                    found.append((*about, *np.mean(parts, axis=0)))
+    about = ["row", "model", "objective", "query", "wanted"]
+    seeds = pd.DataFrame(found, columns=[*about, "n", *RECALLS, *CHANCES]).groupby(about, sort=False)
+    rows = [dict(zip(about, key, strict=True)) | _over_seeds(part.drop(columns=about)) for key, part in seeds]
+    columns = [*about, "n_seeds", "n", *RECALLS, *CHANCES, *(f"{name}_std" for name in RECALLS)]
+    return pd.DataFrame(rows, columns=columns).astype({"n": int})
 
 
 def separation(table: pd.DataFrame) -> tuple[dict[str, float], pd.Series]:
