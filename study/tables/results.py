@@ -95,13 +95,10 @@ def model_label(row: str, run: Run, reference: Run | None) -> str:
 
     `reference` is the stage's run of the same model, if there is one.
     """
-    if row == run.model:
+    left_out = {"objective", "robustness"}  # the latter is how it is tested
+    same = reference is not None and run.model_dump(exclude=left_out) == reference.model_dump(exclude=left_out)
+    if row == run.model or (same and objective_name(run.objective) != objective_name(reference.objective)):
         return run.model
-    if reference is not None:
-        left_out = {"objective", "robustness"}  # the latter is how it is tested
-        same = run.model_dump(exclude=left_out) == reference.model_dump(exclude=left_out)
-        if same and objective_name(run.objective) != objective_name(reference.objective):
-            return run.model
     variant = re.sub(f"^({run.model}|{run.model.rsplit('_', 1)[0]})[_-]", "", row)
     return f"{run.model}-{variant.replace('_', '-')}"
 
