@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmtlib.evaluation.occlusion import Attribution
-from study.figures.style import COLOURS, READS, STYLE, WIDTH, grid, legend, shade, subplots
+from study.figures.style import COLOURS, GRID, READS, STYLE, WIDTH, legend, shade, subplots
 
 ROWS = 12  # classes told apart over time
 FRAMES = 8  # shown of a clip, at most
@@ -68,7 +68,7 @@ def over_time(windows: pd.DataFrame, head: str) -> Figure:
     ax.set(xlabel="time (s)", xlim=(0, best["end"].max()), ylim=(0.6 - len(rows), 0.6))
     if len(rows) < len(classes):
         ax.set_title(f"{len(rows)} of {len(classes)} classes: those that are best most often", loc="left")
-    grid(ax)
+    ax.grid(**GRID)
     legend(figure, given, "{}")
     return figure
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from study.figures.analysis import DASHES
-from study.figures.style import COLOURS, READS, STYLE, grid, intervals, legend, shade, subplots, whiskers
+from study.figures.style import COLOURS, GRID, GROUND, READS, STYLE, intervals, legend, shade, subplots, whiskers
 from study.figures.style import png as png  # for the notebooks
 
 MANY = 40  # more classes than this are not all named in a figure
@@ -30,9 +30,8 @@ def headline(table: pd.DataFrame, ceilings: Mapping[str, float], chance: float) 
     limit = min(1.2 * max([chance, table["high"].max(), *tops.values()]), 107)
     bars = {"color": [shade(row.modality, row.ours) for row in table.itertuples()], "ecolor": "#222222", "capsize": 4}
     axes.barh(y, table["top1"], 0.8, xerr=whiskers(table["top1"], table), **bars)
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line may cross a number
     for place, row in zip(y, table.itertuples(), strict=True):
-        axes.text(row.high + limit / 80, place, f"{row.top1:.1f}", va="center", bbox=ground)
+        axes.text(row.high + limit / 80, place, f"{row.top1:.1f}", va="center", bbox=GROUND)
     for modality, top in tops.items():
         places = y[table["modality"] == modality]
         axes.plot([top, top], [places.max() + 0.45, places.min() - 0.45], color="#222222", linewidth=1)
@@ -137,7 +136,7 @@ def per_class(table: pd.DataFrame) -> Figure:
         axes.barh(place, table[modality], 0.26, color=COLOURS[modality], label=READS[modality])
     axes.set_yticks(y, table["class"])
     axes.set(xlim=(0, 100), ylim=(-0.6, len(table) - 0.4), xlabel="test clips of the class that are recognised (%)")
-    grid(axes)
+    axes.grid(**GRID)
     figure.legend(loc="outside upper right", ncols=3)
     return figure
 

@@ -21,12 +21,15 @@ READS = {"audio": "audio", "video": "video", "av": "audio-visual"}
 
 DPI = 120
 WIDTH = 1000 / DPI  # inches: 1,000 pixels, in which the text is at least 9 points
+GRID = {"axis": "x", "color": "#dddddd"}
+GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # of a number that no line may cross
 STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "legend.fontsize": 9,
@@ -62,12 +65,7 @@ def intervals(axes: Axes, values: pd.Series, table: pd.DataFrame, y: np.ndarray)
     for modality, colour in COLOURS.items():
         here = (table["modality"] == modality).to_numpy()
         axes.errorbar(values[here], y[here], xerr=lengths[:, here], fmt="o", color=colour, capsize=4)
-    grid(axes)
-
-
-def grid(axes: Axes) -> None:
-    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid(**GRID)
 
 
 def legend(figure: Figure, modalities: Collection[str], label: str = "reads {}", more: tuple = ()) -> None:
