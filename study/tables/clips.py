@@ -69,10 +69,8 @@ class Study:
         modality = modality or result.modality
         found = self._tests.get((result.name, modality))
         if found is None or found["seed"].nunique() < len(result.predictions):
-            raise ReportError(
-                f"the predictions of {result.name} hold no test clip for modality {modality}; "
-                f"run stage {stage_of(result.name, result.group)} again."
-            )
+            problem = f"the predictions of {result.name} hold no test clip for modality {modality}"
+            raise ReportError(f"{problem}; run stage {stage_of(result.name, result.group)} again.")
         return found
 
     def by_seed(self, result: Result, modality: str | None = None) -> list[pd.DataFrame]:
