@@ -185,13 +185,14 @@ def patch_figure(log_mel: Float[Tensor, "time mel"], encoder: MultiscaleEncoder)
 def token_grids(encoder: MultiscaleEncoder, size: tuple[int, ...]) -> pd.DataFrame:
     """A row for the patches and for each block: width, heads, query stride, grid (time first), tokens, keys."""
     grid, width = encoder.grid(tuple(size)), encoder.blocks[0].attention.qkv.in_features
-    rows = [("patches", width, "", "", _times(grid), prod(grid), "")]
+    rows = [("patches", width, "", "", grid, prod(grid), "")]
     for index, block in enumerate(encoder.blocks, start=1):
         attention = block.attention
         keys, grid = prod(pooled_grid(grid, attention.stride_kv)), pooled_grid(grid, block.stride_q)
-        width, stride = attention.project.out_features, _times(block.stride_q)
-        rows.append((f"block {index}", width, attention.num_heads, stride, _times(grid), prod(grid), keys))
-    return pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "tokens", "keys"])
+        width, heads = attention.project.out_features, attention.num_heads
+        rows.append((f"block {index}", width, heads, tuple(block.stride_q), grid, prod(grid), keys))
+    table = pd.DataFrame(rows, columns=["where", "dim", "heads", "stride_q", "grid", "tokens", "keys"])
+    return table.map(lambda cell: " x ".join(map(str, cell)) if isinstance(cell, tuple) else cell)
 
 
 def costs(names: Sequence[str], classes: int, audio: Sequence[int], video: Sequence[int], **overrides) -> pd.DataFrame:
@@ -251,10 +252,6 @@ def changes(row: Mapping[str, Any], default: Mapping[str, Any]) -> pd.DataFrame:
     sides = [pd.json_normalize(dict(values)).T[0] for values in (default, row)]
     table = pd.concat(sides, axis=1, keys=["default", "row"]).fillna("-").rename_axis("field")
     return table[table["default"] != table["row"]].reset_index()
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def _batch_sheet(rows: Sequence[tuple[str, Batch, int]], dataset: FeatureDataset, text: str) -> Picture:
