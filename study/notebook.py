@@ -75,12 +75,9 @@ def outputs(stage: str, params: Params, folders: Folders) -> list[Path]:
         return [folders.clips / "manifest.csv", folders.clips / "dataset.json"]
     if stage == "features":
         return [folders.features / "features.json"]
-    return [
-        path
-        for name in ([stage] if stage in STAGES else params.ablations)
-        for trial in params.trials(name)
-        for path in (folders.weights(name, *trial).with_suffix(".json"), folders.predictions(name, *trial))
-    ]
+    names = [stage] if stage in STAGES else params.ablations
+    runs = [(name, *trial) for name in names for trial in params.trials(name)]
+    return [path for run in runs for path in (folders.weights(*run).with_suffix(".json"), folders.predictions(*run))]
 
 
 def _run(stage: str, params: Params, folders: Folders) -> None:
