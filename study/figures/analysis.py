@@ -54,8 +54,7 @@ def robustness(table: pd.DataFrame) -> Figure:
             shown = pd.concat([part[part["corruption"] == "none"], levels]).assign(modality="av")
             _line(axes, np.arange(len(shown)) + 0.06 * place, shown, model, "os^Dvx"[place % 6])  # side by side
             axes.set_xticks(np.arange(len(shown)), ["clean", *(f"{level:g}" for level in levels["level"])])
-            axes.set_xlabel(UNITS[levels["unit"].iloc[0]])
-        axes.set(title=title, ylim=(0, 104))
+            axes.set(title=title, xlabel=UNITS[levels["unit"].iloc[0]], ylim=(0, 104))
     return _finished(figure, panels)
 
 
