@@ -116,9 +116,8 @@ def preview(path: Path) -> bytes:
     """A small mp4 of a clip for a player: 8 frames a second, 96 pixels, mono, some 25 kB for 2 s."""
     length = _preview_clip(path, num_frames=1).duration
     clip = _preview_clip(path, num_frames=max(round(length * FPS), 1))
-    pcm = None
-    if clip.waveform is not None:
-        pcm = np.rint(32767 * np.clip(clip.waveform, -1, 1)).astype(np.int16)[:, None]
+    sound = clip.waveform
+    pcm = None if sound is None else np.rint(32767 * np.clip(sound, -1, 1)).astype(np.int16)[:, None]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "preview.mp4"
         write_clip(file, clip.frames, FPS, pcm, HZ)
