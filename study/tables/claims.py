@@ -100,12 +100,11 @@ def read_efficiency(root: Path) -> pd.DataFrame:
 
 
 def bench_row(claim: Claim, table: pd.DataFrame) -> dict[str, Any]:
-    """A row from what was measured in fp32."""
+    """A row from what was measured, once, in fp32."""
     ours, theirs, columns = claim.ours.model, claim.theirs[0].model, [claim.measure, f"peer_{claim.measure}"]
     table = table.reindex(columns=["model", "peer", "precision", *columns])
     values = table.query("model == @ours and peer == @theirs and precision == 'fp32'")[columns].astype(float).mean()
-    known = int(values.notna().all())  # one measurement
-    return saved(claim.measure, known, (ours, values.iloc[0]), (theirs, values.iloc[1]))
+    return saved(claim.measure, int(values.notna().all()), (ours, values.iloc[0]), (theirs, values.iloc[1]))
 
 
 def efficiency_claims(table: pd.DataFrame) -> pd.DataFrame:
