@@ -116,10 +116,10 @@ def clips_table(results: Iterable[Result]) -> pd.DataFrame:
 
     `condition` is how the clip was corrupted ("": not at all), `modality` what was read of it. `label` and `guess` are
     classes of the first head, by number. `first`: whether that guess is right; `right`: those of all heads; `top5`: so
-    with the five best guesses. What else there is are columns of the predictions. With
-    several heads, columns like `verb_top1` say the same of each. `confidence` is the top probability of the first head,
-    `nll` (nats) the negative logarithm of that of the truth, `brier` the squared distance between the probabilities
-    and the truth, summed over the classes: 0 to 2. Of several labels a clip there is `right` alone, by map_parts.
+    with the five best guesses. With several heads, columns like `verb_top1` say the same of each. `confidence` is the
+    top probability of the first head, `nll` (nats) the negative logarithm of that of the truth, `brier` the squared
+    distance between the probabilities and the truth, summed over the classes: 0 to 2. Of several labels a clip there is
+    `right` alone, by map_parts. The other columns are those of the predictions.
     """
     parts = [_scored(table).assign(run=r.name, seed=seed) for r in results for seed, table in r.predictions.items()]
     return pd.concat(parts, ignore_index=True)
@@ -167,12 +167,9 @@ def map_parts(
     count, order = len(logits), np.argsort(-logits, axis=0, kind="stable")
     hit = np.take_along_axis(targets, order, 0).astype(np.float64)  # (clips, classes), the most probable clip first
     found, total, rank = hit.cumsum(0), hit.sum(0), np.arange(1, count + 1)[:, None]
-
-    def after(values: np.ndarray) -> np.ndarray:
-        return values.sum(0) - values.cumsum(0)
-
     precision, one_less = hit * found / rank, np.maximum(rank - 1, 1)  # of those after it the rank is one less
-    rest = precision.cumsum(0) - precision + after(hit * found / one_less) - hit * after(hit / one_less)
+    after, each = (part.sum(0) - part.cumsum(0) for part in (hit * found / one_less, hit / one_less))
+    rest = precision.cumsum(0) - precision + after - hit * each
     whole, fewer = precision.sum(0) / np.maximum(total, 1), total - hit
     known = (fewer > 0) & (total > 0) & (total < count)
     moved = np.where(known, (count - 1) * (whole - rest / np.maximum(fewer, 1)), 0.0)
