@@ -100,8 +100,8 @@ def retrieval_table(study: Study) -> pd.DataFrame:
             for query, pair in (("audio", (heard, seen)), ("video", (seen, heard))):
                 for wanted, names in (("own clip", np.arange(len(table))), ("class", labels)):
                     parts = [recalls(*(side[own] for side in pair), names[own]) + chance(names[own]) for own in folds]
-                    about = (result.name, result.label, result.objective, query, wanted, len(table))
-                    found.append((*about, *np.mean(parts, axis=0)))
+                    run = (result.name, result.label, result.objective)
+                    found.append((*run, query, wanted, len(table), *np.mean(parts, axis=0)))
     about = ["row", "model", "objective", "query", "wanted"]
     seeds = pd.DataFrame(found, columns=[*about, "n", *RECALLS, *CHANCES]).groupby(about, sort=False)
     rows = [dict(zip(about, key, strict=True)) | _over_seeds(part.drop(columns=about)) for key, part in seeds]
