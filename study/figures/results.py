@@ -92,7 +92,7 @@ def learning_curves(curves: pd.DataFrame, score: str = "top-1") -> Figure:
         ax.set_xlabel("epoch")
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes[-1].set(**{"xlabel": "GMACs on a training clip", "xscale": "log"} if "gmacs" in curves else {})
-    figure.legend(loc="outside lower center", ncols=4, handlelength=3)
+    figure.legend(loc="outside lower center", ncols=4, handlelength=3, columnspacing=1)
     return figure
 
 
