@@ -111,7 +111,8 @@ def pairs_table(study: Study) -> pd.DataFrame:
             clips = study.on_test(result).query("label in @numbers")
             first, second = np.stack(clips["logits"].tolist())[:, numbers].T
             clips = clips.assign(told=100.0 * ((first > second) == (clips["label"] == numbers[0])))
-            told[" / ".join(pair)] = clips.pivot(index="clip", columns="seed", values="told")
+            order = clips["clip"].unique()  # in which intervals are drawn
+            told[" / ".join(pair)] = clips.pivot(index="clip", columns="seed", values="told").loc[order]
         for pair, values in (told | {"all": pd.concat(told.values())}).items():
             rows.append((pair, result.name, *result.about.values(), len(values), *study.mean(values)))
     columns = ["pair", "row", "model", "modality", "objective", "ours", "n", "right", "low", "high"]
