@@ -235,6 +235,13 @@ def test_neither_the_defaults_nor_the_wording_of_a_model_are_part_of_a_key():
     assert plain(make_run("mmt_t", overrides={})) == plain(make_run("mmt_t", overrides=of_both))
 
 
+@pytest.mark.parametrize("recompute", [True, False, "blocks"])
+def test_what_is_computed_again_is_no_part_of_a_key(recompute):
+    again = {"recompute": recompute}
+    for name, overrides in (("mat_s", again), ("mmt_s", {"audio": again, "video": again})):
+        assert plain(make_run(name, overrides=overrides)) == plain(make_run(name, overrides={}))
+
+
 # Runs that are kept.
 
 
